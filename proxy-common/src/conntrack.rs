@@ -1,0 +1,151 @@
+//! CONNTRACK: the flows.
+//!
+//! A flow from client C to frontend V, translated to backend B, is recorded as halves, each keyed by the
+//! tuple a packet carries *when it meets the hook*:
+//!
+//! | half | hook | key (source -> destination) | rewrites |
+//! |---|---|---|---|
+//! | request | ingress | C:c -> V:v | destination to B:b (and the source port to c' where the middle tuple was taken) |
+//! | reply | egress | B:b -> C:c' | source to V:v (and the destination port back to c) |
+//! | masquerade | egress | C:c' -> B:b | source to N:s, an address of this node |
+//! | unmasquerade | ingress | B:b -> N:s | destination to C:c' |
+//!
+//! The first two exist for every flow, the last two where the source is translated: the masquerade half is
+//! recorded with the flow as *pending* and completed, with the unmasquerade half, by the first egress hook.
+//! `(C, c', B, b)` is the middle tuple, what the host's own stack sees; the reply half, inserted with
+//! BPF_NOEXIST, is its reservation. A direct flow to a backend's own address is recorded as a flow whose
+//! frontend is the backend. Every half's key can be derived from any other half.
+
+use crate::{Addr, Port, pod};
+
+pod! {
+    /// Key of CONNTRACK.
+    pub struct CtKey [40] {
+        pub src: Addr,
+        pub dst: Addr,
+        pub sport: Port,
+        pub dport: Port,
+        pub proto: u8,
+        /// A [`Half`] as number: which hook the packet meets.
+        pub half: u8,
+        pub reserved: u16,
+    }
+
+    /// Value of CONNTRACK.
+    pub struct CtEntry [48] {
+        /// The address to write: the destination on ingress, the source on egress.
+        pub addr: Addr,
+        /// The port that goes with `addr`, network order in the low 16 bits; 0 in a masquerade half is
+        /// *pending*. A word of its own, because it is completed by compare-and-exchange.
+        pub port: u32,
+        /// The port to write at the other end: the source port on ingress, the destination port on egress.
+        pub peer_port: Port,
+        pub reserved: u16,
+        /// `CtEntry::SERVICE` and the other flags; constant over the entry's life.
+        pub flags: u32,
+        /// Bits of [`crate::tcp`]; kept in the request and reply halves only.
+        pub state: u32,
+        /// Low 32 bits of the kernel's jiffies when this half last saw a packet, written at most once a
+        /// second; kept in the request and reply halves only.
+        pub last_seen: u32,
+        pub service: u32,
+        pub backend: u32,
+        /// Low 32 bits of the kernel's jiffies when the flow began.
+        pub created: u32,
+    }
+}
+
+/// The hook a conntrack half belongs to; `CtKey::half` holds it as number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Half {
+    Ingress = 0,
+    Egress = 1,
+}
+
+impl CtKey {
+    #[inline(always)]
+    pub const fn new(src: Addr, sport: Port, dst: Addr, dport: Port, proto: u8, half: Half) -> Self {
+        Self { src, dst, sport, dport, proto, half: half as u8, reserved: 0 }
+    }
+}
+
+impl CtEntry {
+    /// The flow was sent to a Service; without it, it is a direct flow to a backend's own address.
+    pub const SERVICE: u32 = 1;
+    /// The request half of a flow (ingress, client to frontend).
+    pub const REQUEST: u32 = 2;
+    /// The reply half of a flow (egress, backend to client).
+    pub const REPLY: u32 = 4;
+    /// In request and reply halves: the flow's source is translated, so the other two halves exist.
+    pub const MASQUERADED: u32 = 8;
+    /// The masquerade half (egress, client to backend).
+    pub const MASQUERADE: u32 = 16;
+    /// The unmasquerade half (ingress, backend to node).
+    pub const UNMASQUERADE: u32 = 32;
+    /// Nothing differs between key and rewrite: a recorded direct flow.
+    pub const IDENTITY: u32 = 64;
+
+    /// Whether `flag` is set.
+    #[inline(always)]
+    pub const fn has(&self, flag: u32) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// The port that goes with `addr`.
+    #[inline(always)]
+    pub const fn port(&self) -> Port {
+        Port::from_be(self.port as u16)
+    }
+
+    /// From a request half, the key of its reply half; from an unmasquerade half, that of its masquerade half
+    /// (both: what comes back at the egress hook).
+    #[inline(always)]
+    pub const fn egress_key(&self, key: &CtKey) -> CtKey {
+        CtKey::new(self.addr, self.port(), key.src, self.peer_port, key.proto, Half::Egress)
+    }
+
+    /// From a reply half, the key of its request half; from a masquerade half, that of its unmasquerade half
+    /// is the reverse of what it writes.
+    #[inline(always)]
+    pub const fn ingress_key(&self, key: &CtKey) -> CtKey {
+        CtKey::new(key.dst, self.peer_port, self.addr, self.port(), key.proto, Half::Ingress)
+    }
+
+    /// From a request half, the key of its masquerade half.
+    #[inline(always)]
+    pub const fn masquerade_key(&self, key: &CtKey) -> CtKey {
+        CtKey::new(key.src, self.peer_port, self.addr, self.port(), key.proto, Half::Egress)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::net::{IpAddr, Ipv4Addr};
+
+    use super::*;
+
+    fn addr(last: u8) -> Addr {
+        IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)).into()
+    }
+
+    #[test]
+    fn every_half_leads_to_the_others() {
+        let (c, v, b, n) = (addr(1), addr(2), addr(3), addr(4));
+        let p = Port::new;
+        let mut entry: CtEntry = bytemuck::Zeroable::zeroed();
+        // Client port 1000, given away as 1001; frontend 80, backend 8080, node port 5000.
+        let request = CtKey::new(c, p(1000), v, p(80), 6, Half::Ingress);
+        (entry.addr, entry.port, entry.peer_port) = (b, p(8080).be().into(), p(1001));
+        let reply = CtKey::new(b, p(8080), c, p(1001), 6, Half::Egress);
+        assert_eq!(entry.egress_key(&request), reply);
+        assert_eq!(entry.masquerade_key(&request), CtKey::new(c, p(1001), b, p(8080), 6, Half::Egress));
+        (entry.addr, entry.port, entry.peer_port) = (v, p(80).be().into(), p(1000));
+        assert_eq!(entry.ingress_key(&reply), request);
+
+        let unmasquerade = CtKey::new(b, p(8080), n, p(5000), 6, Half::Ingress);
+        let masquerade = CtKey::new(c, p(1001), b, p(8080), 6, Half::Egress);
+        (entry.addr, entry.port, entry.peer_port) = (n, p(5000).be().into(), p(8080));
+        assert_eq!(entry.ingress_key(&masquerade), unmasquerade);
+    }
+}

@@ -1,0 +1,69 @@
+//! COUNTERS (per-CPU array of `u64`, by [`Counter`] number): what the datapath did and why it dropped.
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident = $number:literal, $text:literal;)*) => {
+        /// Index into COUNTERS. Numbers are part of the map contract: they are never reused.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u32)]
+        pub enum Counter { $($(#[$doc])* $name = $number,)* }
+
+        impl Counter {
+            /// Every counter, by number.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// As `shunt counter list` and the metrics name it.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Flows to a Service that began (tc hooks).
+    FlowNew = 0, "flow_new";
+    /// Direct flows to a backend's own address that were recorded.
+    FlowDirect = 1, "flow_direct";
+    /// Flows whose source is translated.
+    FlowMasqueraded = 2, "flow_masqueraded";
+    /// Flows given another client port because their middle tuple was taken.
+    FlowPortChanged = 3, "flow_port_changed";
+    /// Connections and datagrams translated at the socket.
+    SocketTranslated = 4, "socket_translated";
+    /// Refused: the Service has no endpoint.
+    NoBackend = 5, "no_backend";
+    /// Dropped: policy Local and no endpoint on this node.
+    NoLocalEndpoints = 6, "no_local_endpoints";
+    /// Refused: a TCP segment of no known flow to a frontend.
+    NoFlow = 7, "no_flow";
+    /// Dropped: CONNTRACK is full.
+    ConntrackFull = 8, "conntrack_full";
+    /// Dropped: no free client port for a taken middle tuple.
+    NoFreePort = 9, "no_free_port";
+    /// Dropped: no free port or no address for source translation.
+    NoFreeSource = 10, "no_free_source";
+    /// Dropped: a frontend names a slot or backend that is not there.
+    BadSlot = 11, "bad_slot";
+    /// Dropped: a helper refused to change the packet.
+    RewriteFailed = 12, "rewrite_failed";
+    /// ICMP echo requests to a VIP that were answered.
+    PingAnswered = 13, "ping_answered";
+    /// Dropped: a fragment of a Service flow without its ports.
+    Fragment = 14, "fragment";
+}
+
+/// Entries of COUNTERS; leaves room, so that a new counter does not change the map.
+pub const COUNTERS_LEN: u32 = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_dense_and_fit() {
+        for (i, counter) in Counter::ALL.iter().enumerate() {
+            assert_eq!(*counter as usize, i);
+        }
+        assert!(Counter::ALL.len() <= COUNTERS_LEN as usize);
+    }
+}

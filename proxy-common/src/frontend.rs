@@ -1,0 +1,238 @@
+//! Services as the datapath sees them: frontends, slots, backends, round-robin counters, and the names that
+//! let `shunt service list` speak while the controller is down.
+
+use crate::{Addr, Port, pod};
+
+pod! {
+    /// Key of FRONTENDS: what a packet is addressed to. A NodePort stands under the unspecified address of
+    /// its family; the ping answer of a VIP stands under port 0 and protocol ICMP or ICMPv6. Key of
+    /// BACKEND_ADDRS too, whose value is the backend's id (`u32`).
+    pub struct FrontendKey [20] {
+        pub addr: Addr,
+        pub port: Port,
+        /// IANA protocol number.
+        pub proto: u8,
+        pub reserved: u8,
+    }
+
+    /// Value of FRONTENDS. Replacing it is the atomic switch of a frontend from one set of backends to
+    /// another: slots are written before, freed after.
+    pub struct Frontend [32] {
+        /// Index into SERVICES and SERVICE_META.
+        pub service: u32,
+        /// `Frontend::EXTERNAL` and the other flags.
+        pub flags: u32,
+        /// The cluster-wide set is SLOTS[cluster_base .. cluster_base + cluster_count].
+        pub cluster_base: u32,
+        pub cluster_count: u32,
+        /// The local set, an independent range: terminating and hint rules mean it need not be a subset.
+        pub local_base: u32,
+        pub local_count: u32,
+        /// Session affinity by client address, in seconds; 0 is none.
+        pub affinity_seconds: u32,
+        /// A [`FrontendKind`] as number.
+        pub kind: u32,
+    }
+
+    /// Value of BACKENDS, indexed by backend id (0 is never used).
+    pub struct Backend [24] {
+        pub addr: Addr,
+        pub port: Port,
+        /// IANA protocol number.
+        pub proto: u8,
+        /// `Backend::LOCAL` and the other flags.
+        pub flags: u8,
+        pub reserved: u32,
+    }
+
+    /// Value of SERVICES, indexed by service id (0 is never used): one per service port and family. Written
+    /// by the datapath, by atomic add alone; user space only clears it before an id is used anew.
+    pub struct Service [32] {
+        /// Flows begun to the cluster set: the next one takes slot `cluster_next % cluster_count`.
+        pub cluster_next: u64,
+        /// The same for the local set.
+        pub local_next: u64,
+        /// New flows refused (no endpoint).
+        pub refused: u64,
+        /// New flows dropped (Local policy without a local endpoint).
+        pub dropped: u64,
+    }
+
+    /// Key of AFFINITY: the client's address per service port, whichever frontend it used.
+    pub struct AffinityKey [20] {
+        pub client: Addr,
+        pub service: u32,
+    }
+
+    /// Value of AFFINITY.
+    pub struct Affinity [8] {
+        pub backend: u32,
+        /// Low 32 bits of the kernel's jiffies at the last new flow.
+        pub last_used: u32,
+    }
+
+    /// Up to 63 bytes of a DNS label, zero-padded.
+    pub struct Name [64] {
+        bytes: [u8; 64],
+    }
+
+    /// Value of SERVICE_META (hash by service id): who a service id is.
+    pub struct ServiceMeta [200] {
+        pub namespace: Name,
+        pub name: Name,
+        /// The port's name, empty when it has none.
+        pub port_name: Name,
+        /// The Service's port, whichever address it is reached under.
+        pub port: Port,
+        pub proto: u8,
+        /// 4 or 6.
+        pub family: u8,
+        /// `ServiceMeta::RANDOM` and the other flags.
+        pub flags: u32,
+    }
+
+    /// Value of BACKEND_META (hash by backend id): the node a backend runs on, zero-padded; a node's name
+    /// is a DNS subdomain of up to 253 bytes.
+    pub struct BackendMeta [256] {
+        pub node: [u8; 256],
+    }
+}
+
+/// What kind of address a frontend is; `Frontend::kind` holds it as number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum FrontendKind {
+    ClusterIp = 1,
+    NodePort = 2,
+    LoadBalancerIp = 3,
+    ExternalIp = 4,
+    /// Not a service port: lets a VIP answer ICMP echo.
+    Ping = 5,
+}
+
+impl FrontendKind {
+    /// The kind with this number, if there is one.
+    pub const fn from_number(number: u32) -> Option<Self> {
+        Some(match number {
+            1 => Self::ClusterIp,
+            2 => Self::NodePort,
+            3 => Self::LoadBalancerIp,
+            4 => Self::ExternalIp,
+            5 => Self::Ping,
+            _ => return None,
+        })
+    }
+
+    /// As the CLI's JSON names it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ClusterIp => "ClusterIP",
+            Self::NodePort => "NodePort",
+            Self::LoadBalancerIp => "LoadBalancerIP",
+            Self::ExternalIp => "ExternalIP",
+            Self::Ping => "Ping",
+        }
+    }
+}
+
+impl Frontend {
+    /// NodePort, LoadBalancer or external address: reached from outside the cluster.
+    pub const EXTERNAL: u32 = 1;
+    /// The traffic policy of this frontend is Local.
+    pub const LOCAL: u32 = 2;
+    /// The Service has a usable endpoint somewhere: without, new flows are refused.
+    pub const HAS_ENDPOINTS: u32 = 4;
+    /// Choose a slot at random instead of in turn.
+    pub const RANDOM: u32 = 8;
+
+    /// Whether `flag` is set.
+    #[inline(always)]
+    pub const fn has(&self, flag: u32) -> bool {
+        self.flags & flag != 0
+    }
+}
+
+impl Backend {
+    /// On this node.
+    pub const LOCAL: u8 = 1;
+    /// Its endpoint is ready.
+    pub const READY: u8 = 2;
+    /// Its endpoint is terminating.
+    pub const TERMINATING: u8 = 4;
+    /// In use by some service; cleared when the id is retired, kept otherwise for flows that name it.
+    pub const ACTIVE: u8 = 8;
+
+    /// Whether `flag` is set.
+    #[inline(always)]
+    pub const fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+}
+
+impl FrontendKey {
+    #[inline(always)]
+    pub const fn new(addr: Addr, port: Port, proto: u8) -> Self {
+        Self { addr, port, proto, reserved: 0 }
+    }
+}
+
+impl Name {
+    pub const EMPTY: Self = Self { bytes: [0; 64] };
+
+    /// `None` when the text is longer than 63 bytes.
+    pub fn new(text: &str) -> Option<Self> {
+        let mut bytes = [0; 64];
+        if text.len() > 63 {
+            return None;
+        }
+        bytes[..text.len()].copy_from_slice(text.as_bytes());
+        Some(Self { bytes })
+    }
+
+    /// The text up to the first zero byte; empty when it is not UTF-8.
+    pub fn as_str(&self) -> &str {
+        text_of(&self.bytes)
+    }
+}
+
+impl BackendMeta {
+    /// Truncates at 255 bytes, which no valid node name reaches.
+    pub fn new(node: &str) -> Self {
+        let mut bytes = [0; 256];
+        let len = node.len().min(255);
+        bytes[..len].copy_from_slice(&node.as_bytes()[..len]);
+        Self { node: bytes }
+    }
+
+    /// The node's name; empty when the endpoint names none.
+    pub fn node(&self) -> &str {
+        text_of(&self.node)
+    }
+}
+
+fn text_of(bytes: &[u8]) -> &str {
+    let len = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
+    core::str::from_utf8(&bytes[..len]).unwrap_or("")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_hold_63_bytes_and_no_more() {
+        assert_eq!(Name::new("web").unwrap().as_str(), "web");
+        let long = core::str::from_utf8(&[b'a'; 64]).unwrap();
+        assert_eq!(Name::new(&long[..63]).unwrap().as_str(), &long[..63]);
+        assert!(Name::new(long).is_none());
+    }
+
+    #[test]
+    fn kinds_round_trip() {
+        for number in 0..8 {
+            if let Some(kind) = FrontendKind::from_number(number) {
+                assert_eq!(kind as u32, number);
+            }
+        }
+    }
+}

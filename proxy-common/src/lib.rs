@@ -1,0 +1,91 @@
+//! The map contract: every key and value that shunt's eBPF programs and its controller share, and the
+//! pure arithmetic both sides use.
+//!
+//! Nothing here touches a kernel, allocates or knows Kubernetes' client types. Every map type is
+//! `#[repr(C)]`, holds neither padding nor a Rust enum or bool, and has its size asserted at compile time:
+//! a change of layout is a change of [`SCHEMA`], which is part of the pin directory.
+//!
+//! Byte order: [`Addr`] and [`Port`] hold network order; every other integer is in host order.
+#![no_std]
+
+pub mod addr;
+pub mod conntrack;
+pub mod counter;
+pub mod csum;
+pub mod frontend;
+pub mod node;
+pub mod socket;
+pub mod tcp;
+
+pub use addr::{Addr, Port, Proto};
+pub use conntrack::{CtEntry, CtKey, Half};
+pub use counter::Counter;
+pub use frontend::{
+    Affinity, AffinityKey, Backend, BackendMeta, Frontend, FrontendKey, FrontendKind, Name, Service, ServiceMeta,
+};
+pub use node::{Agent, Device, NodeConfig, Prefix};
+pub use socket::{SockKey, SockPeer};
+
+/// Version of the layouts below; maps are pinned under `<bpffs>/v<SCHEMA>/`.
+pub const SCHEMA: u32 = 1;
+
+/// Names of the maps, as bpftool and `shunt map list` show them.
+pub mod map {
+    pub const FRONTENDS: &str = "FRONTENDS";
+    pub const SLOTS: &str = "SLOTS";
+    pub const BACKENDS: &str = "BACKENDS";
+    pub const SERVICES: &str = "SERVICES";
+    pub const CONNTRACK: &str = "CONNTRACK";
+    pub const BACKEND_ADDRS: &str = "BACKEND_ADDRS";
+    pub const AFFINITY: &str = "AFFINITY";
+    pub const PORTS: &str = "PORTS";
+    pub const NODE_ADDRS: &str = "NODE_ADDRS";
+    pub const NODE_CONFIG: &str = "NODE_CONFIG";
+    pub const DEVICES: &str = "DEVICES";
+    pub const COUNTERS: &str = "COUNTERS";
+    pub const SOCK_REVNAT: &str = "SOCK_REVNAT";
+    pub const SOCK_BACKEND: &str = "SOCK_BACKEND";
+    pub const SERVICE_META: &str = "SERVICE_META";
+    pub const BACKEND_META: &str = "BACKEND_META";
+    pub const AGENT: &str = "AGENT";
+    /// Every map above, in the order `shunt map list` prints them.
+    pub const ALL: [&str; 17] = [
+        FRONTENDS,
+        SLOTS,
+        BACKENDS,
+        SERVICES,
+        CONNTRACK,
+        BACKEND_ADDRS,
+        AFFINITY,
+        PORTS,
+        NODE_ADDRS,
+        NODE_CONFIG,
+        DEVICES,
+        COUNTERS,
+        SOCK_REVNAT,
+        SOCK_BACKEND,
+        SERVICE_META,
+        BACKEND_META,
+        AGENT,
+    ];
+}
+
+/// Declares map types: derives what a map value needs, proves by `bytemuck::Pod` that there is no padding
+/// and that any bit pattern is valid, asserts the size, and (feature `user`) implements `aya::Pod`.
+#[macro_export]
+macro_rules! pod {
+    ($($(#[$meta:meta])* pub struct $name:ident [$size:literal] { $($body:tt)* })*) => {$(
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, $crate::bytemuck::Pod, $crate::bytemuck::Zeroable)]
+        #[bytemuck(crate = "::bytemuck")]
+        pub struct $name { $($body)* }
+        const _: () = assert!(core::mem::size_of::<$name>() == $size);
+        // SAFETY: the derive above proves `bytemuck::Pod`, which asks for all that `aya::Pod` asks for.
+        #[cfg(feature = "user")]
+        unsafe impl ::aya::Pod for $name {}
+    )*};
+}
+
+#[doc(hidden)]
+pub use bytemuck;

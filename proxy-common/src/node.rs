@@ -1,0 +1,170 @@
+//! What the datapath knows of the node it runs on.
+
+use crate::{Addr, pod};
+
+pod! {
+    /// The only value of NODE_CONFIG (array of one): what new flows are decided with. A change takes effect
+    /// with the next new flow.
+    pub struct NodeConfig [208] {
+        /// `NodeConfig::MASQUERADE_ALL` and the other flags.
+        pub flags: u32,
+        /// How many of `pod_prefixes` are in use.
+        pub pod_prefix_count: u32,
+        /// The node's primary InternalIP of each family (unspecified where it has none): the source of last
+        /// resort for translated flows.
+        pub primary_v4: Addr,
+        pub primary_v6: Addr,
+        pub reserved: [u32; 2],
+        /// A source inside one of these is a local pod (detectLocalMode ClusterCIDR and NodeCIDR).
+        pub pod_prefixes: [Prefix; 8],
+    }
+
+    /// The only value of AGENT (array of one): what the controller last said of itself, for `shunt status`.
+    /// The datapath does not read it.
+    pub struct Agent [40] {
+        /// Unix time in seconds when the controller started.
+        pub started: u64,
+        /// Unix time in seconds of the last complete write of the maps; 0 before the first.
+        pub last_sync: u64,
+        /// Unix time in seconds, refreshed every second while the controller runs.
+        pub heartbeat: u64,
+        pub pid: u32,
+        /// 1 after the first complete sync, while the controller runs.
+        pub ready: u32,
+        /// How many Services the controller holds.
+        pub services: u32,
+        pub reserved: u32,
+    }
+
+    /// An address range; IPv4 prefixes count from the v4-mapped form (a /24 has `len` 120).
+    pub struct Prefix [20] {
+        pub addr: Addr,
+        pub len: u32,
+    }
+
+    /// Value of DEVICES (hash by ifindex): what source translation needs to know of a device.
+    pub struct Device [40] {
+        /// `Device::POD` and the other flags.
+        pub flags: u32,
+        /// Bytes of link-layer header: 14, or 0 for L3-only devices.
+        pub header_len: u32,
+        /// The address translated flows leave this device with; unspecified where there is none.
+        pub source_v4: Addr,
+        pub source_v6: Addr,
+    }
+}
+
+/// Roles of an address in NODE_ADDRS (hash: [`Addr`] -> `u32`).
+pub mod role {
+    /// Accepts NodePort traffic.
+    pub const NODEPORT: u32 = 1;
+    /// One of the node's own addresses.
+    pub const OWN: u32 = 2;
+    /// A loopback address: NodePorts on it are served to the node's own processes by the socket hooks only.
+    pub const LOOPBACK: u32 = 4;
+}
+
+/// Bits of PORTS (array of 65536 `u32`, by port in host order): a free array read in front of each hash
+/// lookup that it can spare. Each bit is a superset of what the hashes hold.
+pub mod port_bits {
+    use crate::Proto;
+
+    /// Some frontend address has this port: shift for TCP, UDP, SCTP.
+    const FRONTEND: u32 = 0;
+    /// Some NodePort is this port.
+    const NODEPORT: u32 = 3;
+    /// Some backend listens on this port.
+    const BACKEND: u32 = 6;
+
+    #[inline(always)]
+    const fn bit(base: u32, proto: u8) -> u32 {
+        match proto {
+            Proto::TCP => 1 << base,
+            Proto::UDP => 2 << base,
+            Proto::SCTP => 4 << base,
+            _ => 0,
+        }
+    }
+
+    #[inline(always)]
+    pub const fn frontend(proto: u8) -> u32 {
+        bit(FRONTEND, proto)
+    }
+
+    #[inline(always)]
+    pub const fn nodeport(proto: u8) -> u32 {
+        bit(NODEPORT, proto)
+    }
+
+    #[inline(always)]
+    pub const fn backend(proto: u8) -> u32 {
+        bit(BACKEND, proto)
+    }
+
+    /// Any protocol's NodePort: such a port is never taken for source translation.
+    pub const ANY_NODEPORT: u32 = 7 << NODEPORT;
+}
+
+impl NodeConfig {
+    /// Translate the source of every Service flow (`--masquerade-all`).
+    pub const MASQUERADE_ALL: u32 = 1;
+    /// A source is a local pod when its packet came in by a device with [`Device::POD`].
+    pub const LOCAL_BY_DEVICE: u32 = 2;
+}
+
+impl Device {
+    /// Pods are behind this device.
+    pub const POD: u32 = 1;
+    /// Traffic of other hosts arrives here: neither pod nor tunnel.
+    pub const UPLINK: u32 = 2;
+    /// A tunnel between nodes.
+    pub const TUNNEL: u32 = 4;
+}
+
+impl Prefix {
+    /// Whether `addr` lies in the range.
+    #[inline(always)]
+    pub fn contains(&self, addr: &Addr) -> bool {
+        let (mine, theirs) = (self.addr.words(), addr.words());
+        let mut left = self.len;
+        let mut i = 0;
+        while i < 4 {
+            let bits = if left >= 32 { 32 } else { left };
+            let mask = if bits == 0 { 0 } else { (u32::MAX << (32 - bits)).to_be() };
+            if (mine[i] ^ theirs[i]) & mask != 0 {
+                return false;
+            }
+            left -= bits;
+            i += 1;
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn prefix_agrees_with_shifted_bits(base: u32, other: u32, len in 0u32..=32, flip in 0u32..=32) {
+            let near = if flip < 32 { base ^ (1 << flip) } else { base };
+            for other in [other, near] {
+                let prefix = Prefix { addr: IpAddr::V4(Ipv4Addr::from_bits(base)).into(), len: 96 + len };
+                let want = len == 0 || base >> (32 - len) == other >> (32 - len);
+                prop_assert_eq!(prefix.contains(&IpAddr::V4(Ipv4Addr::from_bits(other)).into()), want);
+            }
+        }
+
+        #[test]
+        fn prefix_v6(base: u128, flip in 0u32..128, len in 0u32..=128) {
+            let prefix = Prefix { addr: IpAddr::V6(Ipv6Addr::from_bits(base)).into(), len };
+            let other = Ipv6Addr::from_bits(base ^ (1u128 << (127 - flip)));
+            prop_assert_eq!(prefix.contains(&IpAddr::V6(other).into()), flip >= len);
+        }
+    }
+}

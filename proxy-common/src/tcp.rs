@@ -1,0 +1,115 @@
+//! The little of TCP's state machine a translator needs: is this flow beginning, open, closing or closed?
+//!
+//! The state is a set of bits that only ever grows, but for RST: a reset from off path must not kill a flow,
+//! so it shortens its life and is taken back when traffic goes on.
+
+/// TCP header flags as they lie in byte 13.
+pub mod flag {
+    pub const FIN: u8 = 0x01;
+    pub const SYN: u8 = 0x02;
+    pub const RST: u8 = 0x04;
+    pub const ACK: u8 = 0x10;
+}
+
+/// The client has sent something (always set).
+pub const OPENED: u32 = 1;
+/// The backend has answered.
+pub const REPLIED: u32 = 2;
+/// The client has sent FIN.
+pub const FIN_CLIENT: u32 = 4;
+/// The backend has sent FIN.
+pub const FIN_BACKEND: u32 = 8;
+/// One side has sent RST.
+pub const RESET: u32 = 16;
+/// The client has sent after the backend's first answer: a TCP handshake is complete.
+pub const CONFIRMED: u32 = 32;
+
+/// Both sides are done: a new SYN may take the tuple over at once.
+#[inline(always)]
+pub const fn is_closed(state: u32) -> bool {
+    state & RESET != 0 || state & (FIN_CLIENT | FIN_BACKEND) == FIN_CLIENT | FIN_BACKEND
+}
+
+/// The state after a TCP segment with these flags from the client (`from_client`) or the backend.
+#[inline(always)]
+pub const fn advance(state: u32, flags: u8, from_client: bool) -> u32 {
+    if flags & flag::RST != 0 {
+        return state | RESET;
+    }
+    let mut next = state & !RESET | OPENED;
+    if from_client {
+        if state & REPLIED != 0 {
+            next |= CONFIRMED;
+        }
+        if flags & flag::FIN != 0 {
+            next |= FIN_CLIENT;
+        }
+    } else {
+        next |= REPLIED;
+        if flags & flag::FIN != 0 {
+            next |= FIN_BACKEND;
+        }
+    }
+    next
+}
+
+/// The state after a datagram of a protocol without states of its own.
+#[inline(always)]
+pub const fn advance_datagram(state: u32, from_client: bool) -> u32 {
+    if from_client { state | OPENED } else { state | OPENED | REPLIED }
+}
+
+/// A flow's state as `shunt conntrack list` names it.
+pub const fn name(state: u32, proto: u8) -> &'static str {
+    if proto != crate::Proto::TCP {
+        return if state & REPLIED != 0 { "ASSURED" } else { "UNREPLIED" };
+    }
+    if state & RESET != 0 {
+        "CLOSE"
+    } else if is_closed(state) {
+        "TIME_WAIT"
+    } else if state & FIN_CLIENT != 0 {
+        "FIN_WAIT"
+    } else if state & FIN_BACKEND != 0 {
+        "CLOSE_WAIT"
+    } else if state & CONFIRMED != 0 {
+        "ESTABLISHED"
+    } else if state & REPLIED != 0 {
+        "SYN_RECV"
+    } else {
+        "SYN_SENT"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Proto;
+
+    #[test]
+    fn a_connection_from_syn_to_time_wait() {
+        let steps = [
+            (flag::SYN, true, "SYN_SENT"),
+            (flag::SYN | flag::ACK, false, "SYN_RECV"),
+            (flag::ACK, true, "ESTABLISHED"),
+            (flag::FIN | flag::ACK, true, "FIN_WAIT"),
+            (flag::ACK, false, "FIN_WAIT"),
+            (flag::FIN | flag::ACK, false, "TIME_WAIT"),
+            (flag::ACK, true, "TIME_WAIT"),
+        ];
+        let mut state = 0;
+        for (flags, from_client, want) in steps {
+            state = advance(state, flags, from_client);
+            assert_eq!(name(state, Proto::TCP), want, "after {flags:#x} client={from_client}");
+        }
+        assert!(is_closed(state));
+    }
+
+    #[test]
+    fn a_reset_is_taken_back_by_traffic() {
+        let open = OPENED | REPLIED | CONFIRMED;
+        let reset = advance(open, flag::RST, false);
+        assert!(is_closed(reset));
+        assert!(!is_closed(advance(reset, flag::ACK, true)));
+    }
+}

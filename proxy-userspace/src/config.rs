@@ -1,0 +1,110 @@
+//! What the user asked for, after the command line was understood: typed, complete, no defaults left open.
+//! Read by the controller and the datapath's loader; knows neither clap nor the kernel.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use ipnet::IpNet;
+
+/// Everything `shunt run` is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Directory of manifests to follow.
+    pub manifests: PathBuf,
+    pub node_name: String,
+    /// Globs of device names to attach to; empty means every device but loopback.
+    pub devices: Vec<String>,
+    /// Globs of device names never to attach to.
+    pub exclude_devices: Vec<String>,
+    /// The cgroup2 directory whose sockets are translated.
+    pub cgroup: PathBuf,
+    /// Directory on a bpffs under which `v<SCHEMA>/` holds maps, programs and links.
+    pub bpffs: PathBuf,
+    pub socket_lb: SocketLb,
+    pub compile: CompileConfig,
+    pub sizes: MapSizes,
+    pub healthz_bind_address: Option<SocketAddr>,
+    pub metrics_bind_address: Option<SocketAddr>,
+    /// Print sampled datapath decisions.
+    pub trace: bool,
+}
+
+/// The part of the configuration that decides what the maps hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CompileConfig {
+    pub scheduler: Scheduler,
+    pub detect_local: DetectLocal,
+    pub masquerade_all: bool,
+    pub nodeport_addresses: NodePortAddresses,
+}
+
+/// `--socket-lb`: whose sockets are translated at connect and sendmsg.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SocketLb {
+    /// Nobody's: the node's own processes have no Services.
+    Off,
+    /// Sockets of the host's network namespace.
+    #[default]
+    Host,
+    /// Pods' sockets too.
+    All,
+}
+
+/// `--scheduler`: how a new flow's backend is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scheduler {
+    #[default]
+    RoundRobin,
+    Random,
+}
+
+/// Who is a local pod: `--detect-local-mode` and `--cluster-cidr` as in kube-proxy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum DetectLocal {
+    /// The Node's podCIDRs; without those, whatever comes in by a pod device of this node.
+    #[default]
+    Auto,
+    /// Sources inside these.
+    ClusterCidr(Vec<IpNet>),
+    /// Sources inside the Node's podCIDRs.
+    NodeCidr,
+    /// Packets that come in by this bridge (or one of its ports).
+    BridgeInterface(String),
+    /// Packets that come in by a device whose name begins so.
+    InterfaceNamePrefix(String),
+}
+
+/// `--nodeport-addresses`: which of the node's addresses accept NodePort traffic.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// All of the node's own.
+    #[default]
+    All,
+    /// The primary InternalIP of each family.
+    Primary,
+    /// Those inside these ranges; a family without a range accepts on all.
+    Cidrs(Vec<IpNet>),
+}
+
+/// Entries of the maps whose size is the user's to choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapSizes {
+    pub conntrack: u32,
+    pub frontends: u32,
+    pub backends: u32,
+    pub slots: u32,
+    pub services: u32,
+    pub affinity: u32,
+}
+
+impl Default for MapSizes {
+    fn default() -> Self {
+        Self {
+            conntrack: 262_144,
+            frontends: 65_536,
+            backends: 131_072,
+            slots: 524_288,
+            services: 65_536,
+            affinity: 65_536,
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! shunt's controller and command line as a library, so that the suites under `tests/` can reach it.
+
+pub mod config;
+pub mod maps;
