@@ -2,3 +2,5 @@
 
 pub mod config;
 pub mod maps;
+pub mod model;
+pub mod source;
