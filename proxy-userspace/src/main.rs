@@ -1,1 +1,14 @@
-fn main() {}
+//! The `shunt` binary: parse what was typed, carry it out, report. Everything else is in the library.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use shunt::cli::{self, args::Cli};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli::run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}

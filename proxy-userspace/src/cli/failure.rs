@@ -1,0 +1,59 @@
+//! Why a command line was not carried out, and the exit code that tells: 1 failed, 2 usage.
+
+use std::{error::Error, fmt::Write as _, io, process::ExitCode};
+
+use super::resolve::UsageError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error(transparent)]
+    Usage(#[from] UsageError),
+    #[error("writing the output failed")]
+    Output(#[from] io::Error),
+    #[error("{what} is not in this build yet")]
+    Missing { what: &'static str, config: Option<Box<crate::config::Config>> },
+}
+
+impl Failure {
+    /// Prints the failure and what caused it on stderr. Whoever closed our output (`shunt ... | head`) has seen
+    /// enough: that is silent and no failure.
+    pub fn report(self) -> ExitCode {
+        match self {
+            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+            Self::Usage(error) => {
+                eprintln!("error: {error}\n\nFor more information, try 'shunt --help'.");
+                ExitCode::from(2)
+            }
+            failure => {
+                eprintln!("error: {}", chain(&failure));
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+/// An error and its causes in one line; a cause that the line already names is not said twice.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            let _ = write!(text, ": {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_said_once() {
+        let failure = Failure::Output(io::Error::other("disk on fire"));
+        assert_eq!(chain(&failure), "writing the output failed: disk on fire");
+        assert_eq!(chain(&Failure::Usage(UsageError::NoNodeName)), UsageError::NoNodeName.to_string());
+    }
+}

@@ -1,0 +1,141 @@
+//! How results reach the user: the format asked for, tables without borders, JSON and YAML of any view. Every
+//! printer writes into an `impl Write`, so that tests read what users see.
+
+use std::io::{self, Write};
+
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+
+use super::{
+    args::{GlobalArgs, OutputFormat},
+    failure::Failure,
+};
+
+/// What `-o`, `-j`, `-p` and `--no-headers` add up to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Output {
+    pub format: Format,
+    pub headers: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    Table,
+    Wide,
+    JsonCompact,
+    JsonPretty,
+    Yaml,
+}
+
+impl Output {
+    pub fn new(args: &GlobalArgs) -> Self {
+        let format = match args.output {
+            _ if args.pretty => Format::JsonPretty,
+            _ if args.json => Format::JsonCompact,
+            OutputFormat::Table => Format::Table,
+            OutputFormat::Wide => Format::Wide,
+            OutputFormat::Json => Format::JsonPretty,
+            OutputFormat::Yaml => Format::Yaml,
+        };
+        Self { format, headers: !args.no_headers }
+    }
+
+    pub fn wide(&self) -> bool {
+        self.format == Format::Wide
+    }
+
+    /// Runs a printer on stdout.
+    pub fn print(
+        &self,
+        printer: impl FnOnce(&mut io::BufWriter<io::StdoutLock<'static>>) -> io::Result<()>,
+    ) -> Result<(), Failure> {
+        let mut out = io::BufWriter::new(io::stdout().lock());
+        printer(&mut out)?;
+        out.flush()?;
+        Ok(())
+    }
+
+    /// Prints `value` as data where a data format was asked for, else what `human` writes.
+    pub fn print_view(
+        &self,
+        value: &impl Serialize,
+        human: impl FnOnce(&mut io::BufWriter<io::StdoutLock<'static>>) -> io::Result<()>,
+    ) -> Result<(), Failure> {
+        self.print(|out| if self.print_data_into(out, value)? { Ok(()) } else { human(out) })
+    }
+
+    /// Writes `value` in the data format asked for; `false` when that is a table.
+    pub fn print_data_into(&self, out: &mut impl Write, value: &impl Serialize) -> io::Result<bool> {
+        match self.format {
+            Format::Table | Format::Wide => return Ok(false),
+            Format::JsonCompact => serde_json::to_writer(&mut *out, value)?,
+            Format::JsonPretty => serde_json::to_writer_pretty(&mut *out, value)?,
+            Format::Yaml => {
+                let text = serde_saphyr::to_string(value).map_err(io::Error::other)?;
+                return out.write_all(text.trim_end().as_bytes()).and_then(|()| writeln!(out)).map(|()| true);
+            }
+        }
+        writeln!(out)?;
+        Ok(true)
+    }
+}
+
+/// Writes rows in columns as wide as their content, three spaces apart, as kubectl does; with no rows only the
+/// header, so that a script that skips one line finds none.
+pub fn print_table_into(
+    out: &mut impl Write,
+    headers: bool,
+    header: &[&str],
+    rows: impl IntoIterator<Item = Vec<String>>,
+) -> io::Result<()> {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    if headers {
+        table.add_row(header);
+    }
+    table.add_rows(rows);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 3));
+    }
+    for line in table.lines() {
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(print: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> String {
+        let mut out = Vec::new();
+        print(&mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn columns_line_up_and_headers_can_be_left_out() {
+        let rows = || [vec!["a".to_owned(), "1".to_owned()], vec!["long".to_owned(), "2".to_owned()]];
+        assert_eq!(
+            text(|out| print_table_into(out, true, &["NAME", "N"], rows())),
+            "NAME   N\na      1\nlong   2\n"
+        );
+        assert_eq!(text(|out| print_table_into(out, false, &["NAME", "N"], rows())), "a      1\nlong   2\n");
+        assert_eq!(text(|out| print_table_into(out, false, &["NAME", "N"], [])), "");
+    }
+
+    #[test]
+    fn data_formats() {
+        let value = serde_json::json!([{"a": 1}]);
+        let print = |format| {
+            text(|out| {
+                Output { format, headers: true }.print_data_into(out, &value).map(|done| assert!(done))
+            })
+        };
+        assert_eq!(print(Format::JsonCompact), "[{\"a\":1}]\n");
+        assert_eq!(print(Format::JsonPretty), "[\n  {\n    \"a\": 1\n  }\n]\n");
+        assert_eq!(print(Format::Yaml), "- a: 1\n");
+        let table = Output { format: Format::Table, headers: true };
+        assert!(!table.print_data_into(&mut Vec::new(), &value).unwrap());
+    }
+}
