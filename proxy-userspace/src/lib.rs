@@ -1,5 +1,6 @@
 //! shunt's controller and command line as a library, so that the suites under `tests/` can reach it.
 
+pub mod bpf;
 pub mod cli;
 pub mod config;
 pub mod maps;

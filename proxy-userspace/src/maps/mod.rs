@@ -2,6 +2,8 @@
 //!
 //! The controller decides what every map must hold; a [`MapStore`] reads and writes it and decides nothing.
 
+pub mod kernel;
+
 use std::fmt;
 
 /// One write to one map. Keys and values are the bytes of `proxy-common`'s types.
