@@ -1,1 +1,45 @@
-fn main(){}
+//! `cargo xtask`: everything a developer or CI does with this repository, as one program.
+//!
+//! It depends on none of the other crates, so it builds on a machine that cannot build them yet; `setup` is
+//! what makes that machine able to.
+
+mod apt;
+mod build;
+mod process;
+mod run;
+mod setup;
+mod workspace;
+
+use clap::{Parser, Subcommand};
+
+use crate::workspace::Workspace;
+
+/// Development tasks of shunt.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Make this machine able to build and test: toolchain, rust-src, bpf-linker, system packages, bpffs.
+    Setup,
+    /// Build shunt (and the eBPF object it embeds), the demo and the bench.
+    Build(build::Args),
+    /// Build, then `shunt run ARGS` as root; without `--manifests` start the demo.
+    Run(run::RunArgs),
+    /// Build, then start the demo: a cluster of network namespaces on this machine.
+    Demo(run::DemoArgs),
+}
+
+fn main() -> anyhow::Result<()> {
+    let workspace = Workspace::find()?;
+    match Cli::parse().task {
+        Task::Setup => setup::run(&workspace),
+        Task::Build(args) => build::run(&workspace, &args),
+        Task::Run(args) => run::run(&workspace, args),
+        Task::Demo(args) => run::demo(&workspace, args),
+    }
+}
