@@ -1,0 +1,288 @@
+//! A whole cluster: what a test or the demo makes first and drops last.
+
+use std::{
+    env, fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::{
+    Netns, Node, Place, Pod, cgroup, cni, netns,
+    plan::{BOTH, Between, Dual, OUTSIDE, Plan, PodNet, pod_addr},
+    scratch::{self, Scratch},
+    tun::Tunnel,
+    wiring,
+};
+use crate::manifest;
+
+/// Clusters made by this process, so that several live side by side.
+static MADE: AtomicUsize = AtomicUsize::new(0);
+
+/// The first pod's host number on each node: 0 is the tunnel's, 1 the bridge's.
+const FIRST_POD: u8 = 2;
+
+/// A cluster. The order of the fields is the order in which they are taken down.
+#[derive(Debug)]
+pub struct Cluster {
+    nodes: Vec<Node>,
+    pods: Mutex<Vec<Pod>>,
+    _tunnel: Option<Tunnel>,
+    outside: Place,
+    _underlay: Arc<Netns>,
+    files: Scratch,
+    id: String,
+    plan: Plan,
+}
+
+impl Cluster {
+    /// Builds the machines; no pod and no shunt yet.
+    pub fn new(plan: Plan) -> Result<Self> {
+        sweep(plan.prefix)?;
+        scratch::mount_bpffs()?;
+        let id = format!("{}-{}-{}", plan.prefix, std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let files = Scratch::new(env::temp_dir().join(&id))?;
+        let machine = |name: &str| -> Result<Netns> {
+            let mut netns = Netns::new(name)?;
+            if plan.published {
+                netns.publish(&format!("{id}-{name}"))?;
+            }
+            Ok(netns)
+        };
+        let underlay = Arc::new(machine("underlay")?);
+        let outside = Arc::new(machine("outside")?);
+        let inside = (0..plan.nodes)
+            .map(|index| {
+                let netns = machine(&format!("node-{}", index + 1))?;
+                forwarding(&netns)?;
+                Ok(Arc::new(netns))
+            })
+            .collect::<Result<Vec<_>>>()?;
+
+        let mut cables = wiring::underlay() + &wiring::cable("outside", &outside.path());
+        for (index, netns) in inside.iter().enumerate() {
+            cables += &wiring::cable(&format!("node-{}", index + 1), &netns.path());
+        }
+        underlay.ip(&cables)?;
+        outside.ip(&wiring::outside())?;
+        let tunnel = (plan.between == Between::Tun).then(|| Tunnel::new(&inside)).transpose()?;
+        let mut nodes = Vec::new();
+        for (index, netns) in inside.into_iter().enumerate() {
+            netns.ip(&wiring::node(index, plan.pod_net))?;
+            netns.ip(&wiring::between(index, plan.nodes, plan.between))?;
+            if plan.between == Between::Vxlan {
+                forwarding_database(&netns, &wiring::forwarding_database(index, plan.nodes))?;
+            }
+            if plan.cni_rules {
+                cni::install(&netns)?;
+            }
+            let manifests = files.path().join(netns.name());
+            fs::create_dir(&manifests)?;
+            nodes.push(Node::new(&id, index, netns, manifests)?);
+        }
+        let outside = Place::inside(outside);
+        let pods = Mutex::default();
+        let cluster = Self { nodes, pods, _tunnel: tunnel, outside, _underlay: underlay, files, id, plan };
+        let documents: Vec<_> = cluster.nodes.iter().map(manifest::node).collect();
+        cluster.apply("nodes.yaml", &documents.join("---\n"))?;
+        Ok(cluster)
+    }
+
+    /// `PREFIX-PID-N`: the beginning of all this cluster's names.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// A directory of this cluster's own.
+    pub fn files(&self) -> &Path {
+        self.files.path()
+    }
+
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    pub fn node(&self, index: usize) -> &Node {
+        &self.nodes[index]
+    }
+
+    /// The client that is no part of the cluster, at [`OUTSIDE`].
+    pub fn outside(&self) -> &Place {
+        &self.outside
+    }
+
+    pub fn outside_addr(&self) -> Dual {
+        OUTSIDE
+    }
+
+    /// Makes a pod on a node, at the node's lowest free address; nothing runs in it yet.
+    pub fn add_pod(&self, node: usize, name: &str) -> Result<Pod> {
+        let mut pods = self.pods.lock().expect("no holder panics");
+        let taken: Vec<_> = pods.iter().filter(|pod| pod.node() == node).map(Pod::addr).collect();
+        let host = (FIRST_POD..=254)
+            .find(|host| !taken.contains(&pod_addr(node, *host)))
+            .context("the node's pod range is full")?;
+        let mut netns = Netns::new(name)?;
+        if self.plan.published {
+            netns.publish(&format!("{}-pod-{name}", self.id))?;
+        }
+        let device = format!("veth{host}");
+        let mtu = match self.plan.between {
+            Between::Routes => 1500,
+            Between::Vxlan => 1450,
+            Between::Tun => 1400,
+        };
+        let host_netns = self.nodes[node].netns();
+        let lines = wiring::pod_at_node(self.plan.pod_net, &device, &netns.path(), node, host, mtu);
+        host_netns.ip(&lines)?;
+        if self.plan.pod_net == PodNet::Routed {
+            // As CNIs do it: the node answers for the gateway at once.
+            host_netns.sysctl(&format!("net/ipv4/conf/{device}/proxy_arp"), "1")?;
+            host_netns.sysctl(&format!("net/ipv4/neigh/{device}/proxy_delay"), "0")?;
+        }
+        netns.ip(&wiring::pod_inside(self.plan.pod_net, node, host))?;
+        let pod = Pod::new(name, node, pod_addr(node, host), device, Arc::new(netns));
+        pods.push(pod.clone());
+        Ok(pod)
+    }
+
+    /// A pod that serves TCP and UDP on `port`, in both families, and that a CNI's rules let be reached there.
+    pub fn add_server(&self, node: usize, name: &str, port: u16) -> Result<Pod> {
+        let pod = self.add_pod(node, name)?;
+        pod.serve_tcp(port)?;
+        pod.serve_udp(port)?;
+        self.allow(pod.addr(), port)?;
+        Ok(pod)
+    }
+
+    /// Lets the CNI's rules, where there are any, pass new flows to this address and port.
+    pub fn allow(&self, addr: Dual, port: u16) -> Result<()> {
+        if !self.plan.cni_rules {
+            return Ok(());
+        }
+        for node in &self.nodes {
+            for family in BOTH {
+                cni::allow(node.netns(), addr.of(family), "tcp", port)?;
+                cni::allow(node.netns(), addr.of(family), "udp", port)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a pod away, with its cable.
+    pub fn remove_pod(&self, pod: &Pod) -> Result<()> {
+        pod.stop_serving();
+        self.nodes[pod.node()].netns().ip(&format!("link del {}\n", pod.device()))?;
+        self.pods.lock().expect("no holder panics").retain(|other| other.name() != pod.name());
+        Ok(())
+    }
+
+    /// Puts a manifest on every node.
+    pub fn apply(&self, file: &str, text: &str) -> Result<()> {
+        self.nodes.iter().try_for_each(|node| node.write_manifest(file, text))
+    }
+
+    /// Takes a manifest from every node.
+    pub fn remove(&self, file: &str) -> Result<()> {
+        self.nodes.iter().try_for_each(|node| Ok(fs::remove_file(node.manifests().join(file))?))
+    }
+
+    /// Starts `shunt run` on every node and waits until all are ready.
+    pub fn start(&self, more: &[&str]) -> Result<()> {
+        self.nodes.iter().try_for_each(|node| node.launch_shunt(more))?;
+        self.nodes.iter().try_for_each(Node::wait_ready)
+    }
+
+    /// Packets that conntrack called invalid on any node.
+    pub fn invalid(&self) -> Result<u64> {
+        self.nodes.iter().map(|node| cni::invalid(node.netns())).sum()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            return;
+        }
+        for node in &self.nodes {
+            let log = node.shunt_log();
+            if !log.is_empty() {
+                eprintln!("---- shunt on {} wrote:\n{log}----", node.name());
+            }
+        }
+        if let Some(seconds) = env::var("SHUNT_TEST_HOLD").ok().and_then(|value| value.parse().ok()) {
+            for node in &self.nodes {
+                eprintln!(
+                    "{}: nsenter --net={} ; pins in {}",
+                    node.name(),
+                    node.netns().path().display(),
+                    node.bpffs().display()
+                );
+            }
+            eprintln!("outside: nsenter --net={}", self.outside.netns().path().display());
+            for pod in self.pods.lock().iter().flat_map(|pods| pods.iter()) {
+                eprintln!("{}: nsenter --net={}", pod.name(), pod.place().netns().path().display());
+            }
+            eprintln!("SHUNT_TEST_HOLD: the cluster stays for {seconds} s");
+            thread::sleep(Duration::from_secs(seconds));
+        }
+    }
+}
+
+/// Waits until `condition` holds; returns how long that took, or fails after `within`.
+pub fn eventually(within: Duration, mut condition: impl FnMut() -> bool) -> Result<Duration> {
+    let start = Instant::now();
+    while !condition() {
+        if start.elapsed() > within {
+            bail!("did not happen within {within:?}");
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(start.elapsed())
+}
+
+/// Removes what killed processes left behind.
+fn sweep(prefix: &str) -> Result<()> {
+    let remove_dir = |path: &Path| {
+        let _ = fs::remove_dir_all(path);
+    };
+    scratch::sweep(Path::new(scratch::BPFFS), prefix, remove_dir);
+    scratch::sweep(&env::temp_dir(), prefix, remove_dir);
+    scratch::sweep(&cgroup::root()?, prefix, cgroup::remove);
+    netns::sweep(prefix);
+    Ok(())
+}
+
+/// A node forwards, and checks sources strictly.
+fn forwarding(netns: &Netns) -> Result<()> {
+    netns.sysctl("net/ipv4/ip_forward", "1")?;
+    netns.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+    for scope in ["all", "default"] {
+        netns.sysctl(&format!("net/ipv4/conf/{scope}/rp_filter"), "1")?;
+    }
+    Ok(())
+}
+
+fn forwarding_database(netns: &Netns, lines: &str) -> Result<()> {
+    let mut child = netns.command("bridge").args(["-batch", "-"]).stdin(Stdio::piped()).spawn()?;
+    child.stdin.take().context("stdin is piped")?.write_all(lines.as_bytes())?;
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("bridge in {}: {status}\n{lines}", netns.name());
+    }
+    Ok(())
+}
+
+/// Where the files of the repository lie.
+pub fn repository() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_owned()
+}

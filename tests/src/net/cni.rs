@@ -1,0 +1,73 @@
+//! The rules a CNI with NetworkPolicy puts on its nodes, at their strictest: everything forwarded is dropped but for
+//! established flows and new flows to a pod's (or a node's) real address and port; what conntrack calls invalid is
+//! counted and dropped; pod traffic that leaves the pod range is masqueraded.
+//!
+//! A proxy that lets conntrack see half a flow, or a VIP, dies here.
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result};
+
+use super::{
+    Netns,
+    plan::{PODS_V4, PODS_V6},
+};
+
+/// Installs the rules.
+pub fn install(netns: &Netns) -> Result<()> {
+    netns.nft(&format!(
+        "table inet cni {{
+            counter invalid {{ }}
+            counter refused {{ }}
+            set allowed4 {{ type ipv4_addr . inet_proto . inet_service; }}
+            set allowed6 {{ type ipv6_addr . inet_proto . inet_service; }}
+            chain input {{
+                type filter hook input priority 0; policy accept;
+                ct state invalid counter name invalid drop
+            }}
+            chain forward {{
+                type filter hook forward priority 0; policy drop;
+                ct state invalid counter name invalid drop
+                ct state established,related accept
+                meta l4proto icmpv6 accept
+                ct state new ip daddr . meta l4proto . th dport @allowed4 accept
+                ct state new ip6 daddr . meta l4proto . th dport @allowed6 accept
+                counter name refused
+            }}
+            chain output {{
+                type filter hook output priority 0; policy accept;
+                ct state invalid counter name invalid drop
+            }}
+            chain postrouting {{
+                type nat hook postrouting priority srcnat; policy accept;
+                ip saddr {PODS_V4} ip daddr != {PODS_V4} masquerade
+                ip6 saddr {PODS_V6} ip6 daddr != {PODS_V6} masquerade
+            }}
+        }}"
+    ))
+}
+
+/// Lets new flows to `addr:port` through.
+pub fn allow(netns: &Netns, addr: IpAddr, protocol: &str, port: u16) -> Result<()> {
+    let set = if addr.is_ipv4() { "allowed4" } else { "allowed6" };
+    netns.nft(&format!("add element inet cni {set} {{ {addr} . {protocol} . {port} }}"))
+}
+
+/// Packets that conntrack called invalid so far.
+pub fn invalid(netns: &Netns) -> Result<u64> {
+    counter(netns, "invalid")
+}
+
+/// Packets that no rule let through so far.
+pub fn refused(netns: &Netns) -> Result<u64> {
+    counter(netns, "refused")
+}
+
+fn counter(netns: &Netns, name: &str) -> Result<u64> {
+    let text = netns.run(&["nft", "-j", "list", "counter", "inet", "cni", name])?;
+    let value: serde_json::Value = serde_json::from_str(&text)?;
+    value["nftables"]
+        .as_array()
+        .and_then(|items| items.iter().find_map(|item| item["counter"]["packets"].as_u64()))
+        .with_context(|| format!("no counter {name} in {text}"))
+}

@@ -1,0 +1,22 @@
+//! The cluster: an underlay, nodes, pods and an outside client, each a network namespace of this machine.
+
+pub mod cgroup;
+pub mod cluster;
+pub mod cni;
+pub mod netns;
+pub mod node;
+pub mod place;
+pub mod plan;
+pub mod pod;
+pub mod scratch;
+pub mod shunt;
+mod tun;
+mod wiring;
+
+pub use cluster::Cluster;
+pub use netns::Netns;
+pub use node::Node;
+pub use place::Place;
+pub use plan::{Between, Plan, PodNet};
+pub use pod::Pod;
+pub use shunt::Shunt;

@@ -1,0 +1,223 @@
+//! A node: a namespace with an uplink, a cgroup, a directory on bpffs, a directory of manifests, and a `shunt`.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Output,
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::{
+    Netns, Place, Shunt,
+    cgroup::Cgroup,
+    plan::{Dual, Family, node_addr},
+    scratch::{BPFFS, Scratch},
+    shunt,
+};
+use crate::traffic::{Client, Server};
+
+/// Where each node's `shunt` answers `/readyz`, inside the node's own namespace.
+const HEALTH: ([u8; 4], u16) = ([127, 0, 0, 1], 10256);
+
+/// How long a `shunt` may take until it is ready.
+const READY_WITHIN: Duration = Duration::from_secs(20);
+
+/// A node. The order of the fields is the order in which they are taken down.
+#[derive(Debug)]
+pub struct Node {
+    index: usize,
+    name: String,
+    shunt: Mutex<Option<Shunt>>,
+    past_logs: Mutex<String>,
+    servers: Mutex<Vec<Server>>,
+    place: Place,
+    cgroup: Cgroup,
+    bpffs: Scratch,
+    manifests: PathBuf,
+    netns: Arc<Netns>,
+}
+
+impl Node {
+    /// `id` is unique on this machine; `manifests` exists already.
+    pub(super) fn new(id: &str, index: usize, netns: Arc<Netns>, manifests: PathBuf) -> Result<Self> {
+        let name = format!("node-{}", index + 1);
+        let cgroup = Cgroup::new(&format!("{id}-{name}"))?;
+        let place = Place::in_cgroup(netns.clone(), &cgroup)?;
+        let bpffs = Scratch::new(Path::new(BPFFS).join(format!("{id}-{name}")))?;
+        let (shunt, past_logs, servers) = Default::default();
+        Ok(Self { index, name, shunt, past_logs, servers, place, cgroup, bpffs, manifests, netns })
+    }
+
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// `node-1`, `node-2`, ...: what `--node-name` and manifests say.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn addr(&self) -> Dual {
+        node_addr(self.index)
+    }
+
+    pub fn socket_addr(&self, family: Family, port: u16) -> SocketAddr {
+        SocketAddr::new(self.addr().of(family), port)
+    }
+
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Where the node's own processes make their sockets: its namespace and its cgroup.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    pub fn bpffs(&self) -> &Path {
+        self.bpffs.path()
+    }
+
+    pub fn cgroup(&self) -> &Path {
+        self.cgroup.path()
+    }
+
+    pub fn manifests(&self) -> &Path {
+        &self.manifests
+    }
+
+    /// Starts a TCP server among the node's own processes, on the node's address of that family.
+    pub fn serve_tcp(&self, family: Family, port: u16, name: &str) -> Result<()> {
+        let server = Server::tcp(&self.place, self.socket_addr(family, port), name)?;
+        self.servers.lock().expect("no holder panics").push(server);
+        Ok(())
+    }
+
+    /// Writes one manifest in a way that a follower never sees half of it.
+    pub fn write_manifest(&self, file: &str, text: &str) -> Result<()> {
+        let half = self.manifests.join(format!(".{file}.half"));
+        fs::write(&half, text)?;
+        fs::rename(&half, self.manifests.join(file))?;
+        Ok(())
+    }
+
+    /// Starts `shunt run` with `more` arguments and waits until it is ready.
+    pub fn start_shunt(&self, more: &[&str]) -> Result<()> {
+        self.launch_shunt(more)?;
+        self.wait_ready()
+    }
+
+    /// Starts `shunt run` with `more` arguments.
+    pub fn launch_shunt(&self, more: &[&str]) -> Result<()> {
+        let mut running = self.shunt.lock().expect("no holder panics");
+        if running.is_some() {
+            bail!("{} has a shunt already", self.name);
+        }
+        let health = SocketAddr::from(HEALTH).to_string();
+        let mut args = vec!["run".to_owned()];
+        for (flag, value) in [
+            ("--manifests", self.manifests.to_string_lossy().as_ref()),
+            ("--node-name", &self.name),
+            ("--bpffs", self.bpffs().to_string_lossy().as_ref()),
+            ("--cgroup", self.cgroup().to_string_lossy().as_ref()),
+            ("--healthz-bind-address", &health),
+        ] {
+            args.extend([flag.to_owned(), value.to_owned()]);
+        }
+        args.extend(more.iter().map(|&arg| arg.to_owned()));
+        *running = Some(Shunt::start(&self.netns, &self.cgroup, &args)?);
+        Ok(())
+    }
+
+    /// Waits until `/readyz` says 200.
+    pub fn wait_ready(&self) -> Result<()> {
+        let deadline = Instant::now() + READY_WITHIN;
+        loop {
+            {
+                let mut running = self.shunt.lock().expect("no holder panics");
+                let shunt = running.as_mut().with_context(|| format!("{} has no shunt", self.name))?;
+                if let Some(status) = shunt.ended()? {
+                    bail!("shunt on {} ended with {status}; it wrote:\n{}", self.name, shunt.log());
+                }
+                if Instant::now() > deadline {
+                    bail!(
+                        "shunt on {} not ready after {READY_WITHIN:?}; it wrote:\n{}",
+                        self.name,
+                        shunt.log()
+                    );
+                }
+            }
+            if self.health("/readyz").is_ok_and(|status| status == 200) {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The HTTP status of a path of shunt's health server.
+    pub fn health(&self, path: &str) -> Result<u16> {
+        let client = Client::at(&Place::inside(self.netns.clone()));
+        let stream = client.connect(HEALTH.into())?;
+        let mut stream = stream.into_inner();
+        stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let status = answer.split_whitespace().nth(1).context("an empty answer")?;
+        Ok(status.parse()?)
+    }
+
+    /// Ends shunt by SIGTERM.
+    pub fn stop_shunt(&self) -> Result<()> {
+        let log = self.take_shunt()?.stop()?;
+        self.past_logs.lock().expect("no holder panics").push_str(&log);
+        Ok(())
+    }
+
+    /// Ends shunt by SIGKILL.
+    pub fn kill_shunt(&self) -> Result<()> {
+        let log = self.take_shunt()?.kill()?;
+        self.past_logs.lock().expect("no holder panics").push_str(&log);
+        Ok(())
+    }
+
+    fn take_shunt(&self) -> Result<Shunt> {
+        let taken = self.shunt.lock().expect("no holder panics").take();
+        taken.with_context(|| format!("{} has no shunt", self.name))
+    }
+
+    /// What all shunts of this node have written so far.
+    pub fn shunt_log(&self) -> String {
+        let past = self.past_logs.lock().expect("no holder panics").clone();
+        let running = self.shunt.lock().expect("no holder panics").as_ref().map(Shunt::log);
+        past + &running.unwrap_or_default()
+    }
+
+    /// Runs another command of shunt here, with this node's `--bpffs`.
+    pub fn shunt_output(&self, args: &[&str]) -> Result<Output> {
+        let mut command = self.netns.command(shunt::binary()?);
+        command.args(args).arg("--bpffs").arg(self.bpffs()).env("NO_COLOR", "1");
+        command.output().with_context(|| format!("running shunt {args:?}"))
+    }
+
+    /// The same, for commands that must succeed: what it wrote to stdout.
+    pub fn shunt_command(&self, args: &[&str]) -> Result<String> {
+        let output = self.shunt_output(args)?;
+        if !output.status.success() {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            bail!("shunt {args:?} on {}: {}: {stderr}", self.name, output.status);
+        }
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// The same, for commands that print JSON.
+    pub fn shunt_json(&self, args: &[&str]) -> Result<serde_json::Value> {
+        let text = self.shunt_command(&[args, &["-o", "json"]].concat())?;
+        serde_json::from_str(&text).with_context(|| format!("shunt {args:?} -o json wrote:\n{text}"))
+    }
+}

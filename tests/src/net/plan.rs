@@ -1,0 +1,143 @@
+//! What a cluster is to look like, and the address plan all of them share.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// How pods are connected to their node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PodNet {
+    /// A veth and a host route per pod, the gateway 169.254.1.1 answered by proxy ARP (as Calico does).
+    #[default]
+    Routed,
+    /// All of the node's pods on the bridge `cni0`, which holds the gateway address (as flannel and bridge do).
+    Bridged,
+}
+
+/// How pod traffic goes from node to node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Between {
+    /// By routes over the underlay.
+    #[default]
+    Routes,
+    /// By the tunnel device `flannel.1`, which has an address of its own (as flannel does).
+    Vxlan,
+    /// By the device `tun0`, which has neither a link-layer header nor an address (as WireGuard's).
+    Tun,
+}
+
+/// A cluster to build.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub nodes: usize,
+    pub pod_net: PodNet,
+    pub between: Between,
+    /// A CNI's rules on every node: see [`super::cni`].
+    pub cni_rules: bool,
+    /// First part of every name: `PREFIX-PID-...`.
+    pub prefix: &'static str,
+    /// Namespaces get names that `ip netns` shows.
+    pub published: bool,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            nodes: 2,
+            pod_net: PodNet::default(),
+            between: Between::default(),
+            cni_rules: false,
+            prefix: "shunt-test",
+            published: false,
+        }
+    }
+}
+
+impl Plan {
+    pub fn nodes(self, nodes: usize) -> Self {
+        Self { nodes, ..self }
+    }
+
+    pub fn bridged(self) -> Self {
+        Self { pod_net: PodNet::Bridged, ..self }
+    }
+
+    pub fn vxlan(self) -> Self {
+        Self { between: Between::Vxlan, ..self }
+    }
+
+    pub fn tun(self) -> Self {
+        Self { between: Between::Tun, ..self }
+    }
+
+    pub fn with_cni_rules(self) -> Self {
+        Self { cni_rules: true, ..self }
+    }
+}
+
+/// An address of each family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dual {
+    pub v4: Ipv4Addr,
+    pub v6: Ipv6Addr,
+}
+
+impl Dual {
+    pub fn of(&self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => self.v4.into(),
+            Family::V6 => self.v6.into(),
+        }
+    }
+
+    pub fn contains(&self, addr: IpAddr) -> bool {
+        addr == IpAddr::from(self.v4) || addr == IpAddr::from(self.v6)
+    }
+}
+
+/// The two families, for tests that do everything in both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+pub const BOTH: [Family; 2] = [Family::V4, Family::V6];
+
+/// The underlay's router: every node's default route.
+pub const ROUTER: Dual =
+    Dual { v4: Ipv4Addr::new(192, 168, 8, 1), v6: Ipv6Addr::new(0xfd00, 8, 0, 0, 0, 0, 0, 1) };
+
+/// The client that is no part of the cluster.
+pub const OUTSIDE: Dual =
+    Dual { v4: Ipv4Addr::new(192, 168, 8, 100), v6: Ipv6Addr::new(0xfd00, 8, 0, 0, 0, 0, 0, 0x100) };
+
+/// Where ClusterIPs are taken from.
+pub const SERVICES_V4: &str = "10.68.0.0/16";
+pub const SERVICES_V6: &str = "fd00:10:68::/112";
+
+/// Where pods of all nodes have their addresses.
+pub const PODS_V4: &str = "172.20.0.0/16";
+pub const PODS_V6: &str = "fd00:172:20::/48";
+
+/// Node `index`'s own address on the underlay.
+pub fn node_addr(index: usize) -> Dual {
+    Dual {
+        v4: Ipv4Addr::new(192, 168, 8, 201 + index as u8),
+        v6: Ipv6Addr::new(0xfd00, 8, 0, 0, 0, 0, 0, 0x201 + index as u16),
+    }
+}
+
+/// Address `host` in node `index`'s pod range; 0 names the range itself, 1 the bridge's gateway.
+pub fn pod_addr(index: usize, host: u8) -> Dual {
+    Dual {
+        v4: Ipv4Addr::new(172, 20, index as u8, host),
+        v6: Ipv6Addr::new(0xfd00, 0x172, 0x20, index as u16, 0, 0, 0, host.into()),
+    }
+}
+
+/// A ClusterIP pair.
+pub fn vip(last: u8) -> Dual {
+    Dual {
+        v4: Ipv4Addr::new(10, 68, 0, last),
+        v6: Ipv6Addr::new(0xfd00, 0x10, 0x68, 0, 0, 0, 0, last.into()),
+    }
+}

@@ -1,0 +1,142 @@
+//! The real `shunt` as a process of a node.
+
+use std::{
+    env,
+    io::{BufRead, BufReader},
+    os::unix::process::ExitStatusExt,
+    path::PathBuf,
+    process::{Child, ExitStatus, Stdio},
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::{Netns, cgroup::Cgroup};
+
+/// How long a process may take to end after SIGTERM.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// A running `shunt`; killed when dropped.
+#[derive(Debug)]
+pub struct Shunt {
+    child: Child,
+    log: Arc<Mutex<String>>,
+    reader: Option<thread::JoinHandle<()>>,
+}
+
+/// The program to test: `$SHUNT_BIN`, or `shunt` in the directory cargo built this test into.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = env::var_os("SHUNT_BIN") {
+        let path = PathBuf::from(path);
+        if !path.is_file() {
+            bail!("SHUNT_BIN names {}, which is no file", path.display());
+        }
+        return Ok(path.canonicalize()?);
+    }
+    let this = env::current_exe()?;
+    // target/debug/shunt-demo lies beside it, target/debug/deps/network-HASH one further down.
+    let found = this.ancestors().skip(1).take(2).map(|dir| dir.join("shunt")).find(|path| path.is_file());
+    found.with_context(|| {
+        format!(
+            "no `shunt` beside {}: build it first with `cargo xtask build`, or name it in SHUNT_BIN",
+            this.display()
+        )
+    })
+}
+
+impl Shunt {
+    /// Starts `shunt ARGS` in the node's namespace and cgroup.
+    pub fn start(netns: &Netns, cgroup: &Cgroup, args: &[String]) -> Result<Self> {
+        let mut child = netns
+            .command(binary()?)
+            .args(args)
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("starting shunt")?;
+        cgroup.adopt(child.id())?;
+        let log = Arc::new(Mutex::new(String::new()));
+        let stderr = BufReader::new(child.stderr.take().context("stderr is piped")?);
+        let sink = log.clone();
+        let reader = thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                let mut log = sink.lock().expect("no holder panics");
+                log.push_str(&line);
+                log.push('\n');
+            }
+        });
+        Ok(Self { child, log, reader: Some(reader) })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has written to stderr so far.
+    pub fn log(&self) -> String {
+        self.log.lock().expect("no holder panics").clone()
+    }
+
+    /// Its end, if it has ended.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// Asks it to end and waits; fails when it does not, or not with status 0.
+    pub fn stop(mut self) -> Result<String> {
+        let status = self.finish(Signal::SIGTERM)?;
+        let log = self.log();
+        if !status.success() {
+            bail!("shunt ended with {status} after SIGTERM; it wrote:\n{log}");
+        }
+        Ok(log)
+    }
+
+    /// Ends it without a chance to clean up.
+    pub fn kill(mut self) -> Result<String> {
+        let status = self.finish(Signal::SIGKILL)?;
+        if status.signal() != Some(Signal::SIGKILL as i32) {
+            bail!("shunt had ended by itself with {status}; it wrote:\n{}", self.log());
+        }
+        Ok(self.log())
+    }
+
+    fn finish(&mut self, signal: Signal) -> Result<ExitStatus> {
+        // The process cannot be another one's by now: it is our child and was not waited for.
+        kill(Pid::from_raw(self.child.id() as i32), signal)?;
+        let deadline = Instant::now() + GRACE;
+        let status = loop {
+            match self.child.try_wait()? {
+                Some(status) => break status,
+                None if Instant::now() > deadline => {
+                    self.child.kill()?;
+                    self.child.wait()?;
+                    bail!("shunt did not end within {GRACE:?} of {signal}; it wrote:\n{}", self.log());
+                }
+                None => thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+        Ok(status)
+    }
+}
+
+impl Drop for Shunt {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+    }
+}

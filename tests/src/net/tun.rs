@@ -1,0 +1,119 @@
+//! A tunnel in user space, as WireGuard's user-space implementations are: on each node a `tun0` without a link-layer
+//! header, between them this process.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{Read, Write},
+    os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::Netns;
+
+/// Milliseconds a carrier sleeps at most when there is nothing to carry.
+const IDLE: i32 = 50;
+
+/// Carries packets between the nodes until dropped.
+#[derive(Debug)]
+pub(super) struct Tunnel {
+    stop: Arc<AtomicBool>,
+    carriers: Vec<thread::JoinHandle<()>>,
+}
+
+impl Tunnel {
+    /// Makes `tun0` in each namespace; the index of a node in `nodes` is its pod range's.
+    pub fn new(nodes: &[Arc<Netns>]) -> Result<Self> {
+        let ends = nodes.iter().map(|netns| netns.enter(open)).collect::<Result<Vec<_>>>()?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut carriers = Vec::new();
+        for (from, end) in ends.iter().enumerate() {
+            let mut end = end.try_clone()?;
+            let others = ends.iter().map(File::try_clone).collect::<std::io::Result<Vec<_>>>()?;
+            let stop = stop.clone();
+            carriers.push(thread::spawn(move || {
+                let mut packet = [0; 4096];
+                while !stop.load(Ordering::Relaxed) {
+                    let Ok(length) = end.read(&mut packet) else {
+                        wait_readable(&end);
+                        continue;
+                    };
+                    if let Some(to) = destination(&packet[..length]).filter(|to| *to != from)
+                        && let Some(mut other) = others.get(to)
+                    {
+                        // A full queue loses the packet, as a wire does.
+                        let _ = other.write(&packet[..length]);
+                    }
+                }
+            }));
+        }
+        Ok(Self { stop, carriers })
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for carrier in self.carriers.drain(..) {
+            let _ = carrier.join();
+        }
+    }
+}
+
+/// The node whose pods a packet is for: third octet, or fourth group, of the destination (see [`super::plan`]).
+fn destination(packet: &[u8]) -> Option<usize> {
+    match packet.first()? >> 4 {
+        4 => packet.get(18).map(|octet| usize::from(*octet)),
+        6 => packet.get(24 + 7).map(|octet| usize::from(*octet)),
+        _ => None,
+    }
+}
+
+fn open() -> Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open("/dev/net/tun")
+        .context("opening /dev/net/tun: the kernel needs TUN for this test")?;
+    // SAFETY: an all-zero ifreq is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"tun0") {
+        *to = *from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as i16;
+    // SAFETY: TUNSETIFF reads and writes one ifreq, which outlives the call.
+    if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } != 0 {
+        bail!("making tun0: {}", std::io::Error::last_os_error());
+    }
+    Ok(file)
+}
+
+fn wait_readable(file: &File) {
+    let mut poll = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one pollfd, which outlives the call.
+    unsafe { libc::poll(&raw mut poll, 1, IDLE) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_go_to_the_node_of_their_pod_range() {
+        let mut v4 = [0u8; 20];
+        v4[0] = 0x45;
+        v4[16..].copy_from_slice(&super::super::plan::pod_addr(1, 9).v4.octets());
+        assert_eq!(destination(&v4), Some(1));
+        let mut v6 = [0u8; 40];
+        v6[0] = 0x60;
+        v6[24..].copy_from_slice(&super::super::plan::pod_addr(2, 9).v6.octets());
+        assert_eq!(destination(&v6), Some(2));
+        assert_eq!(destination(&[]), None);
+    }
+}

@@ -1,0 +1,15 @@
+//! Real sockets at chosen places, and what came of using them.
+
+mod attempt;
+mod client;
+mod ping;
+mod server;
+mod stream;
+mod udp;
+
+pub use attempt::{Answer, Attempt, Outcome, Tally};
+pub use client::Client;
+pub use ping::ping;
+pub use server::Server;
+pub use stream::Stream;
+pub use udp::UdpClient;

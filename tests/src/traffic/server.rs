@@ -1,0 +1,156 @@
+//! A small server: answers HTTP requests (TCP) or datagrams (UDP) with its name and the caller's address.
+
+use std::{
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::{AsRawFd, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use nix::sys::socket::{Backlog, SockaddrStorage, bind, listen, setsockopt, sockopt};
+
+use super::Answer;
+use crate::net::Place;
+
+/// How often a UDP server looks whether it shall end.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A running server. Dropped, it closes its port; open connections live on until the client ends them.
+#[derive(Debug)]
+pub struct Server {
+    listener: Option<TcpListener>,
+    datagrams: Option<(Arc<AtomicBool>, thread::JoinHandle<()>)>,
+}
+
+impl Server {
+    /// Serves HTTP/1.1 on `addr` (`[::]` for both families).
+    pub fn tcp(place: &Place, addr: SocketAddr, name: &str) -> Result<Self> {
+        let fd = open(place, addr, libc::SOCK_STREAM)?;
+        listen(&fd, Backlog::new(1024)?)?;
+        let listener = TcpListener::from(fd);
+        let (accepting, name) = (listener.try_clone()?, name.to_owned());
+        thread::spawn(move || {
+            // Ends when the listener is shut down.
+            while let Ok((stream, peer)) = accepting.accept() {
+                let name = name.clone();
+                thread::spawn(move || converse(stream, peer, &name));
+            }
+        });
+        Ok(Self { listener: Some(listener), datagrams: None })
+    }
+
+    /// Answers each datagram on `addr` (`[::]` for both families).
+    pub fn udp(place: &Place, addr: SocketAddr, name: &str) -> Result<Self> {
+        let socket = UdpSocket::from(open(place, addr, libc::SOCK_DGRAM)?);
+        socket.set_read_timeout(Some(TICK))?;
+        let (stop, name) = (Arc::new(AtomicBool::new(false)), name.to_owned());
+        let stopped = stop.clone();
+        let thread = thread::spawn(move || {
+            let mut buffer = [0; 2048];
+            while !stopped.load(Ordering::Relaxed) {
+                let Ok((length, peer)) = socket.recv_from(&mut buffer) else { continue };
+                let said = String::from_utf8_lossy(&buffer[..length]).into_owned();
+                let answer = Answer { backend: name.clone(), peer: canonical(peer) };
+                // The caller may be gone; that is its own affair.
+                let _ = socket.send_to(format!("{answer} {said}").as_bytes(), peer);
+            }
+        });
+        Ok(Self { listener: None, datagrams: Some((stop, thread)) })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(listener) = &self.listener {
+            let _ = nix::sys::socket::shutdown(listener.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+        }
+        if let Some((stop, thread)) = self.datagrams.take() {
+            stop.store(true, Ordering::Relaxed);
+            let _ = thread.join();
+        }
+    }
+}
+
+fn open(place: &Place, addr: SocketAddr, kind: i32) -> Result<OwnedFd> {
+    let family = if addr.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let fd = place.socket(family, kind, 0)?;
+    setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(addr))
+        .with_context(|| format!("{}: binding {addr}", place.name()))?;
+    Ok(fd)
+}
+
+/// One connection: a request, an answer, until the client has enough.
+fn converse(stream: TcpStream, peer: SocketAddr, name: &str) {
+    let answer = Answer { backend: name.to_owned(), peer: canonical(peer) };
+    let mut reader = BufReader::new(&stream);
+    while let Ok(Some(request)) = read_request(&mut reader) {
+        let body = format!("{answer} after {} bytes\n", request.body);
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n{}\r\n",
+            body.len(),
+            if request.close { "Connection: close\r\n" } else { "" }
+        );
+        if (&stream).write_all((head + &body).as_bytes()).is_err() || request.close {
+            break;
+        }
+    }
+    let _ = stream.shutdown(Shutdown::Both);
+}
+
+struct Request {
+    /// Bytes of its body, read and thrown away.
+    body: u64,
+    close: bool,
+}
+
+/// Reads one request; `None` where the client has ended the connection.
+fn read_request(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
+    let mut line = String::new();
+    if reader.read_line(&mut line)? == 0 {
+        return Ok(None);
+    }
+    let mut request = Request { body: 0, close: line.trim_end().ends_with("HTTP/1.0") };
+    loop {
+        line.clear();
+        if reader.read_line(&mut line)? == 0 {
+            return Ok(None);
+        }
+        let field = line.trim_end().to_ascii_lowercase();
+        if field.is_empty() {
+            break;
+        }
+        match field.split_once(':') {
+            Some(("content-length", value)) => request.body = value.trim().parse().unwrap_or_default(),
+            Some(("connection", value)) => request.close |= value.trim() == "close",
+            _ => {}
+        }
+    }
+    io::copy(&mut reader.take(request.body), &mut io::sink())?;
+    Ok(Some(request))
+}
+
+/// A v4-mapped peer of a socket for both families as IPv4.
+fn canonical(peer: SocketAddr) -> SocketAddr {
+    SocketAddr::new(peer.ip().to_canonical(), peer.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_read_one_after_the_other() {
+        let mut input = &b"POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabcGET / HTTP/1.0\r\n\r\n"[..];
+        let first = read_request(&mut input).unwrap().unwrap();
+        assert_eq!((first.body, first.close), (3, false));
+        assert!(read_request(&mut input).unwrap().unwrap().close);
+        assert!(read_request(&mut input).unwrap().is_none());
+    }
+}

@@ -1,0 +1,96 @@
+//! A TCP connection that stays open, to prove that nothing touches it.
+
+use std::{
+    cell::{Cell, RefCell},
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use super::Answer;
+
+/// An open connection to one of our servers.
+#[derive(Debug)]
+pub struct Stream {
+    stream: TcpStream,
+    reader: RefCell<BufReader<TcpStream>>,
+    asked: Cell<usize>,
+}
+
+impl Stream {
+    pub(super) fn new(stream: TcpStream, patience: Duration) -> io::Result<Self> {
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
+        stream.set_nodelay(true)?;
+        let reader = RefCell::new(BufReader::new(stream.try_clone()?));
+        Ok(Self { stream, reader, asked: Cell::new(0) })
+    }
+
+    /// Sends a request and returns the answer; the connection stays open.
+    pub fn ask(&self) -> io::Result<Answer> {
+        self.request("GET / HTTP/1.1\r\nHost: shunt\r\n\r\n", &[])
+    }
+
+    /// Uploads `body` in one request.
+    pub fn upload(&self, body: &[u8]) -> io::Result<Answer> {
+        let head = format!("POST / HTTP/1.1\r\nHost: shunt\r\nContent-Length: {}\r\n\r\n", body.len());
+        self.request(&head, body)
+    }
+
+    /// Asks once more, with the wish to end, and closes.
+    pub fn last(self, patience: Duration) -> io::Result<Answer> {
+        self.stream.set_read_timeout(Some(patience))?;
+        self.request("GET / HTTP/1.1\r\nHost: shunt\r\nConnection: close\r\n\r\n", &[])
+    }
+
+    /// Asks `count` times; panics unless the same backend answers each time and sees the same address.
+    #[track_caller]
+    pub fn steady(&self, count: usize) -> Answer {
+        let asked = self.asked.get();
+        let ask = |nth| match self.ask() {
+            Ok(answer) => answer,
+            Err(error) => panic!("request {nth} on an open stream to {:?}: {error}", self.stream.peer_addr()),
+        };
+        let first = ask(asked);
+        for nth in 1..count {
+            assert_eq!(ask(asked + nth), first, "request {} on an open stream", asked + nth);
+        }
+        first
+    }
+
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.stream.local_addr()
+    }
+
+    /// What getpeername says.
+    pub fn peer_addr(&self) -> io::Result<SocketAddr> {
+        self.stream.peer_addr()
+    }
+
+    /// The bare connection, for another protocol.
+    pub fn into_inner(self) -> TcpStream {
+        self.stream
+    }
+
+    fn request(&self, head: &str, body: &[u8]) -> io::Result<Answer> {
+        (&self.stream).write_all(&[head.as_bytes(), body].concat())?;
+        self.asked.set(self.asked.get() + 1);
+        let mut reader = self.reader.borrow_mut();
+        let mut length = 0;
+        let mut line = String::new();
+        loop {
+            line.clear();
+            if reader.read_line(&mut line)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            match line.trim_end().to_ascii_lowercase().split_once(':') {
+                Some(("content-length", value)) => length = value.trim().parse().unwrap_or_default(),
+                None if line.trim_end().is_empty() => break,
+                _ => {}
+            }
+        }
+        let mut answer = vec![0; length];
+        reader.read_exact(&mut answer)?;
+        Answer::parse(&String::from_utf8_lossy(&answer))
+    }
+}
