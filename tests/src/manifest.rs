@@ -97,7 +97,7 @@ impl Service {
     }
 
     /// Sends to these pods, too.
-    pub fn to(mut self, pods: &[&Pod]) -> Self {
+    pub fn pods(mut self, pods: &[&Pod]) -> Self {
         self.endpoints.extend(pods.iter().map(|pod| Endpoint {
             addr: pod.addr(),
             node: format!("node-{}", pod.node() + 1),
@@ -107,7 +107,7 @@ impl Service {
     }
 
     /// Sends to these nodes' own addresses, too.
-    pub fn to_nodes(mut self, nodes: &[&Node]) -> Self {
+    pub fn nodes(mut self, nodes: &[&Node]) -> Self {
         self.endpoints.extend(nodes.iter().map(|node| Endpoint {
             addr: node.addr(),
             node: node.name().to_owned(),

@@ -34,7 +34,7 @@ impl Client {
     }
 
     /// Every socket is bound to this port, whatever its state (SO_REUSEADDR).
-    pub fn from_port(self, port: u16) -> Self {
+    pub fn port(self, port: u16) -> Self {
         Self { port, ..self }
     }
 
