@@ -3,6 +3,7 @@
 pub mod bpf;
 pub mod cli;
 pub mod config;
+pub mod inspect;
 pub mod maps;
 pub mod model;
 pub mod source;

@@ -156,7 +156,7 @@ struct LoadAttr {
 }
 
 /// Loads a program made of raw instructions, without a verifier log: for probes.
-pub(super) fn load(prog_type: u32, expected_attach_type: u32, insns: &[u64]) -> io::Result<OwnedFd> {
+pub(crate) fn load(prog_type: u32, expected_attach_type: u32, insns: &[u64]) -> io::Result<OwnedFd> {
     let license = c"GPL";
     let mut attr = LoadAttr::zeroed();
     attr.prog_type = prog_type;

@@ -103,7 +103,7 @@ pub enum ServiceCommand {
     List,
     /// Everything about one Service
     Show {
-        #[arg(value_name = "NAMESPACE/NAME")]
+        #[arg(value_name = "NAMESPACE/NAME", value_parser = service_name)]
         service: String,
     },
 }
@@ -114,7 +114,7 @@ pub enum ConntrackCommand {
     #[command(alias = "ls")]
     List {
         /// Only this Service's flows
-        #[arg(long, value_name = "NAMESPACE/NAME")]
+        #[arg(long, value_name = "NAMESPACE/NAME", value_parser = service_name)]
         service: Option<String>,
         /// One line a half (request, reply, masquerade, unmasquerade) instead of one a flow
         #[arg(long)]
@@ -123,7 +123,7 @@ pub enum ConntrackCommand {
     /// Forget flows: packets that follow are decided anew
     Flush {
         /// Only this Service's flows
-        #[arg(long, value_name = "NAMESPACE/NAME")]
+        #[arg(long, value_name = "NAMESPACE/NAME", value_parser = service_name)]
         service: Option<String>,
     },
 }
@@ -322,6 +322,14 @@ pub enum DetectLocalArg {
     InterfaceNamePrefix,
 }
 
+/// Refuses what cannot name a Service before anything is read.
+fn service_name(text: &str) -> Result<String, String> {
+    match crate::inspect::services::split_name(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -351,6 +359,8 @@ mod tests {
             (vec!["shunt", "run", "--conntrack-max", "0"], "--conntrack-max"),
             (vec!["shunt", "run", "--manifests", "a", "--kubeconfig", "b"], "--kubeconfig"),
             (vec!["shunt", "compile"], "--filename"),
+            (vec!["shunt", "service", "show", "web"], "NAMESPACE/NAME"),
+            (vec!["shunt", "conntrack", "list", "--service", "a/b/c"], "NAMESPACE/NAME"),
         ] {
             let error = Cli::try_parse_from(&line).unwrap_err();
             assert_eq!(error.exit_code(), 2);

@@ -3,11 +3,14 @@
 use std::{error::Error, fmt::Write as _, io, process::ExitCode};
 
 use super::resolve::UsageError;
+use crate::inspect::InspectError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     #[error(transparent)]
     Usage(#[from] UsageError),
+    #[error(transparent)]
+    Inspect(#[from] InspectError),
     #[error("writing the output failed")]
     Output(#[from] io::Error),
     #[error("{what} is not in this build yet")]
@@ -20,16 +23,19 @@ impl Failure {
     pub fn report(self) -> ExitCode {
         match self {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-            Self::Usage(error) => {
-                eprintln!("error: {error}\n\nFor more information, try 'shunt --help'.");
-                ExitCode::from(2)
-            }
+            Self::Usage(error) => usage(&error),
+            Self::Inspect(error) if error.is_usage() => usage(&error),
             failure => {
                 eprintln!("error: {}", chain(&failure));
                 ExitCode::FAILURE
             }
         }
     }
+}
+
+fn usage(error: &dyn Error) -> ExitCode {
+    eprintln!("error: {error}\n\nFor more information, try 'shunt --help'.");
+    ExitCode::from(2)
 }
 
 /// An error and its causes in one line; a cause that the line already names is not said twice.

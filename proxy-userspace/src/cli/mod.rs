@@ -5,6 +5,7 @@ pub mod args;
 mod failure;
 mod output;
 mod resolve;
+mod show;
 
 use std::io::Write as _;
 
@@ -16,23 +17,34 @@ use self::{
     output::Output,
     resolve::{Surroundings, run_config},
 };
+use crate::inspect::pins::Pins;
 
 /// Carries out one command line.
 pub fn run(cli: Cli) -> Result<(), Failure> {
     let output = Output::new(&cli.global);
+    let pins = Pins::new(&cli.global.bpffs);
     match cli.command {
         Command::Run(args) => {
             let config = run_config(&args, &cli.global.bpffs, &Surroundings::of_this_machine())?;
             Err(Failure::Missing { what: "run", config: Some(Box::new(config)) })
         }
+        Command::Service(command) => show::service(&pins, &output, &command),
+        Command::Backend(_) => show::backends(&pins, &output),
+        Command::Conntrack(command) => show::conntrack(&pins, &output, &command),
+        Command::Affinity(_) => show::affinity(&pins, &output),
+        Command::Counter(_) => show::counters(&pins, &output),
+        Command::Prog(_) => show::programs(&pins, &output),
+        Command::Link(_) => show::links(&pins, &output),
+        Command::Map(command) => show::map(&pins, &output, &command),
+        Command::Status => show::status(&pins, &output),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "shunt", &mut script);
             output.print(|out| out.write_all(&script))
         }
-        Command::Version => output.print(|out| {
-            writeln!(out, "shunt {} (map contract v{})", env!("CARGO_PKG_VERSION"), proxy_common::SCHEMA)
-        }),
-        _ => Err(Failure::Missing { what: "this command", config: None }),
+        Command::Version => show::version(&output),
+        Command::Compile(_) | Command::Check(_) | Command::Cleanup(_) => {
+            Err(Failure::Missing { what: "this command", config: None })
+        }
     }
 }

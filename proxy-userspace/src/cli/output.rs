@@ -1,9 +1,8 @@
-//! How results reach the user: the format asked for, tables without borders, JSON and YAML of any view. Every
-//! printer writes into an `impl Write`, so that tests read what users see.
+//! How results reach the user: the format asked for, JSON and YAML of any view. Every printer writes into an
+//! `impl Write`, so that tests read what users see; tables are [`crate::inspect::table`]'s.
 
 use std::io::{self, Write};
 
-use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 
 use super::{
@@ -80,29 +79,6 @@ impl Output {
     }
 }
 
-/// Writes rows in columns as wide as their content, three spaces apart, as kubectl does; with no rows only the
-/// header, so that a script that skips one line finds none.
-pub fn print_table_into(
-    out: &mut impl Write,
-    headers: bool,
-    header: &[&str],
-    rows: impl IntoIterator<Item = Vec<String>>,
-) -> io::Result<()> {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    if headers {
-        table.add_row(header);
-    }
-    table.add_rows(rows);
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 3));
-    }
-    for line in table.lines() {
-        writeln!(out, "{}", line.trim_end())?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,17 +87,6 @@ mod tests {
         let mut out = Vec::new();
         print(&mut out).unwrap();
         String::from_utf8(out).unwrap()
-    }
-
-    #[test]
-    fn columns_line_up_and_headers_can_be_left_out() {
-        let rows = || [vec!["a".to_owned(), "1".to_owned()], vec!["long".to_owned(), "2".to_owned()]];
-        assert_eq!(
-            text(|out| print_table_into(out, true, &["NAME", "N"], rows())),
-            "NAME   N\na      1\nlong   2\n"
-        );
-        assert_eq!(text(|out| print_table_into(out, false, &["NAME", "N"], rows())), "a      1\nlong   2\n");
-        assert_eq!(text(|out| print_table_into(out, false, &["NAME", "N"], [])), "");
     }
 
     #[test]

@@ -1,0 +1,112 @@
+//! The commands that show something: each reads its view from the pins and prints it as asked.
+
+use std::io::Write as _;
+
+use super::{
+    args::{ConntrackCommand, MapCommand, ServiceCommand},
+    failure::Failure,
+    output::Output,
+};
+use crate::inspect::{
+    InspectError,
+    affinity::{self, AffinityMaps},
+    backends, counters,
+    flows::{self, Flows},
+    jiffies::Jiffies,
+    links, maps,
+    pins::Pins,
+    programs,
+    services::{self, ServiceMaps},
+    status::{self, StatusMaps},
+};
+
+type Done = Result<(), Failure>;
+
+pub fn service(pins: &Pins, output: &Output, command: &ServiceCommand) -> Done {
+    let views = ServiceMaps::read(pins)?.views();
+    match command {
+        ServiceCommand::List => output.print_view(&views, |out| {
+            services::print_services_into(out, &views, output.headers, output.wide())
+        }),
+        ServiceCommand::Show { service } => {
+            let views = services::only(views, service)?;
+            output.print_view(&views, |out| services::print_service_into(out, &views))
+        }
+    }
+}
+
+pub fn backends(pins: &Pins, output: &Output) -> Done {
+    let views = backends::views(&ServiceMaps::read(pins)?);
+    output.print_view(&views, |out| backends::print_backends_into(out, &views, output.headers))
+}
+
+pub fn conntrack(pins: &Pins, output: &Output, command: &ConntrackCommand) -> Done {
+    match command {
+        ConntrackCommand::List { service, halves } => {
+            let flows = Flows::read(pins)?;
+            let views = flows.views(service.as_deref(), *halves, clock()?)?;
+            output
+                .print_view(&views, |out| flows::print_flows_into(out, &views, output.headers, output.wide()))
+        }
+        ConntrackCommand::Flush { service } => {
+            let count = flows::flush(pins, service.as_deref())?;
+            let plural = if count == 1 { "" } else { "s" };
+            output.print_view(&[serde_json::json!({ "flushed": count })], |out| {
+                writeln!(out, "{count} flow{plural} forgotten")
+            })
+        }
+    }
+}
+
+pub fn affinity(pins: &Pins, output: &Output) -> Done {
+    let views = AffinityMaps::read(pins)?.views(clock()?);
+    output.print_view(&views, |out| affinity::print_affinity_into(out, &views, output.headers))
+}
+
+pub fn counters(pins: &Pins, output: &Output) -> Done {
+    let views = counters::read(pins)?;
+    output.print_view(&views, |out| counters::print_counters_into(out, &views, output.headers))
+}
+
+pub fn programs(pins: &Pins, output: &Output) -> Done {
+    let views = programs::list(pins)?;
+    output.print_view(&views, |out| programs::print_programs_into(out, &views, output.headers))
+}
+
+pub fn links(pins: &Pins, output: &Output) -> Done {
+    let views = links::list(pins)?;
+    output.print_view(&views, |out| links::print_links_into(out, &views, output.headers))
+}
+
+pub fn map(pins: &Pins, output: &Output, command: &MapCommand) -> Done {
+    match command {
+        MapCommand::List => {
+            let views = maps::list(pins)?;
+            output.print_view(&views, |out| maps::print_maps_into(out, &views, output.headers))
+        }
+        MapCommand::Dump { words, all } => {
+            let elements = maps::dump(pins, words, *all)?;
+            output.print_view(&elements, |out| maps::print_dump_into(out, &elements))
+        }
+        MapCommand::Lookup { words } => {
+            let element = maps::lookup(pins, words)?;
+            output.print_view(&element, |out| maps::print_element_into(out, &element))
+        }
+    }
+}
+
+pub fn status(pins: &Pins, output: &Output) -> Done {
+    let view = StatusMaps::read(pins)?.view(status::unix_now());
+    output.print_view(&[&view], |out| status::print_status_into(out, &view))
+}
+
+pub fn version(output: &Output) -> Done {
+    let (version, schema) = (env!("CARGO_PKG_VERSION"), proxy_common::SCHEMA);
+    output.print_view(&[serde_json::json!({ "version": version, "schema": schema })], |out| {
+        writeln!(out, "shunt {version} (map contract v{schema})")
+    })
+}
+
+fn clock() -> Result<Jiffies, InspectError> {
+    Jiffies::read().map_err(InspectError::Clock)
+}

@@ -1,0 +1,532 @@
+//! `shunt service list|show`: each frontend with its backends and their connections, as `ipvsadm -ln` shows
+//! virtual and real servers.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io::{self, Write},
+};
+
+use proxy_common::{
+    Backend, BackendMeta, CtEntry, CtKey, Frontend, FrontendKey, FrontendKind, Proto, Service, ServiceMeta,
+    map, tcp,
+};
+use serde::Serialize;
+
+use super::{InspectError, pins::Pins, proto_name, table::print_table_into};
+
+/// One frontend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ServiceView {
+    pub namespace: String,
+    pub name: String,
+    pub port_name: String,
+    /// `0.0.0.0` or `::` for a NodePort.
+    pub address: String,
+    pub port: u16,
+    pub protocol: String,
+    pub kind: &'static str,
+    pub scheduler: &'static str,
+    pub policy: &'static str,
+    /// 0 without session affinity.
+    pub affinity_seconds: u32,
+    /// Whether the Service has a usable endpoint anywhere: without, new flows are refused.
+    pub has_endpoints: bool,
+    pub backends: Vec<ServiceBackend>,
+    /// Index into SERVICES.
+    pub id: u32,
+    pub statistics: Statistics,
+}
+
+/// One backend of one frontend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ServiceBackend {
+    pub address: String,
+    pub port: u16,
+    pub node: String,
+    pub local: bool,
+    pub ready: bool,
+    pub terminating: bool,
+    /// Established TCP connections through this frontend.
+    pub active: u64,
+    /// Its other flows: TCP that begins or ends, and all of UDP, as ipvsadm counts.
+    pub inactive: u64,
+    /// The set that holds it: `cluster`, `local` or `both`.
+    pub set: &'static str,
+    pub id: u32,
+}
+
+/// What SERVICES counts for one service port, all its frontends together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Statistics {
+    /// New flows to the cluster-wide set: also the round-robin position.
+    pub cluster_flows: u64,
+    pub local_flows: u64,
+    pub refused: u64,
+    pub dropped: u64,
+}
+
+/// The entries that services are made of, as read from the maps.
+#[derive(Clone, Debug, Default)]
+pub struct ServiceMaps {
+    pub frontends: Vec<(FrontendKey, Frontend)>,
+    /// Index to backend id, what is not zero.
+    pub slots: HashMap<u32, u32>,
+    pub backends: HashMap<u32, Backend>,
+    pub services: HashMap<u32, Service>,
+    pub service_meta: HashMap<u32, ServiceMeta>,
+    pub backend_meta: HashMap<u32, BackendMeta>,
+    pub conntrack: Vec<(CtKey, CtEntry)>,
+}
+
+impl ServiceMaps {
+    /// Frontends are read first: the slots that a frontend names stay as they are for a while after it is
+    /// replaced, so what is read later still fits what was read before.
+    pub fn read(pins: &Pins) -> Result<Self, InspectError> {
+        Ok(Self {
+            frontends: pins.read(map::FRONTENDS)?,
+            slots: pins.read(map::SLOTS)?.into_iter().collect(),
+            backends: pins.read(map::BACKENDS)?.into_iter().collect(),
+            services: pins.read(map::SERVICES)?.into_iter().collect(),
+            service_meta: pins.read(map::SERVICE_META)?.into_iter().collect(),
+            backend_meta: pins.read(map::BACKEND_META)?.into_iter().collect(),
+            conntrack: pins.read(map::CONNTRACK)?,
+        })
+    }
+
+    /// One view a frontend, by name, then kind and address. Ping answers are no services.
+    pub fn views(&self) -> Vec<ServiceView> {
+        let connections = self.connections();
+        let mut views: Vec<_> = self
+            .frontends
+            .iter()
+            .filter_map(|(key, frontend)| {
+                let kind =
+                    FrontendKind::from_number(frontend.kind).filter(|kind| *kind != FrontendKind::Ping)?;
+                Some((kind, key.addr.to_ip(), self.view(key, frontend, kind, &connections)))
+            })
+            .collect();
+        views.sort_by(|(a_kind, a_ip, a), (b_kind, b_ip, b)| {
+            (&a.namespace, &a.name, &a.port_name, &a.protocol, a_kind, a_ip).cmp(&(
+                &b.namespace,
+                &b.name,
+                &b.port_name,
+                &b.protocol,
+                b_kind,
+                b_ip,
+            ))
+        });
+        views.into_iter().map(|(.., view)| view).collect()
+    }
+
+    fn view(
+        &self,
+        key: &FrontendKey,
+        frontend: &Frontend,
+        kind: FrontendKind,
+        connections: &Connections,
+    ) -> ServiceView {
+        let meta = self.service_meta.get(&frontend.service);
+        let text = |name: fn(&ServiceMeta) -> &str| meta.map_or("", name).to_owned();
+        let statistics = self.services.get(&frontend.service).copied();
+        ServiceView {
+            namespace: text(|meta| meta.namespace.as_str()),
+            name: text(|meta| meta.name.as_str()),
+            port_name: text(|meta| meta.port_name.as_str()),
+            address: key.addr.to_string(),
+            port: key.port.host(),
+            protocol: proto_name(key.proto),
+            kind: kind.name(),
+            scheduler: if frontend.has(Frontend::RANDOM) { "random" } else { "rr" },
+            policy: if frontend.has(Frontend::LOCAL) { "Local" } else { "Cluster" },
+            affinity_seconds: frontend.affinity_seconds,
+            has_endpoints: frontend.has(Frontend::HAS_ENDPOINTS),
+            backends: self.backends_of(key, frontend, connections),
+            id: frontend.service,
+            statistics: statistics.map_or_else(Statistics::default, |counts| Statistics {
+                cluster_flows: counts.cluster_next,
+                local_flows: counts.local_next,
+                refused: counts.refused,
+                dropped: counts.dropped,
+            }),
+        }
+    }
+
+    /// What new flows to this frontend can reach: under Cluster policy the cluster set; under Local policy the
+    /// local set, and for outside addresses the cluster set too, which this node and its own pods get.
+    fn backends_of(
+        &self,
+        key: &FrontendKey,
+        frontend: &Frontend,
+        connections: &Connections,
+    ) -> Vec<ServiceBackend> {
+        let local_policy = frontend.has(Frontend::LOCAL);
+        let range = |base: u32, count: u32| {
+            (base..base.saturating_add(count)).filter_map(|slot| self.slots.get(&slot))
+        };
+        let mut sets: BTreeMap<u32, (bool, bool)> = BTreeMap::new();
+        if !local_policy || frontend.has(Frontend::EXTERNAL) {
+            range(frontend.cluster_base, frontend.cluster_count)
+                .for_each(|id| sets.entry(*id).or_default().0 = true);
+        }
+        if local_policy {
+            range(frontend.local_base, frontend.local_count)
+                .for_each(|id| sets.entry(*id).or_default().1 = true);
+        }
+        let mut backends: Vec<_> = sets
+            .into_iter()
+            .filter_map(|(id, sets)| {
+                let backend = self.backends.get(&id)?;
+                let (active, inactive) = connections.get(&(*key, id)).copied().unwrap_or_default();
+                let view = ServiceBackend {
+                    address: backend.addr.to_string(),
+                    port: backend.port.host(),
+                    node: self.backend_meta.get(&id).map(|meta| meta.node().to_owned()).unwrap_or_default(),
+                    local: backend.has(Backend::LOCAL),
+                    ready: backend.has(Backend::READY),
+                    terminating: backend.has(Backend::TERMINATING),
+                    active,
+                    inactive,
+                    set: match sets {
+                        (true, true) => "both",
+                        (false, _) => "local",
+                        (true, false) => "cluster",
+                    },
+                    id,
+                };
+                Some((backend.addr.to_ip(), view))
+            })
+            .collect();
+        backends.sort_by(|(a_ip, a), (b_ip, b)| (a_ip, a.port, a.id).cmp(&(b_ip, b.port, b.id)));
+        backends.into_iter().map(|(_, view)| view).collect()
+    }
+
+    /// Active and inactive flows of each frontend and backend, from the request halves: a half's destination
+    /// is a frontend's address, or an address of the node whose port is a NodePort.
+    fn connections(&self) -> Connections {
+        let frontends: HashMap<&FrontendKey, u32> =
+            self.frontends.iter().map(|(key, frontend)| (key, frontend.service)).collect();
+        let mut counts = Connections::new();
+        for (key, entry) in &self.conntrack {
+            if !(entry.has(CtEntry::REQUEST) && entry.has(CtEntry::SERVICE)) {
+                continue;
+            }
+            let exact = FrontendKey::new(key.dst, key.dport, key.proto);
+            let node_port = FrontendKey::new(key.dst.unspecified_alike(), key.dport, key.proto);
+            let Some(frontend) = [exact, node_port]
+                .into_iter()
+                .find(|frontend| frontends.get(frontend) == Some(&entry.service))
+            else {
+                continue;
+            };
+            let (active, inactive) = counts.entry((frontend, entry.backend)).or_default();
+            if key.proto == Proto::TCP && tcp::name(entry.state, key.proto) == "ESTABLISHED" {
+                *active += 1;
+            } else {
+                *inactive += 1;
+            }
+        }
+        counts
+    }
+}
+
+/// Active and inactive flows by frontend and backend id.
+type Connections = HashMap<(FrontendKey, u32), (u64, u64)>;
+
+/// `NAMESPACE/NAME` in two.
+pub fn split_name(text: &str) -> Result<(&str, &str), InspectError> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+            Ok((namespace, name))
+        }
+        _ => Err(InspectError::BadServiceName(text.to_owned())),
+    }
+}
+
+/// The frontends of one Service.
+pub fn only(views: Vec<ServiceView>, name: &str) -> Result<Vec<ServiceView>, InspectError> {
+    let (namespace, service) = split_name(name)?;
+    let views: Vec<_> =
+        views.into_iter().filter(|view| view.namespace == namespace && view.name == service).collect();
+    if views.is_empty() { Err(InspectError::NoSuchService(name.to_owned())) } else { Ok(views) }
+}
+
+impl ServiceView {
+    fn endpoint(&self) -> String {
+        joined(&self.address, self.port)
+    }
+
+    /// `NAMESPACE/NAME`, with the port's name where it has one.
+    fn title(&self) -> String {
+        match self.port_name.as_str() {
+            "" => format!("{}/{}", self.namespace, self.name),
+            port => format!("{}/{}:{port}", self.namespace, self.name),
+        }
+    }
+
+    /// What happens to new flows when there is no backend to show.
+    fn nobody(&self) -> &'static str {
+        if self.has_endpoints { "no local endpoint: dropped" } else { "no endpoint: refused" }
+    }
+}
+
+impl ServiceBackend {
+    fn state(&self) -> &'static str {
+        match (self.terminating, self.ready) {
+            (true, _) => "terminating",
+            (false, true) => "ready",
+            (false, false) => "not ready",
+        }
+    }
+}
+
+fn joined(address: &str, port: u16) -> String {
+    if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
+}
+
+/// As `ipvsadm -ln`: a frontend's line, then one line a backend.
+pub fn print_services_into(
+    out: &mut impl Write,
+    views: &[ServiceView],
+    headers: bool,
+    wide: bool,
+) -> io::Result<()> {
+    let mut rows = Vec::new();
+    let row = |cells: [&str; 7], extra: [String; 2]| {
+        let mut cells: Vec<String> = cells.into_iter().map(str::to_owned).collect();
+        if wide {
+            cells.extend(extra);
+        }
+        cells
+    };
+    if headers {
+        rows.push(row(
+            ["PROT", "ADDRESS:PORT", "SCHEDULER", "KIND", "POLICY", "SERVICE", ""],
+            ["AFFINITY".to_owned(), "ID".to_owned()],
+        ));
+        rows.push(row(
+            ["  ->", "BACKEND", "NODE", "WHERE", "STATE", "ACTIVE", "INACTIVE"],
+            ["SET".to_owned(), "ID".to_owned()],
+        ));
+    }
+    for view in views {
+        let affinity = match view.affinity_seconds {
+            0 => "none".to_owned(),
+            seconds => format!("{seconds}s"),
+        };
+        rows.push(row(
+            [&view.protocol, &view.endpoint(), view.scheduler, view.kind, view.policy, &view.title(), ""],
+            [affinity, view.id.to_string()],
+        ));
+        for backend in &view.backends {
+            rows.push(row(
+                [
+                    "  ->",
+                    &joined(&backend.address, backend.port),
+                    if backend.node.is_empty() { "-" } else { &backend.node },
+                    if backend.local { "local" } else { "remote" },
+                    backend.state(),
+                    &backend.active.to_string(),
+                    &backend.inactive.to_string(),
+                ],
+                [backend.set.to_owned(), backend.id.to_string()],
+            ));
+        }
+        if view.backends.is_empty() {
+            rows.push(row(["  ->", view.nobody(), "", "", "", "", ""], [String::new(), String::new()]));
+        }
+    }
+    print_table_into(out, false, &[], rows)
+}
+
+/// Everything about one Service, a paragraph a frontend.
+pub fn print_service_into(out: &mut impl Write, views: &[ServiceView]) -> io::Result<()> {
+    for (i, view) in views.iter().enumerate() {
+        if i > 0 {
+            writeln!(out)?;
+        }
+        let counts = &view.statistics;
+        let affinity = match view.affinity_seconds {
+            0 => "none".to_owned(),
+            seconds => format!("by client address, {seconds} s"),
+        };
+        for (name, value) in [
+            ("Service", view.title()),
+            ("Frontend", format!("{} {} ({})", view.endpoint(), view.protocol, view.kind)),
+            ("Policy", view.policy.to_owned()),
+            ("Scheduler", view.scheduler.to_owned()),
+            ("Affinity", affinity),
+            ("New flows", format!("{} cluster-wide, {} local", counts.cluster_flows, counts.local_flows)),
+            ("Refused", format!("{} (no endpoint)", counts.refused)),
+            ("Dropped", format!("{} (no local endpoint)", counts.dropped)),
+            ("Service id", view.id.to_string()),
+        ] {
+            writeln!(out, "{:<12}{value}", format!("{name}:"))?;
+        }
+        if view.backends.is_empty() {
+            writeln!(out, "{:<12}{}", "Backends:", view.nobody())?;
+            continue;
+        }
+        writeln!(out, "Backends:")?;
+        let rows = view.backends.iter().map(|backend| {
+            vec![
+                format!("  {}", joined(&backend.address, backend.port)),
+                backend.node.clone(),
+                if backend.local { "local" } else { "remote" }.to_owned(),
+                backend.state().to_owned(),
+                backend.active.to_string(),
+                backend.inactive.to_string(),
+                backend.set.to_owned(),
+                backend.id.to_string(),
+            ]
+        });
+        let header = ["  ADDRESS:PORT", "NODE", "WHERE", "STATE", "ACTIVE", "INACTIVE", "SET", "ID"];
+        print_table_into(out, true, &header, rows)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use proxy_common::{Addr, Half, Name, Port};
+
+    use super::*;
+
+    fn ip(last: u8) -> Addr {
+        IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)).into()
+    }
+
+    fn frontend(kind: FrontendKind, flags: u32) -> Frontend {
+        Frontend {
+            service: 7,
+            flags,
+            cluster_base: 0,
+            cluster_count: 2,
+            local_base: 8,
+            local_count: 1,
+            affinity_seconds: 0,
+            kind: kind as u32,
+        }
+    }
+
+    fn backend(last: u8, flags: u8) -> Backend {
+        Backend { addr: ip(last), port: Port::new(8080), proto: Proto::TCP, flags, reserved: 0 }
+    }
+
+    fn flow(sport: u16, dst: Addr, dport: u16, backend: u32, state: u32) -> (CtKey, CtEntry) {
+        let key = CtKey::new(ip(200), Port::new(sport), dst, Port::new(dport), Proto::TCP, Half::Ingress);
+        let mut entry: CtEntry = bytemuck::Zeroable::zeroed();
+        (entry.flags, entry.service, entry.backend, entry.state) =
+            (CtEntry::SERVICE | CtEntry::REQUEST, 7, backend, state);
+        (key, entry)
+    }
+
+    /// Service 7 at 10.0.0.100:80 and NodePort 30080 (Local), backends 1 (here) and 2 (away).
+    fn maps() -> ServiceMaps {
+        let open = tcp::OPENED | tcp::REPLIED | tcp::CONFIRMED;
+        let name = |text| Name::new(text).unwrap();
+        let meta = ServiceMeta {
+            namespace: name("default"),
+            name: name("web"),
+            port_name: name("http"),
+            port: Port::new(80),
+            proto: Proto::TCP,
+            family: 4,
+            flags: 0,
+        };
+        let cluster_ip = FrontendKey::new(ip(100), Port::new(80), Proto::TCP);
+        let node_port = FrontendKey::new(Addr::UNSPECIFIED_V4, Port::new(30080), Proto::TCP);
+        let ping = FrontendKey::new(ip(100), Port::ZERO, Proto::ICMP);
+        let flags = Frontend::HAS_ENDPOINTS;
+        ServiceMaps {
+            frontends: vec![
+                (node_port, frontend(FrontendKind::NodePort, flags | Frontend::EXTERNAL | Frontend::LOCAL)),
+                (ping, frontend(FrontendKind::Ping, flags)),
+                (cluster_ip, frontend(FrontendKind::ClusterIp, flags)),
+            ],
+            slots: [(0, 1), (1, 2), (8, 1)].into(),
+            backends: [
+                (1, backend(1, Backend::LOCAL | Backend::READY | Backend::ACTIVE)),
+                (2, backend(2, Backend::TERMINATING | Backend::ACTIVE)),
+            ]
+            .into(),
+            services: [(7, Service { cluster_next: 5, local_next: 1, refused: 2, dropped: 3 })].into(),
+            service_meta: [(7, meta)].into(),
+            backend_meta: [(1, BackendMeta::new("node-1")), (2, BackendMeta::new("node-2"))].into(),
+            conntrack: vec![
+                flow(1, ip(100), 80, 1, open),
+                flow(2, ip(100), 80, 1, tcp::OPENED),
+                flow(3, ip(100), 80, 2, open),
+                flow(4, ip(250), 30080, 1, open | tcp::FIN_CLIENT),
+            ],
+        }
+    }
+
+    #[test]
+    fn a_table_as_ipvsadm_shows_it() {
+        let mut out = Vec::new();
+        print_services_into(&mut out, &maps().views(), true, false).unwrap();
+        let want = "\
+PROT   ADDRESS:PORT    SCHEDULER   KIND        POLICY        SERVICE            
+  ->   BACKEND         NODE        WHERE       STATE         ACTIVE             INACTIVE
+TCP    10.0.0.100:80   rr          ClusterIP   Cluster       default/web:http
+  ->   10.0.0.1:8080   node-1      local       ready         1                  1
+  ->   10.0.0.2:8080   node-2      remote      terminating   1                  0
+TCP    0.0.0.0:30080   rr          NodePort    Local         default/web:http
+  ->   10.0.0.1:8080   node-1      local       ready         0                  1
+  ->   10.0.0.2:8080   node-2      remote      terminating   0                  0
+";
+        let want: String = want.lines().map(|line| format!("{}\n", line.trim_end())).collect();
+        assert_eq!(String::from_utf8(out).unwrap(), want);
+    }
+
+    #[test]
+    fn json_has_the_contracts_names() {
+        let json = serde_json::to_value(&maps().views()[0]).unwrap();
+        for name in
+            ["namespace", "name", "port_name", "address", "port", "protocol", "kind", "scheduler", "policy"]
+        {
+            assert!(!json[name].is_null(), "{name}");
+        }
+        assert_eq!(json["backends"][0]["node"], "node-1");
+        for name in ["address", "port", "node", "local", "ready", "terminating", "active", "inactive"] {
+            assert!(!json["backends"][0][name].is_null(), "{name}");
+        }
+        assert_eq!(json["statistics"]["refused"], 2);
+    }
+
+    #[test]
+    fn local_policy_shows_who_can_be_reached() {
+        let mut maps = maps();
+        let views = maps.views();
+        assert_eq!(views[1].backends[0].set, "both");
+        assert_eq!(views[1].backends[1].set, "cluster");
+        // internalTrafficPolicy Local: the local set alone.
+        maps.frontends[2].1.flags |= Frontend::LOCAL;
+        assert_eq!(maps.views()[0].backends.len(), 1);
+        maps.frontends[2].1.local_count = 0;
+        assert_eq!(maps.views()[0].nobody(), "no local endpoint: dropped");
+        maps.frontends[2].1.flags = 0;
+        assert_eq!(maps.views()[0].nobody(), "no endpoint: refused");
+    }
+
+    #[test]
+    fn names_are_two_words() {
+        assert_eq!(split_name("a/b").unwrap(), ("a", "b"));
+        for bad in ["a", "/b", "a/", "a/b/c"] {
+            assert!(split_name(bad).unwrap_err().is_usage(), "{bad}");
+        }
+        assert!(matches!(only(maps().views(), "default/other"), Err(InspectError::NoSuchService(_))));
+        assert_eq!(only(maps().views(), "default/web").unwrap().len(), 2);
+    }
+
+    #[test]
+    fn one_services_details() {
+        let mut out = Vec::new();
+        print_service_into(&mut out, &maps().views()[..1]).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("Refused:    2 (no endpoint)"), "{text}");
+        assert!(text.contains("New flows:  5 cluster-wide, 1 local"), "{text}");
+    }
+}
