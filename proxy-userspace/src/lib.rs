@@ -2,8 +2,14 @@
 
 pub mod bpf;
 pub mod cli;
+pub mod compile;
 pub mod config;
+pub mod controller;
 pub mod inspect;
 pub mod maps;
 pub mod model;
+pub mod node;
+pub mod problem;
+pub mod snapshot;
 pub mod source;
+pub mod tables;

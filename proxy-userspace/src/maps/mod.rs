@@ -3,6 +3,7 @@
 //! The controller decides what every map must hold; a [`MapStore`] reads and writes it and decides nothing.
 
 pub mod kernel;
+pub mod memory;
 
 use std::fmt;
 
@@ -36,6 +37,21 @@ pub trait MapStore {
     /// Carries out `ops` in order, as few system calls as order allows; stops at the first that fails and
     /// says how many were done. Deleting what is not there is no error.
     fn write(&mut self, ops: &[Op]) -> Result<(), (usize, MapError)>;
+}
+
+impl Op {
+    /// The map it is for.
+    pub fn map(&self) -> &'static str {
+        match self {
+            Self::Put { map, .. } | Self::Delete { map, .. } => map,
+        }
+    }
+
+    pub fn key(&self) -> &[u8] {
+        match self {
+            Self::Put { key, .. } | Self::Delete { key, .. } => key,
+        }
+    }
 }
 
 impl fmt::Debug for Op {

@@ -1,0 +1,257 @@
+//! From one Service and its endpoints to what this node must do for it.
+//!
+//! [`compile`] is a pure function: no ids, no maps, no I/O. The controller calls it for every Service that a
+//! change concerns; `tables` gives the result ids and places.
+
+mod categorize;
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use proxy_common::FrontendKind;
+
+pub use self::categorize::{Categories, categorize, is_local};
+use crate::{
+    config::{CompileConfig, Scheduler},
+    model::{Endpoint, Family, Node, Protocol, Service, ServiceKey, ServicePort, ServiceType, TrafficPolicy},
+    problem::{Problem, ProblemKind},
+};
+
+/// What this node does for one Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CompiledService {
+    pub key: ServiceKey,
+    /// When the Service was made: the older one keeps an address both claim.
+    pub created: Option<Arc<str>>,
+    /// One for each port and family; empty when there is nothing to serve.
+    pub ports: Vec<CompiledPort>,
+    pub problems: Vec<Problem>,
+}
+
+/// One port of a Service in one family: one service id of the datapath.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CompiledPort {
+    pub name: Arc<str>,
+    pub protocol: Protocol,
+    pub family: Family,
+    pub port: u16,
+    /// Choose at random instead of in turn.
+    pub random: bool,
+    /// 0 is no affinity.
+    pub affinity_seconds: u32,
+    /// Some endpoint exists: without, new flows are refused.
+    pub has_endpoints: bool,
+    /// Everything that `cluster` and `local` name, each once, by address and port.
+    pub backends: Vec<CompiledBackend>,
+    /// Indices into `backends`, in order.
+    pub cluster: Vec<u32>,
+    /// Indices into `backends`, in order.
+    pub local: Vec<u32>,
+    /// UDP only: endpoints that serve, in use or not. Flows to others are forgotten.
+    pub serving: Vec<(IpAddr, u16)>,
+    pub frontends: Vec<CompiledFrontend>,
+}
+
+/// An address and port that leads to a service port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CompiledFrontend {
+    /// `None` is every address of the node that accepts NodePorts.
+    pub address: Option<IpAddr>,
+    pub port: u16,
+    pub kind: FrontendKind,
+    /// Its traffic policy is Local.
+    pub local: bool,
+}
+
+/// One endpoint in use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CompiledBackend {
+    pub address: IpAddr,
+    pub port: u16,
+    pub local: bool,
+    pub ready: bool,
+    pub terminating: bool,
+    pub node: Option<Arc<str>>,
+}
+
+/// The traffic policies of one service port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policies {
+    pub internal_local: bool,
+    pub external_local: bool,
+    /// It has a NodePort, a load balancer's address or an external address.
+    pub externally_accessible: bool,
+}
+
+impl Policies {
+    /// Local external traffic still needs the cluster-wide set, for the short circuits.
+    fn uses_cluster(self) -> bool {
+        !self.internal_local || self.externally_accessible
+    }
+
+    fn uses_local(self) -> bool {
+        self.internal_local || (self.external_local && self.externally_accessible)
+    }
+}
+
+/// What `node` must do for `service`, given its endpoints (all of them, every port and family).
+pub fn compile(
+    service: &Service,
+    endpoints: &[Endpoint],
+    node: &Node,
+    config: &CompileConfig,
+) -> CompiledService {
+    let mut compiled = CompiledService {
+        key: service.key.clone(),
+        created: service.created.clone(),
+        ports: Vec::new(),
+        problems: Vec::new(),
+    };
+    if !service.is_served() {
+        let may_have_address = !service.headless && !service.other_proxy;
+        if may_have_address && service.kind != ServiceType::ExternalName {
+            compiled.problems.push(Problem::new(&service.key, ProblemKind::NoClusterIp));
+        }
+        return compiled;
+    }
+    for family in Family::BOTH {
+        let Some(cluster_ip) = service.cluster_ip(family) else { continue };
+        let addresses = addresses(service, family, cluster_ip, &mut compiled.problems);
+        for port in &service.ports {
+            compiled.ports.push(compile_port(service, port, family, &addresses, endpoints, node, config));
+        }
+    }
+    compiled
+}
+
+/// The Service's own addresses in one family, each once; a ClusterIP goes before a load balancer's address
+/// and that before an external one.
+fn addresses(
+    service: &Service,
+    family: Family,
+    cluster_ip: IpAddr,
+    problems: &mut Vec<Problem>,
+) -> Vec<(IpAddr, FrontendKind)> {
+    let in_family = |ips: &[IpAddr]| -> Vec<IpAddr> {
+        ips.iter().copied().filter(|ip| Family::from(*ip) == family).collect()
+    };
+    let mut load_balancer = in_family(&service.load_balancer_ips);
+    // The datapath cannot check sources yet: better not served than served to everyone.
+    if !load_balancer.is_empty() && is_source_restricted(service, family) {
+        for address in load_balancer.drain(..) {
+            problems.push(Problem::new(&service.key, ProblemKind::SourceRanges { address }));
+        }
+    }
+    let mut found = vec![(cluster_ip, FrontendKind::ClusterIp)];
+    found.extend(load_balancer.into_iter().map(|ip| (ip, FrontendKind::LoadBalancerIp)));
+    found.extend(in_family(&service.external_ips).into_iter().map(|ip| (ip, FrontendKind::ExternalIp)));
+    let mut seen = Vec::new();
+    found.retain(|(ip, _)| {
+        let first = !seen.contains(ip);
+        seen.push(*ip);
+        first
+    });
+    found
+}
+
+/// Whether source ranges apply in this family: a list with a /0 allows everyone.
+fn is_source_restricted(service: &Service, family: Family) -> bool {
+    let mut ranges =
+        service.source_ranges.iter().filter(|range| Family::from(range.addr()) == family).peekable();
+    ranges.peek().is_some() && ranges.all(|range| range.prefix_len() != 0)
+}
+
+fn compile_port(
+    service: &Service,
+    port: &ServicePort,
+    family: Family,
+    addresses: &[(IpAddr, FrontendKind)],
+    endpoints: &[Endpoint],
+    node: &Node,
+    config: &CompileConfig,
+) -> CompiledPort {
+    let externally_accessible =
+        port.node_port.is_some() || addresses.iter().any(|(_, kind)| *kind != FrontendKind::ClusterIp);
+    let policies = Policies {
+        internal_local: service.internal_policy == TrafficPolicy::Local,
+        external_local: service.external_policy == TrafficPolicy::Local,
+        externally_accessible,
+    };
+    let mine = endpoints_of(endpoints, port, family);
+    let categories = categorize(&mine, node, policies);
+
+    let mut used: Vec<usize> = categories.cluster.iter().chain(&categories.local).copied().collect();
+    used.sort_unstable();
+    used.dedup();
+    let place = |i: &usize| used.binary_search(i).unwrap_or_default() as u32;
+    let is_udp = port.protocol == Protocol::Udp;
+    CompiledPort {
+        name: port.name.clone(),
+        protocol: port.protocol,
+        family,
+        port: port.port,
+        random: config.scheduler == Scheduler::Random,
+        affinity_seconds: service.affinity_seconds.unwrap_or(0),
+        has_endpoints: categories.has_any,
+        cluster: categories.cluster.iter().map(place).collect(),
+        local: categories.local.iter().map(place).collect(),
+        serving: mine
+            .iter()
+            .filter(|endpoint| is_udp && endpoint.serving)
+            .map(|endpoint| (endpoint.address, endpoint.port))
+            .collect(),
+        backends: used.iter().map(|i| backend(mine[*i], node)).collect(),
+        frontends: frontends(port, addresses, policies),
+    }
+}
+
+fn frontends(
+    port: &ServicePort,
+    addresses: &[(IpAddr, FrontendKind)],
+    policies: Policies,
+) -> Vec<CompiledFrontend> {
+    let mut frontends: Vec<_> = addresses
+        .iter()
+        .map(|(ip, kind)| {
+            let internal = *kind == FrontendKind::ClusterIp;
+            let local = if internal { policies.internal_local } else { policies.external_local };
+            CompiledFrontend { address: Some(*ip), port: port.port, kind: *kind, local }
+        })
+        .collect();
+    frontends.extend(port.node_port.map(|node_port| CompiledFrontend {
+        address: None,
+        port: node_port,
+        kind: FrontendKind::NodePort,
+        local: policies.external_local,
+    }));
+    frontends
+}
+
+/// The endpoints of one port and family, sorted by address and port, each once: of two with one address and
+/// port the later replaces the earlier unless it is terminating (a reused pod address belongs to the pod
+/// that runs).
+fn endpoints_of<'a>(endpoints: &'a [Endpoint], port: &ServicePort, family: Family) -> Vec<&'a Endpoint> {
+    let mut found: BTreeMap<(IpAddr, u16), &Endpoint> = BTreeMap::new();
+    let mine = endpoints.iter().filter(|endpoint| {
+        endpoint.protocol == port.protocol
+            && Family::from(endpoint.address) == family
+            && endpoint.port_name == port.name
+    });
+    for endpoint in mine {
+        let slot = found.entry((endpoint.address, endpoint.port)).or_insert(endpoint);
+        if !endpoint.terminating {
+            *slot = endpoint;
+        }
+    }
+    found.into_values().collect()
+}
+
+fn backend(endpoint: &Endpoint, node: &Node) -> CompiledBackend {
+    CompiledBackend {
+        address: endpoint.address,
+        port: endpoint.port,
+        local: is_local(endpoint, node),
+        ready: endpoint.ready,
+        terminating: endpoint.terminating,
+        node: endpoint.node.clone(),
+    }
+}

@@ -1,0 +1,337 @@
+//! The config line as a whole: events in, map writes out.
+//!
+//! One task owns the [`Controller`] and hands it events, the node's addresses and the store to write to; the
+//! controller itself waits for nothing and knows no kernel.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    compile::{CompiledService, compile},
+    config::{CompileConfig, MapSizes},
+    maps::{MapError, MapStore},
+    model::{Node, ServiceKey},
+    node::{node_addrs, node_config},
+    problem::{Consequence, Problem, ProblemKind},
+    snapshot::Snapshot,
+    source::Event,
+    tables::{Full, Lowering, Tables},
+};
+pub use crate::{node::NodeAddress, tables::InUse};
+
+/// How long after a frontend stopped naming a range of slots no packet can still be reading it. A program
+/// runs for microseconds; a second also bounds how often Services that do not fit are tried again.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Why the maps could not be brought to what the tables say. What was written stays; the next sync goes on.
+#[derive(Debug, thiserror::Error)]
+#[error("the maps are not up to date: {0}")]
+pub struct SyncError(#[from] pub MapError);
+
+/// What a sync did.
+#[derive(Clone, Debug, Default)]
+pub struct SyncReport {
+    /// The maps hold what all sources say; false before the sources have delivered their initial lists.
+    pub complete: bool,
+    /// Writes carried out.
+    pub ops: usize,
+    /// Services compiled.
+    pub services: usize,
+    /// UDP: (service id, backend id) that no longer belong together; their flows are to be forgotten.
+    pub removed: Vec<(u32, u32)>,
+    /// After the first sync: flows of former times may belong to no Service any more;
+    /// [`Controller::serves`] tells which.
+    pub first: bool,
+    /// Sync again after this time even if nothing happens.
+    pub retry_in: Option<Duration>,
+    /// Problems that were not there before (logged already).
+    pub problems: Vec<Problem>,
+}
+
+/// Decides what the maps must hold and writes it.
+#[derive(Debug)]
+pub struct Controller {
+    snapshot: Snapshot,
+    config: CompileConfig,
+    lowering: Lowering,
+    grace: Duration,
+    addresses: Vec<NodeAddress>,
+    fallback: Vec<IpAddr>,
+    dirty: BTreeSet<ServiceKey>,
+    every_service: bool,
+    node_dirty: bool,
+    vips_dirty: bool,
+    /// What each Service changed since the last complete write was before.
+    unwritten: HashMap<ServiceKey, Option<Arc<CompiledService>>>,
+    refused: BTreeMap<ServiceKey, Problem>,
+    compile_problems: BTreeMap<ServiceKey, Vec<Problem>>,
+    last_retry: Option<Instant>,
+    has_synced: bool,
+}
+
+impl Controller {
+    pub fn new(node_name: &str, config: CompileConfig, sizes: MapSizes) -> Self {
+        Self {
+            snapshot: Snapshot::new(node_name),
+            config,
+            lowering: Lowering::new(sizes),
+            grace: GRACE,
+            addresses: Vec::new(),
+            fallback: Vec::new(),
+            dirty: BTreeSet::new(),
+            every_service: false,
+            node_dirty: true,
+            vips_dirty: true,
+            unwritten: HashMap::new(),
+            refused: BTreeMap::new(),
+            compile_problems: BTreeMap::new(),
+            last_retry: None,
+            has_synced: false,
+        }
+    }
+
+    /// Another time than [`GRACE`] for what is let go; tests need not wait.
+    pub fn with_grace(mut self, grace: Duration) -> Self {
+        self.grace = grace;
+        self
+    }
+
+    /// Takes over ids and slot ranges from what the store holds, so that a restart without changes writes
+    /// nothing. Once, before the first sync.
+    pub fn restore(&mut self, store: &mut dyn MapStore) -> Result<(), SyncError> {
+        Ok(self.lowering.restore(store)?)
+    }
+
+    /// Reads the store again; the next sync repairs what somebody else changed in it.
+    pub fn reload(&mut self, store: &mut dyn MapStore) -> Result<(), SyncError> {
+        Ok(self.lowering.reload(store)?)
+    }
+
+    /// Takes one event; nothing is written before [`sync`](Self::sync).
+    pub fn apply(&mut self, event: Event) {
+        let dirty = self.snapshot.apply(event);
+        self.dirty.extend(dirty.services);
+        self.every_service |= dirty.every_service;
+        self.node_dirty |= dirty.node;
+        self.vips_dirty |= dirty.vips;
+    }
+
+    /// All addresses of the node's network namespace. `fallback` stands in as primary address of a family
+    /// in which the Node object has no InternalIP.
+    pub fn set_node_addresses(&mut self, addresses: Vec<NodeAddress>, fallback: &[IpAddr]) {
+        self.node_dirty |= self.addresses != addresses || self.fallback != fallback;
+        self.addresses = addresses;
+        self.fallback = fallback.to_vec();
+    }
+
+    /// Whether every source has delivered its initial list.
+    pub fn is_synced(&self) -> bool {
+        self.snapshot.is_synced()
+    }
+
+    pub fn service_count(&self) -> usize {
+        self.snapshot.service_count()
+    }
+
+    /// This node, as far as its object is known.
+    pub fn node(&self) -> Node {
+        self.snapshot.node()
+    }
+
+    /// Whether a source delivered this node's object.
+    pub fn knows_node(&self) -> bool {
+        self.snapshot.knows_node()
+    }
+
+    /// Whether UDP flows of this service id to this backend id may live on.
+    pub fn serves(&self, service: u32, backend: u32) -> bool {
+        self.lowering.serves(service, backend)
+    }
+
+    /// Whether ids wait to be freed by [`release`](Self::release).
+    pub fn has_retired(&self) -> bool {
+        self.lowering.has_retired()
+    }
+
+    /// What the maps must hold.
+    pub fn tables(&self) -> &Tables {
+        &self.lowering.tables
+    }
+
+    /// Every problem there is now, by Service.
+    pub fn problems(&self) -> Vec<Problem> {
+        let compiled = self.compile_problems.values().flatten().cloned();
+        let mut all: Vec<_> =
+            compiled.chain(self.refused.values().cloned()).chain(self.lowering.conflicts()).collect();
+        all.sort();
+        all
+    }
+
+    /// Tells which ids flows and sockets still name, as read from the datapath's maps since `since`. Ids
+    /// retired long enough before that and not named are freed; the next sync deletes their entries.
+    pub fn release(&mut self, since: Instant, in_use: &InUse) {
+        if let Some(before) = since.checked_sub(self.grace) {
+            self.lowering.release(before, in_use);
+        }
+    }
+
+    /// Writes what changed. Writes nothing before every source has delivered its initial list.
+    pub fn sync(&mut self, store: &mut dyn MapStore) -> Result<SyncReport, SyncError> {
+        if !self.is_synced() {
+            return Ok(SyncReport::default());
+        }
+        let now = Instant::now();
+        self.lowering.reclaim(now, self.grace);
+        let mut report = SyncReport { first: !self.has_synced, ..SyncReport::default() };
+        self.update_node();
+        self.update_services(now, &mut report);
+        if !self.has_synced {
+            self.lowering.drop_held();
+        }
+        self.flush(store, &mut report)?;
+        self.unwritten.clear();
+        self.lowering.flushed(now);
+        self.has_synced = true;
+        report.complete = true;
+        report.removed = self.lowering.take_removed();
+        report.problems.extend(self.lowering.take_fresh_conflicts());
+        for problem in &report.problems {
+            tracing::warn!("{problem}");
+        }
+        let is_waiting = self.lowering.is_aging() || !self.refused.is_empty();
+        report.retry_in = is_waiting.then_some(self.grace);
+        Ok(report)
+    }
+
+    fn update_node(&mut self) {
+        let (node_dirty, vips_dirty) = (self.node_dirty, self.vips_dirty);
+        (self.node_dirty, self.vips_dirty) = (false, false);
+        if !node_dirty && !vips_dirty {
+            return;
+        }
+        let node = self.snapshot.node();
+        let is_vip = |ip| self.snapshot.is_vip(ip);
+        let roles =
+            node_addrs(&self.addresses, &node, &self.fallback, &self.config.nodeport_addresses, is_vip);
+        let own = roles.keys().map(|addr| addr.to_ip());
+        let nodes: HashSet<IpAddr> = own.chain(self.snapshot.node_addresses()).collect();
+        let table = &mut self.lowering.tables.node_addrs;
+        let gone: Vec<_> = table
+            .entries()
+            .into_iter()
+            .map(|(addr, _)| *addr)
+            .filter(|addr| !roles.contains_key(addr))
+            .collect();
+        gone.iter().for_each(|addr| table.remove(addr));
+        roles.into_iter().for_each(|(addr, role)| table.set(addr, role));
+        self.lowering.set_node_addresses(nodes);
+        if node_dirty {
+            let (value, left) = node_config(&node, &self.fallback, &self.config);
+            self.lowering.tables.node_config.set(0, value);
+            for range in left {
+                tracing::warn!("pod range {range} is one too many: its pods count as outside the cluster");
+            }
+        }
+    }
+
+    fn update_services(&mut self, now: Instant, report: &mut SyncReport) {
+        if std::mem::take(&mut self.every_service) {
+            self.dirty.extend(self.snapshot.service_keys().cloned());
+        }
+        let may_retry = self.last_retry.is_none_or(|last| now.duration_since(last) >= self.grace);
+        if !self.refused.is_empty() && may_retry && self.lowering.take_made_room() {
+            self.dirty.extend(self.refused.keys().cloned());
+            self.last_retry = Some(now);
+        }
+        let node = self.snapshot.node();
+        let mut compiled: Vec<_> = std::mem::take(&mut self.dirty)
+            .into_iter()
+            .map(|key| {
+                let service = self.compile(&key, &node, report);
+                (key, service)
+            })
+            .collect();
+        report.services = compiled.len();
+        // Who goes makes room; who was served before a restart goes before who is new.
+        compiled.sort_by_key(|(_, service)| match service {
+            None => 0,
+            Some(service) if self.lowering.knows(service) => 1,
+            Some(_) => 2,
+        });
+        for (key, service) in compiled {
+            let before = self.lowering.installed(&key).cloned();
+            match self.lowering.replace(&key, service) {
+                Ok(()) => {
+                    self.refused.remove(&key);
+                    self.unwritten.entry(key).or_insert(before);
+                }
+                Err(full) => self.refuse(&key, full, report),
+            }
+        }
+    }
+
+    /// Compiles one Service and keeps what is wrong with it.
+    fn compile(
+        &mut self,
+        key: &ServiceKey,
+        node: &Node,
+        report: &mut SyncReport,
+    ) -> Option<Arc<CompiledService>> {
+        let compiled = self.snapshot.service(key).map(|service| {
+            let (endpoints, refused) = self.snapshot.endpoints(key);
+            let mut compiled = compile(service, &endpoints, node, &self.config);
+            compiled.problems.extend(refused);
+            compiled
+        });
+        let problems = compiled.as_ref().map(|compiled| compiled.problems.clone()).unwrap_or_default();
+        let known = self.compile_problems.remove(key).unwrap_or_default();
+        report.problems.extend(problems.iter().filter(|problem| !known.contains(problem)).cloned());
+        if !problems.is_empty() {
+            self.compile_problems.insert(key.clone(), problems);
+        }
+        compiled.map(Arc::new)
+    }
+
+    fn refuse(&mut self, key: &ServiceKey, full: Full, report: &mut SyncReport) {
+        let consequence = match self.lowering.installed(key) {
+            None => Consequence::NotServed,
+            Some(_) => Consequence::ServedAsBefore,
+        };
+        let problem = Problem::new(key, ProblemKind::Full { map: full.map, max: full.max, consequence });
+        if self.refused.insert(key.clone(), problem.clone()).as_ref() != Some(&problem) {
+            report.problems.push(problem);
+        }
+    }
+
+    /// Writes the diff. A store with less room than it was said to have refuses the Service at fault whole:
+    /// that one goes back to what it was, and the rest is written.
+    fn flush(&mut self, store: &mut dyn MapStore, report: &mut SyncReport) -> Result<(), SyncError> {
+        loop {
+            let ops = self.lowering.tables.ops();
+            if ops.is_empty() {
+                return Ok(());
+            }
+            let Err((done, error)) = store.write(&ops) else {
+                self.lowering.tables.commit(&ops);
+                report.ops += ops.len();
+                return Ok(());
+            };
+            self.lowering.tables.commit(&ops[..done]);
+            report.ops += done;
+            let MapError::Full { map, max } = error else { return Err(error.into()) };
+            let blamed = ops.get(done).and_then(|op| self.lowering.blame(op));
+            // Only what changed since the last complete write can be undone, each Service once.
+            let Some((key, before)) = blamed.and_then(|key| self.unwritten.remove_entry(&key)) else {
+                return Err(error.into());
+            };
+            if self.lowering.replace(&key, before).is_err() && self.lowering.replace(&key, None).is_err() {
+                return Err(error.into());
+            }
+            self.refuse(&key, Full { map, max }, report);
+        }
+    }
+}

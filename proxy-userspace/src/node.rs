@@ -1,0 +1,175 @@
+//! NODE_CONFIG and NODE_ADDRS: what the datapath must know of the node, from its Node object, its addresses
+//! and the configuration. Pure functions, called by the controller.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ipnet::IpNet;
+use proxy_common::{Addr, NodeConfig, Prefix, node::role};
+
+use crate::{
+    config::{CompileConfig, DetectLocal, NodePortAddresses},
+    model::{Family, Node},
+};
+
+/// One address of the node's network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeAddress {
+    pub addr: IpAddr,
+    /// The device that has it.
+    pub device: String,
+}
+
+/// Devices that hold addresses of Services, not of the node (kube-proxy's IPVS mode, NodeLocal DNSCache).
+const VIP_DEVICES: [&str; 2] = ["kube-ipvs0", "nodelocaldns"];
+
+/// The node's address of this family: its InternalIP, else what the caller took from the routes.
+pub fn primary(node: &Node, fallback: &[IpAddr], family: Family) -> Option<IpAddr> {
+    node.primary_ip(family).or_else(|| fallback.iter().copied().find(|ip| Family::from(*ip) == family))
+}
+
+/// The value of NODE_CONFIG, and the pod ranges that found no room in it.
+pub fn node_config(node: &Node, fallback: &[IpAddr], config: &CompileConfig) -> (NodeConfig, Vec<IpNet>) {
+    let mut value: NodeConfig = bytemuck::Zeroable::zeroed();
+    let addr = |family, none| primary(node, fallback, family).map_or(none, Addr::from);
+    value.primary_v4 = addr(Family::V4, Addr::UNSPECIFIED_V4);
+    value.primary_v6 = addr(Family::V6, Addr::UNSPECIFIED_V6);
+
+    let by_device =
+        matches!(config.detect_local, DetectLocal::BridgeInterface(_) | DetectLocal::InterfaceNamePrefix(_));
+    let ranges: &[IpNet] = match &config.detect_local {
+        DetectLocal::ClusterCidr(ranges) => ranges,
+        DetectLocal::Auto | DetectLocal::NodeCidr => &node.pod_cidrs,
+        DetectLocal::BridgeInterface(_) | DetectLocal::InterfaceNamePrefix(_) => &[],
+    };
+    let room = value.pod_prefixes.len();
+    for (place, range) in value.pod_prefixes.iter_mut().zip(ranges) {
+        *place = prefix(*range);
+    }
+    value.pod_prefix_count = ranges.len().min(room) as u32;
+    if by_device || ranges.is_empty() {
+        value.flags |= NodeConfig::LOCAL_BY_DEVICE;
+    }
+    if config.masquerade_all {
+        value.flags |= NodeConfig::MASQUERADE_ALL;
+    }
+    (value, ranges.iter().skip(room).copied().collect())
+}
+
+/// The contents of NODE_ADDRS. `is_vip` says whether an address is a Service's.
+pub fn node_addrs(
+    addresses: &[NodeAddress],
+    node: &Node,
+    fallback: &[IpAddr],
+    chosen: &NodePortAddresses,
+    is_vip: impl Fn(IpAddr) -> bool,
+) -> BTreeMap<Addr, u32> {
+    let is_nodes = |ip: IpAddr| {
+        node.internal_ips.contains(&ip) || node.other_ips.contains(&ip) || fallback.contains(&ip)
+    };
+    // An externalIP may well be a node's address; then it stays the node's.
+    let real = addresses
+        .iter()
+        .filter(|a| !VIP_DEVICES.contains(&a.device.as_str()) && (is_nodes(a.addr) || !is_vip(a.addr)));
+    let mut roles = BTreeMap::new();
+    for ip in real.map(|a| a.addr) {
+        let accepts = match chosen {
+            NodePortAddresses::All => true,
+            NodePortAddresses::Primary => primary(node, fallback, ip.into()) == Some(ip),
+            NodePortAddresses::Cidrs(ranges) => {
+                let mut mine =
+                    ranges.iter().filter(|range| Family::from(range.addr()) == ip.into()).peekable();
+                mine.peek().is_none() || mine.any(|range| range.contains(&ip))
+            }
+        };
+        let role = match accepts {
+            false => 0,
+            true if ip.is_loopback() => role::LOOPBACK,
+            true => role::NODEPORT,
+        };
+        *roles.entry(ip.into()).or_insert(0) |= role | role::OWN;
+    }
+    roles
+}
+
+fn prefix(range: IpNet) -> Prefix {
+    let len = match range {
+        IpNet::V4(v4) => 96 + u32::from(v4.prefix_len()),
+        IpNet::V6(v6) => u32::from(v6.prefix_len()),
+    };
+    Prefix { addr: range.network().into(), len }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn node() -> Node {
+        Node {
+            name: "n1".into(),
+            internal_ips: vec![ip("192.168.8.201"), ip("fd00::201")],
+            pod_cidrs: vec!["172.20.1.0/24".parse().unwrap()],
+            ..Node::default()
+        }
+    }
+
+    fn roles(chosen: NodePortAddresses) -> Vec<(String, u32)> {
+        let address = |(addr, device): (&str, &str)| NodeAddress { addr: ip(addr), device: device.into() };
+        let addresses = [
+            ("127.0.0.1", "lo"),
+            ("::1", "lo"),
+            ("192.168.8.201", "eth0"),
+            ("10.9.0.1", "eth1"),
+            ("fd00::201", "eth0"),
+            ("10.68.0.10", "kube-ipvs0"),
+            ("10.68.0.11", "dummy0"),
+        ];
+        let is_vip = |vip: IpAddr| vip == ip("10.68.0.11") || vip == ip("192.168.8.201");
+        let found = node_addrs(&addresses.map(address), &node(), &[], &chosen, is_vip);
+        found.into_iter().map(|(addr, role)| (addr.to_string(), role)).collect()
+    }
+
+    fn accepting(chosen: NodePortAddresses) -> Vec<String> {
+        let accepts = |role: u32| role & (role::NODEPORT | role::LOOPBACK) != 0;
+        let mut found: Vec<_> =
+            roles(chosen).into_iter().filter(|(_, role)| accepts(*role)).map(|(addr, _)| addr).collect();
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn nodeport_addresses_as_chosen() {
+        let all = ["10.9.0.1", "127.0.0.1", "192.168.8.201", "::1", "fd00::201"];
+        assert_eq!(accepting(NodePortAddresses::All), all);
+        assert_eq!(accepting(NodePortAddresses::Primary), ["192.168.8.201", "fd00::201"]);
+        let v4_only = NodePortAddresses::Cidrs(vec!["10.9.0.0/16".parse().unwrap()]);
+        assert_eq!(accepting(v4_only), ["10.9.0.1", "::1", "fd00::201"]);
+    }
+
+    #[test]
+    fn loopback_is_never_served_on_the_wire() {
+        let found = roles(NodePortAddresses::All);
+        let loopback = found.iter().find(|(addr, _)| addr == "127.0.0.1").unwrap();
+        assert_eq!(loopback.1, role::OWN | role::LOOPBACK);
+        let of_vip_devices = found.iter().filter(|(addr, _)| addr.starts_with("10.68."));
+        assert_eq!(of_vip_devices.count(), 0);
+    }
+
+    #[test]
+    fn pod_ranges_or_pod_devices() {
+        let config = CompileConfig::default();
+        let (value, left) = node_config(&node(), &[], &config);
+        assert_eq!((value.pod_prefix_count, value.flags, left.len()), (1, 0, 0));
+        assert!(value.pod_prefixes[0].contains(&ip("172.20.1.77").into()));
+        assert!(!value.pod_prefixes[0].contains(&ip("172.20.2.77").into()));
+
+        let bare = Node { name: "n1".into(), ..Node::default() };
+        let (value, _) = node_config(&bare, &[ip("10.0.0.9")], &config);
+        assert_eq!(value.flags, NodeConfig::LOCAL_BY_DEVICE);
+        assert_eq!(value.primary_v4, Addr::from(ip("10.0.0.9")));
+        assert_eq!(value.primary_v6, Addr::UNSPECIFIED_V6);
+    }
+}

@@ -1,0 +1,164 @@
+//! What keeps a Service from being served as it asks, in words.
+//!
+//! A problem is a state, not an event: it lasts until its cause is gone. The controller holds the current
+//! ones, logs each once and hands new ones to its caller.
+
+use std::{fmt, net::IpAddr};
+
+use proxy_common::FrontendKey;
+
+use crate::model::ServiceKey;
+
+/// Something about one Service that its owner should know.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    pub service: ServiceKey,
+    pub kind: ProblemKind,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub enum ProblemKind {
+    #[error("it has no clusterIP; nothing can be served before the cluster gives it one")]
+    NoClusterIp,
+    #[error("endpoint address {address} is refused: it is {why}")]
+    EndpointRefused { address: IpAddr, why: RefusedAddress },
+    #[error(
+        "loadBalancerSourceRanges are not enforced by this version; the load balancer's address {address} is \
+         left out instead of being served to everyone"
+    )]
+    SourceRanges { address: IpAddr },
+    #[error("{frontend} belongs to Service {owner}, which claimed it first", frontend = Frontend(*frontend))]
+    FrontendTaken { frontend: FrontendKey, owner: ServiceKey },
+    #[error("map {map} has no room for it ({max} entries); {consequence}")]
+    Full { map: &'static str, max: u32, consequence: Consequence },
+}
+
+/// What happens to a Service that does not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Consequence {
+    /// It was not there before.
+    NotServed,
+    /// An earlier state of it goes on being served.
+    ServedAsBefore,
+}
+
+/// Why an endpoint's address is not sent to (CVE-2021-25737 and its kin).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RefusedAddress {
+    Unspecified,
+    Loopback,
+    LinkLocal,
+    Multicast,
+    Broadcast,
+    V4Mapped,
+    /// The address of a Service.
+    Vip,
+}
+
+impl Problem {
+    pub fn new(service: &ServiceKey, kind: ProblemKind) -> Self {
+        Self { service: service.clone(), kind }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Service {}: {}", self.service, self.kind)
+    }
+}
+
+impl fmt::Display for Consequence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotServed => "it is not served until others go",
+            Self::ServedAsBefore => "its former state stays until others go",
+        })
+    }
+}
+
+impl RefusedAddress {
+    /// Why traffic is never sent to `ip`, judged by the address alone.
+    pub fn of(ip: IpAddr) -> Option<Self> {
+        let link_local = match ip {
+            IpAddr::V4(v4) => v4.is_link_local(),
+            IpAddr::V6(v6) => v6.is_unicast_link_local(),
+        };
+        Some(match ip {
+            IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => Self::V4Mapped,
+            IpAddr::V4(v4) if v4.is_broadcast() => Self::Broadcast,
+            _ if ip.is_unspecified() => Self::Unspecified,
+            _ if ip.is_loopback() => Self::Loopback,
+            _ if ip.is_multicast() => Self::Multicast,
+            _ if link_local => Self::LinkLocal,
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Display for RefusedAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unspecified => "the unspecified address",
+            Self::Loopback => "a loopback address",
+            Self::LinkLocal => "a link-local address",
+            Self::Multicast => "a multicast address",
+            Self::Broadcast => "the broadcast address",
+            Self::V4Mapped => "an IPv4-mapped IPv6 address",
+            Self::Vip => "the address of a Service",
+        })
+    }
+}
+
+/// A frontend as people write it.
+struct Frontend(FrontendKey);
+
+impl fmt::Display for Frontend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let FrontendKey { addr, port, proto, .. } = self.0;
+        let proto = proxy_common::Proto::name(proto).unwrap_or("?");
+        if addr.is_unspecified() {
+            let family = if addr.is_v4() { "IPv4" } else { "IPv6" };
+            return write!(f, "NodePort {port}/{proto} ({family})");
+        }
+        let ip = addr.to_ip();
+        if ip.is_ipv6() { write!(f, "[{ip}]:{port}/{proto}") } else { write!(f, "{ip}:{port}/{proto}") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn special_addresses_are_refused() {
+        for (text, why) in [
+            ("0.0.0.0", RefusedAddress::Unspecified),
+            ("::", RefusedAddress::Unspecified),
+            ("127.0.0.2", RefusedAddress::Loopback),
+            ("::1", RefusedAddress::Loopback),
+            ("169.254.169.254", RefusedAddress::LinkLocal),
+            ("fe80::1", RefusedAddress::LinkLocal),
+            ("224.0.0.1", RefusedAddress::Multicast),
+            ("ff02::1", RefusedAddress::Multicast),
+            ("255.255.255.255", RefusedAddress::Broadcast),
+            ("::ffff:127.0.0.1", RefusedAddress::V4Mapped),
+        ] {
+            assert_eq!(RefusedAddress::of(text.parse().unwrap()), Some(why), "{text}");
+        }
+        for text in ["10.0.0.1", "192.168.8.201", "fd00::1", "2001:db8::1", "::2"] {
+            assert_eq!(RefusedAddress::of(text.parse().unwrap()), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn problems_name_the_service_and_the_frontend() {
+        let key = ServiceKey::new("default", "web");
+        let frontend =
+            FrontendKey::new(proxy_common::Addr::UNSPECIFIED_V6, proxy_common::Port::new(30080), 6);
+        let kind = ProblemKind::FrontendTaken { frontend, owner: ServiceKey::new("default", "older") };
+        assert_eq!(
+            Problem::new(&key, kind).to_string(),
+            "Service default/web: NodePort 30080/TCP (IPv6) belongs to Service default/older, which claimed it first"
+        );
+    }
+}

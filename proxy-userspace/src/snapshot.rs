@@ -1,0 +1,266 @@
+//! Everything the sources have said, and which Services a change concerns.
+//!
+//! [`Snapshot::apply`] takes one event and names the Services to compile anew; it compiles nothing itself.
+//! The controller calls it; work is proportional to what the event changes.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use crate::{
+    model::{Endpoint, EndpointSlice, Node, ObjectKey, Service, ServiceKey},
+    problem::{Problem, ProblemKind, RefusedAddress},
+    source::Event,
+};
+
+/// What an event makes necessary.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dirty {
+    pub services: Vec<ServiceKey>,
+    /// Something every Service depends on changed (this node's zone).
+    pub every_service: bool,
+    /// This node's own object, or an address of some node, changed.
+    pub node: bool,
+    /// An address became or ceased to be a Service's.
+    pub vips: bool,
+}
+
+/// The cluster as far as the sources have told.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    node_name: Arc<str>,
+    services: HashMap<ServiceKey, Service>,
+    slices: HashMap<ObjectKey, EndpointSlice>,
+    slices_of: HashMap<ServiceKey, BTreeSet<ObjectKey>>,
+    nodes: HashMap<Arc<str>, Node>,
+    /// How many Services have this address as their own.
+    vips: HashMap<IpAddr, u32>,
+    /// How many Node objects have this address.
+    node_addresses: HashMap<IpAddr, u32>,
+    /// How many endpoints have this address.
+    endpoint_addresses: HashMap<IpAddr, u32>,
+    /// Names that repeat in thousands of endpoints, kept once.
+    names: HashSet<Arc<str>>,
+    synced: bool,
+}
+
+impl Snapshot {
+    pub fn new(node_name: &str) -> Self {
+        Self { node_name: node_name.into(), ..Self::default() }
+    }
+
+    /// Whether every source has delivered its initial list.
+    pub fn is_synced(&self) -> bool {
+        self.synced
+    }
+
+    pub fn apply(&mut self, event: Event) -> Dirty {
+        match event {
+            Event::Service(service) => self.put_service(service),
+            Event::ServiceGone(key) => self.remove_service(&key),
+            Event::Slice(slice) => self.put_slice(slice),
+            Event::SliceGone(key) => self.remove_slice(&key),
+            Event::Node(node) => self.put_node(node),
+            Event::NodeGone(name) => self.remove_node(&name),
+            Event::Synced => {
+                self.synced = true;
+                Dirty::default()
+            }
+        }
+    }
+
+    pub fn service(&self, key: &ServiceKey) -> Option<&Service> {
+        self.services.get(key)
+    }
+
+    pub fn service_keys(&self) -> impl Iterator<Item = &ServiceKey> {
+        self.services.keys()
+    }
+
+    pub fn service_count(&self) -> usize {
+        self.services.len()
+    }
+
+    /// This node, as an object if there is one, else by name alone.
+    pub fn node(&self) -> Node {
+        let name = &self.node_name;
+        self.nodes.get(name).cloned().unwrap_or_else(|| Node { name: name.clone(), ..Node::default() })
+    }
+
+    /// Whether a source delivered this node's object.
+    pub fn knows_node(&self) -> bool {
+        self.nodes.contains_key(&self.node_name)
+    }
+
+    /// The addresses of all Node objects.
+    pub fn node_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.node_addresses.keys().copied()
+    }
+
+    /// Whether this is the address of some Service.
+    pub fn is_vip(&self, ip: IpAddr) -> bool {
+        self.vips.contains_key(&ip)
+    }
+
+    /// The Service's endpoints from all its slices, one for each port, in the order of the slices' names.
+    /// Those at an address that traffic must never be sent to are left out and reported.
+    pub fn endpoints(&self, key: &ServiceKey) -> (Vec<Endpoint>, Vec<Problem>) {
+        let slices = self.slices_of.get(key).into_iter().flatten().filter_map(|slice| self.slices.get(slice));
+        let (mut endpoints, mut refused) = (Vec::new(), BTreeSet::new());
+        for slice in slices {
+            for endpoint in &slice.endpoints {
+                let address = endpoint.address;
+                let vip = self.is_vip(address).then_some(RefusedAddress::Vip);
+                if let Some(why) = RefusedAddress::of(address).or(vip) {
+                    refused.insert(Problem::new(key, ProblemKind::EndpointRefused { address, why }));
+                    continue;
+                }
+                endpoints.extend(slice.ports.iter().map(|port| Endpoint {
+                    port_name: port.name.clone(),
+                    protocol: port.protocol,
+                    address,
+                    port: port.port,
+                    ready: endpoint.ready,
+                    serving: endpoint.serving,
+                    terminating: endpoint.terminating,
+                    node: endpoint.node.clone(),
+                    hints: endpoint.hints.clone(),
+                }));
+            }
+        }
+        (endpoints, refused.into_iter().collect())
+    }
+
+    fn put_service(&mut self, service: Service) -> Dirty {
+        if self.services.get(&service.key) == Some(&service) {
+            return Dirty::default();
+        }
+        let key = service.key.clone();
+        let mut changed = self.count_vips(&service, true);
+        if let Some(old) = self.services.insert(key.clone(), service) {
+            changed.extend(self.count_vips(&old, false));
+        }
+        self.dirty_with_vips(key, &changed)
+    }
+
+    fn remove_service(&mut self, key: &ServiceKey) -> Dirty {
+        let Some(old) = self.services.remove(key) else { return Dirty::default() };
+        let changed = self.count_vips(&old, false);
+        self.dirty_with_vips(key.clone(), &changed)
+    }
+
+    /// Counts a Service's addresses in or out; the ones that became or ceased to be a VIP.
+    fn count_vips(&mut self, service: &Service, add: bool) -> Vec<IpAddr> {
+        let vips: BTreeSet<IpAddr> = service.vips().collect();
+        vips.into_iter().filter(|ip| count(&mut self.vips, *ip, add)).collect()
+    }
+
+    /// The Service itself and those with an endpoint at an address whose being a VIP changed.
+    fn dirty_with_vips(&self, key: ServiceKey, changed: &[IpAddr]) -> Dirty {
+        let mut services = vec![key];
+        // The index makes this the rare case: an endpoint address is hardly ever a VIP.
+        if changed.iter().any(|ip| self.endpoint_addresses.contains_key(ip)) {
+            let concerned = self
+                .slices
+                .values()
+                .filter(|slice| slice.endpoints.iter().any(|endpoint| changed.contains(&endpoint.address)));
+            services.extend(concerned.filter_map(|slice| slice.service.clone()));
+        }
+        Dirty { services, vips: !changed.is_empty(), ..Dirty::default() }
+    }
+
+    fn put_slice(&mut self, mut slice: EndpointSlice) -> Dirty {
+        self.intern(&mut slice);
+        let key = slice.key.clone();
+        let old = self.slices.get(&key);
+        if old == Some(&slice) {
+            return Dirty::default();
+        }
+        let mut dirty = self.remove_slice(&key);
+        for endpoint in &slice.endpoints {
+            count(&mut self.endpoint_addresses, endpoint.address, true);
+        }
+        if let Some(service) = &slice.service {
+            self.slices_of.entry(service.clone()).or_default().insert(key.clone());
+            if !dirty.services.contains(service) {
+                dirty.services.push(service.clone());
+            }
+        }
+        self.slices.insert(key, slice);
+        dirty
+    }
+
+    fn remove_slice(&mut self, key: &ObjectKey) -> Dirty {
+        let Some(old) = self.slices.remove(key) else { return Dirty::default() };
+        for endpoint in &old.endpoints {
+            count(&mut self.endpoint_addresses, endpoint.address, false);
+        }
+        let Some(service) = old.service else { return Dirty::default() };
+        if let Some(slices) = self.slices_of.get_mut(&service) {
+            slices.remove(key);
+            if slices.is_empty() {
+                self.slices_of.remove(&service);
+            }
+        }
+        Dirty { services: vec![service], ..Dirty::default() }
+    }
+
+    fn put_node(&mut self, node: Node) -> Dirty {
+        if self.nodes.get(&node.name) == Some(&node) {
+            return Dirty::default();
+        }
+        self.count_node_addresses(&node, true);
+        let old = self.nodes.insert(node.name.clone(), node.clone());
+        if let Some(old) = &old {
+            self.count_node_addresses(old, false);
+        }
+        let every_service = node.name == self.node_name && old.and_then(|old| old.zone) != node.zone;
+        Dirty { every_service, node: true, ..Dirty::default() }
+    }
+
+    fn remove_node(&mut self, name: &Arc<str>) -> Dirty {
+        let Some(old) = self.nodes.remove(name) else { return Dirty::default() };
+        self.count_node_addresses(&old, false);
+        let every_service = old.name == self.node_name && old.zone.is_some();
+        Dirty { every_service, node: true, ..Dirty::default() }
+    }
+
+    fn count_node_addresses(&mut self, node: &Node, add: bool) {
+        for ip in node.internal_ips.iter().chain(&node.other_ips) {
+            count(&mut self.node_addresses, *ip, add);
+        }
+    }
+
+    /// Replaces names that other slices have too by the copy kept for all.
+    fn intern(&mut self, slice: &mut EndpointSlice) {
+        let names = &mut self.names;
+        let mut once = |name: &mut Arc<str>| match names.get(name) {
+            Some(kept) => *name = kept.clone(),
+            None => drop(names.insert(name.clone())),
+        };
+        slice.ports.iter_mut().for_each(|port| once(&mut port.name));
+        for endpoint in &mut slice.endpoints {
+            endpoint.node.as_mut().map(&mut once);
+            if let Some(hints) = &mut endpoint.hints {
+                hints.zones.iter_mut().chain(&mut hints.nodes).for_each(&mut once);
+            }
+        }
+    }
+}
+
+/// Counts an address in or out; whether it came or went.
+fn count(counts: &mut HashMap<IpAddr, u32>, ip: IpAddr, add: bool) -> bool {
+    let n = counts.entry(ip).or_insert(0);
+    if add {
+        *n += 1;
+        return *n == 1;
+    }
+    *n = n.saturating_sub(1);
+    let gone = *n == 0;
+    if gone {
+        counts.remove(&ip);
+    }
+    gone
+}

@@ -1,0 +1,95 @@
+//! PORTS: for each port number, what kinds of entries exist under it, so that the datapath can spare lookups.
+
+use std::collections::HashMap;
+
+use proxy_common::{FrontendKey, node::port_bits};
+
+use super::Tables;
+
+/// How many entries stand behind each bit.
+#[derive(Debug, Default)]
+pub struct PortBits {
+    uses: HashMap<(u16, u32), u32>,
+}
+
+impl PortBits {
+    /// `key` came to FRONTENDS.
+    pub fn add_frontend(&mut self, key: FrontendKey, tables: &mut Tables) {
+        self.add(key, frontend_bit(key), tables);
+    }
+
+    /// `key` left FRONTENDS.
+    pub fn remove_frontend(&mut self, key: FrontendKey, tables: &mut Tables) {
+        self.remove(key, frontend_bit(key), tables);
+    }
+
+    /// `key` came to BACKEND_ADDRS.
+    pub fn add_backend(&mut self, key: FrontendKey, tables: &mut Tables) {
+        self.add(key, port_bits::backend(key.proto), tables);
+    }
+
+    /// `key` left BACKEND_ADDRS.
+    pub fn remove_backend(&mut self, key: FrontendKey, tables: &mut Tables) {
+        self.remove(key, port_bits::backend(key.proto), tables);
+    }
+
+    fn add(&mut self, key: FrontendKey, bit: u32, tables: &mut Tables) {
+        let uses = self.uses.entry((key.port.host(), bit)).or_insert(0);
+        *uses += 1;
+        if *uses == 1 {
+            let port = u32::from(key.port.host());
+            let bits = tables.ports.get(&port).copied().unwrap_or(0);
+            tables.ports.set(port, bits | bit);
+        }
+    }
+
+    fn remove(&mut self, key: FrontendKey, bit: u32, tables: &mut Tables) {
+        let Some(uses) = self.uses.get_mut(&(key.port.host(), bit)) else { return };
+        *uses -= 1;
+        if *uses > 0 {
+            return;
+        }
+        self.uses.remove(&(key.port.host(), bit));
+        let port = u32::from(key.port.host());
+        match tables.ports.get(&port).copied().unwrap_or(0) & !bit {
+            0 => tables.ports.remove(&port),
+            bits => tables.ports.set(port, bits),
+        }
+    }
+}
+
+fn frontend_bit(key: FrontendKey) -> u32 {
+    if key.addr.is_unspecified() { port_bits::nodeport(key.proto) } else { port_bits::frontend(key.proto) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proxy_common::{Addr, Port, Proto};
+
+    use super::*;
+
+    #[test]
+    fn a_bit_lasts_as_long_as_the_last_entry() {
+        let (mut bits, mut tables) = (PortBits::default(), Tables::default());
+        let addr = Addr::from("10.0.0.1".parse::<std::net::IpAddr>().unwrap());
+        let vip = FrontendKey::new(addr, Port::new(80), Proto::TCP);
+        let node_port = FrontendKey::new(Addr::UNSPECIFIED_V4, Port::new(80), Proto::TCP);
+        bits.add_frontend(vip, &mut tables);
+        bits.add_frontend(vip, &mut tables);
+        bits.add_frontend(node_port, &mut tables);
+        bits.add_backend(vip, &mut tables);
+        let (f, n, b) = (
+            port_bits::frontend(Proto::TCP),
+            port_bits::nodeport(Proto::TCP),
+            port_bits::backend(Proto::TCP),
+        );
+        assert_eq!(tables.ports.get(&80), Some(&(f | n | b)));
+        bits.remove_frontend(vip, &mut tables);
+        assert_eq!(tables.ports.get(&80), Some(&(f | n | b)));
+        bits.remove_frontend(vip, &mut tables);
+        assert_eq!(tables.ports.get(&80), Some(&(n | b)));
+        bits.remove_frontend(node_port, &mut tables);
+        bits.remove_backend(vip, &mut tables);
+        assert!(tables.ports.is_empty());
+    }
+}

@@ -1,0 +1,136 @@
+//! Which service id belongs to which service port and family, from the moment it is given until nothing
+//! names it any more.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Instant,
+};
+
+use super::ids::IdPool;
+use crate::model::{Family, Protocol, ServiceKey};
+
+/// Who a service id is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PortKey {
+    pub service: ServiceKey,
+    pub port_name: Arc<str>,
+    pub protocol: Protocol,
+    pub family: Family,
+}
+
+/// Ids in use and retired.
+#[derive(Debug)]
+pub struct ServiceIds {
+    pool: IdPool,
+    ids: HashMap<PortKey, u32>,
+    keys: HashMap<u32, PortKey>,
+    /// Retired ids and since when the store no longer names them; `None` until that is written.
+    retired: HashMap<u32, Option<Instant>>,
+}
+
+impl ServiceIds {
+    pub fn new(len: u32) -> Self {
+        Self { pool: IdPool::new(len), ids: HashMap::new(), keys: HashMap::new(), retired: HashMap::new() }
+    }
+
+    pub fn available(&self) -> usize {
+        self.pool.available()
+    }
+
+    pub fn is_valid(&self, id: u32) -> bool {
+        self.pool.is_valid(id)
+    }
+
+    pub fn get(&self, key: &PortKey) -> Option<u32> {
+        self.ids.get(key).copied()
+    }
+
+    pub fn key(&self, id: u32) -> Option<&PortKey> {
+        self.keys.get(&id)
+    }
+
+    /// The port's id; whether it is a new one. A port that comes back before its id was freed has it again.
+    pub fn acquire(&mut self, key: PortKey) -> Option<(u32, bool)> {
+        if let Some(id) = self.get(&key) {
+            self.retired.remove(&id);
+            return Some((id, false));
+        }
+        let id = self.pool.take()?;
+        self.keys.insert(id, key.clone());
+        self.ids.insert(key, id);
+        Some((id, true))
+    }
+
+    /// The port is gone; its id stays its own until [`free_unused`](Self::free_unused).
+    pub fn retire(&mut self, id: u32) {
+        self.retired.insert(id, None);
+    }
+
+    /// The store no longer sends new flows to what was retired.
+    pub fn flushed(&mut self, now: Instant) {
+        self.retired.values_mut().filter(|since| since.is_none()).for_each(|since| *since = Some(now));
+    }
+
+    /// Frees the ids retired before `before` that are not in use; says which.
+    pub fn free_unused(&mut self, before: Instant, in_use: &HashSet<u32>) -> Vec<u32> {
+        let unused = |(id, since): (&u32, &Option<Instant>)| {
+            (since.is_some_and(|since| since <= before) && !in_use.contains(id)).then_some(*id)
+        };
+        let mut freed: Vec<u32> = self.retired.iter().filter_map(unused).collect();
+        freed.sort_unstable();
+        for id in &freed {
+            self.retired.remove(id);
+            if let Some(key) = self.keys.remove(id) {
+                self.ids.remove(&key);
+            }
+            self.pool.give_back(*id);
+        }
+        freed
+    }
+
+    pub fn has_retired(&self) -> bool {
+        !self.retired.is_empty()
+    }
+
+    /// Takes the ids found in the store, at start, before any other call; all count as retired until their
+    /// port turns up.
+    pub fn adopt(&mut self, found: Vec<(u32, PortKey)>) {
+        for (id, key) in found {
+            self.ids.insert(key.clone(), id);
+            self.keys.insert(id, key);
+            self.retired.insert(id, None);
+        }
+        self.pool.adopt(&self.keys.keys().copied().collect());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn key(name: &str) -> PortKey {
+        let service = ServiceKey::new("default", name);
+        PortKey { service, port_name: "".into(), protocol: Protocol::Tcp, family: Family::V4 }
+    }
+
+    #[test]
+    fn a_retired_id_is_kept_until_nothing_names_it() {
+        let mut ids = ServiceIds::new(10);
+        let (id, new) = ids.acquire(key("a")).unwrap();
+        assert!(new);
+        ids.retire(id);
+        let now = Instant::now();
+        assert!(ids.free_unused(now, &HashSet::new()).is_empty(), "not written yet");
+        ids.flushed(now);
+        assert!(ids.free_unused(now - Duration::from_secs(1), &HashSet::new()).is_empty(), "dump was before");
+        assert!(ids.free_unused(now, &HashSet::from([id])).is_empty(), "still named");
+        assert_eq!(ids.acquire(key("a")), Some((id, false)));
+        ids.retire(id);
+        ids.flushed(now);
+        assert_eq!(ids.free_unused(now, &HashSet::new()), [id]);
+        assert_eq!(ids.get(&key("a")), None);
+    }
+}
