@@ -83,6 +83,12 @@ impl PrivateApt {
         Ok(madison(&process::output(self.command("apt-cache").args(["madison", package]))?))
     }
 
+    /// The names of all packages that begin with `prefix`.
+    pub fn names(&self, prefix: &str) -> Result<Vec<String>> {
+        let text = process::output(self.command("apt-cache").args(["pkgnames", prefix]))?;
+        Ok(text.lines().map(str::to_owned).collect())
+    }
+
     /// Downloads one package and unpacks its files below `into`; nothing is installed.
     pub fn unpack(&self, candidate: &Candidate, into: &Path) -> Result<()> {
         let downloads = self.dir.join("download");

@@ -5,10 +5,14 @@
 
 mod apt;
 mod build;
+mod kernels;
 mod process;
 mod run;
 mod setup;
+mod test;
 mod workspace;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -28,18 +32,22 @@ enum Task {
     Setup,
     /// Build shunt (and the eBPF object it embeds), the demo and the bench.
     Build(build::Args),
+    /// Run the tests: every level, or those named.
+    Test(test::Args),
     /// Build, then `shunt run ARGS` as root; without `--manifests` start the demo.
     Run(run::RunArgs),
     /// Build, then start the demo: a cluster of network namespaces on this machine.
     Demo(run::DemoArgs),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     let workspace = Workspace::find()?;
     match Cli::parse().task {
-        Task::Setup => setup::run(&workspace),
-        Task::Build(args) => build::run(&workspace, &args),
-        Task::Run(args) => run::run(&workspace, args),
-        Task::Demo(args) => run::demo(&workspace, args),
+        Task::Setup => setup::run(&workspace)?,
+        Task::Build(args) => build::run(&workspace, &args)?,
+        Task::Test(args) => return test::run(&workspace, &args),
+        Task::Run(args) => run::run(&workspace, args)?,
+        Task::Demo(args) => run::demo(&workspace, args)?,
     }
+    Ok(ExitCode::SUCCESS)
 }
