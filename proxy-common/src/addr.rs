@@ -1,6 +1,9 @@
 //! Addresses, ports and protocols as they stand in packets and in map keys.
 
-use core::{fmt, net::{IpAddr, Ipv4Addr, Ipv6Addr}};
+use core::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use crate::pod;
 
@@ -78,7 +81,9 @@ impl Addr {
             IpAddr::V4(Ipv4Addr::from_bits(u32::from_be(w[3])))
         } else {
             let hi = ((u32::from_be(w[0]) as u128) << 96) | ((u32::from_be(w[1]) as u128) << 64);
-            IpAddr::V6(Ipv6Addr::from_bits(hi | ((u32::from_be(w[2]) as u128) << 32) | u32::from_be(w[3]) as u128))
+            IpAddr::V6(Ipv6Addr::from_bits(
+                hi | ((u32::from_be(w[2]) as u128) << 32) | u32::from_be(w[3]) as u128,
+            ))
         }
     }
 }

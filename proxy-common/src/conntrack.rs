@@ -32,19 +32,19 @@ pod! {
     }
 
     /// Value of CONNTRACK.
-    pub struct CtEntry [48] {
+    pub struct CtEntry [56] {
         /// The address to write: the destination on ingress, the source on egress.
         pub addr: Addr,
         /// The port that goes with `addr`, network order in the low 16 bits; 0 in a masquerade half is
         /// *pending*. A word of its own, because it is completed by compare-and-exchange.
-        pub port: u32,
+        pub port: u64,
+        /// Bits of [`crate::tcp`], changed by atomic or and and; kept in the request and reply halves only.
+        pub state: u64,
         /// The port to write at the other end: the source port on ingress, the destination port on egress.
         pub peer_port: Port,
         pub reserved: u16,
         /// `CtEntry::SERVICE` and the other flags; constant over the entry's life.
         pub flags: u32,
-        /// Bits of [`crate::tcp`]; kept in the request and reply halves only.
-        pub state: u32,
         /// Low 32 bits of the kernel's jiffies when this half last saw a packet, written at most once a
         /// second; kept in the request and reply halves only.
         pub last_seen: u32,

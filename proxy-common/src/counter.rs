@@ -48,8 +48,6 @@ counters! {
     RewriteFailed = 12, "rewrite_failed";
     /// ICMP echo requests to a VIP that were answered.
     PingAnswered = 13, "ping_answered";
-    /// Dropped: a fragment of a Service flow without its ports.
-    Fragment = 14, "fragment";
 }
 
 /// Entries of COUNTERS; leaves room, so that a new counter does not change the map.

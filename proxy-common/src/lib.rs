@@ -21,7 +21,8 @@ pub use addr::{Addr, Port, Proto};
 pub use conntrack::{CtEntry, CtKey, Half};
 pub use counter::Counter;
 pub use frontend::{
-    Affinity, AffinityKey, Backend, BackendMeta, Frontend, FrontendKey, FrontendKind, Name, Service, ServiceMeta,
+    Affinity, AffinityKey, Backend, BackendMeta, Frontend, FrontendKey, FrontendKind, Name, Service,
+    ServiceMeta,
 };
 pub use node::{Agent, Device, NodeConfig, Prefix};
 pub use socket::{SockKey, SockPeer};

@@ -12,27 +12,27 @@ pub mod flag {
 }
 
 /// The client has sent something (always set).
-pub const OPENED: u32 = 1;
+pub const OPENED: u64 = 1;
 /// The backend has answered.
-pub const REPLIED: u32 = 2;
+pub const REPLIED: u64 = 2;
 /// The client has sent FIN.
-pub const FIN_CLIENT: u32 = 4;
+pub const FIN_CLIENT: u64 = 4;
 /// The backend has sent FIN.
-pub const FIN_BACKEND: u32 = 8;
+pub const FIN_BACKEND: u64 = 8;
 /// One side has sent RST.
-pub const RESET: u32 = 16;
+pub const RESET: u64 = 16;
 /// The client has sent after the backend's first answer: a TCP handshake is complete.
-pub const CONFIRMED: u32 = 32;
+pub const CONFIRMED: u64 = 32;
 
 /// Both sides are done: a new SYN may take the tuple over at once.
 #[inline(always)]
-pub const fn is_closed(state: u32) -> bool {
+pub const fn is_closed(state: u64) -> bool {
     state & RESET != 0 || state & (FIN_CLIENT | FIN_BACKEND) == FIN_CLIENT | FIN_BACKEND
 }
 
 /// The state after a TCP segment with these flags from the client (`from_client`) or the backend.
 #[inline(always)]
-pub const fn advance(state: u32, flags: u8, from_client: bool) -> u32 {
+pub const fn advance(state: u64, flags: u8, from_client: bool) -> u64 {
     if flags & flag::RST != 0 {
         return state | RESET;
     }
@@ -55,12 +55,12 @@ pub const fn advance(state: u32, flags: u8, from_client: bool) -> u32 {
 
 /// The state after a datagram of a protocol without states of its own.
 #[inline(always)]
-pub const fn advance_datagram(state: u32, from_client: bool) -> u32 {
+pub const fn advance_datagram(state: u64, from_client: bool) -> u64 {
     if from_client { state | OPENED } else { state | OPENED | REPLIED }
 }
 
 /// A flow's state as `shunt conntrack list` names it.
-pub const fn name(state: u32, proto: u8) -> &'static str {
+pub const fn name(state: u64, proto: u8) -> &'static str {
     if proto != crate::Proto::TCP {
         return if state & REPLIED != 0 { "ASSURED" } else { "UNREPLIED" };
     }

@@ -1,7 +1,115 @@
+//! shunt's eBPF programs: entry points only. Each stage of the packet line is a module of its own; the order
+//! they run in is `ingress.rs` and `egress.rs` for packets, `socket.rs` for the node's own sockets.
 #![no_std]
 #![no_main]
-#[cfg(not(test))]
+#![feature(asm_experimental_arch)]
+
+mod atomic;
+mod begin;
+mod count;
+mod echo;
+mod egress;
+mod flow;
+mod globals;
+mod ingress;
+mod maps;
+mod packet;
+mod reject;
+mod rewrite;
+mod service;
+mod socket;
+mod source;
+mod trace;
+mod verdict;
+
+use aya_ebpf::{
+    helpers::bpf_jiffies64,
+    macros::{cgroup_sock_addr, classifier},
+    programs::{SockAddrContext, TcContext},
+};
+
+use packet::{Ethernet, NoHeader};
+
+/// tc ingress of a device with Ethernet headers.
+#[classifier]
+pub fn ingress_l2(ctx: TcContext) -> i32 {
+    ingress::ingress::<Ethernet>(&ctx).tc_action()
+}
+
+/// tc egress of a device with Ethernet headers.
+#[classifier]
+pub fn egress_l2(ctx: TcContext) -> i32 {
+    egress::egress::<Ethernet>(&ctx).tc_action()
+}
+
+/// tc ingress of a device whose packets begin with the IP header (ipip, gre, wireguard, tun).
+#[classifier]
+pub fn ingress_l3(ctx: TcContext) -> i32 {
+    ingress::ingress::<NoHeader>(&ctx).tc_action()
+}
+
+/// tc egress of a device whose packets begin with the IP header.
+#[classifier]
+pub fn egress_l3(ctx: TcContext) -> i32 {
+    egress::egress::<NoHeader>(&ctx).tc_action()
+}
+
+/// Never attached: BPF_PROG_TEST_RUN of it tells user space the kernel's jiffies (low 32 bits), the clock
+/// that every time stamp in the maps is read from.
+#[classifier]
+pub fn clock(_ctx: TcContext) -> i32 {
+    // SAFETY: takes no arguments and has no effect.
+    let jiffies = unsafe { bpf_jiffies64() };
+    jiffies as i32
+}
+
+#[cgroup_sock_addr(connect4)]
+pub fn connect4(ctx: SockAddrContext) -> i32 {
+    socket::connect::<socket::V4>(&ctx)
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn connect6(ctx: SockAddrContext) -> i32 {
+    socket::connect::<socket::V6>(&ctx)
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    socket::sendmsg::<socket::V4>(&ctx)
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    socket::sendmsg::<socket::V6>(&ctx)
+}
+
+#[cgroup_sock_addr(recvmsg4)]
+pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
+    socket::show_frontend::<socket::V4>(&ctx)
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
+    socket::show_frontend::<socket::V6>(&ctx)
+}
+
+#[cgroup_sock_addr(getpeername4)]
+pub fn getpeername4(ctx: SockAddrContext) -> i32 {
+    socket::show_frontend::<socket::V4>(&ctx)
+}
+
+#[cgroup_sock_addr(getpeername6)]
+pub fn getpeername6(ctx: SockAddrContext) -> i32 {
+    socket::show_frontend::<socket::V6>(&ctx)
+}
+
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // Never reached: the verifier refuses programs that could loop here.
     loop {}
 }
+
+/// bpf_l4_csum_replace, bpf_redirect and the like are for GPL-compatible programs.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

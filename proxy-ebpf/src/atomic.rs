@@ -1,0 +1,51 @@
+//! Atomic access to fields of map values (kernel 5.12).
+//!
+//! Assembly, because `core::sync::atomic` has no read-modify-write operation for this target, and because the
+//! code generator knows these instructions only together with 32-bit registers (`-C target-cpu=v3`), with which
+//! LLVM 22 dies over aya-log's macros. All fields are 64 bits wide for the same reason.
+
+use core::arch::asm;
+
+/// Adds one; returns what was there before.
+///
+/// # Safety
+/// `field` points at a live, 8-byte aligned field of a map value.
+#[inline(always)]
+pub unsafe fn add_one(field: *mut u64) -> u64 {
+    let mut value = 1_u64;
+    // SAFETY: the caller's; touches nothing else.
+    unsafe { asm!("{v} = atomic_fetch_add((u64 *)({p} + 0), {v})", p = in(reg) field, v = inout(reg) value) };
+    value
+}
+
+/// Sets bits.
+///
+/// # Safety
+/// `field` points at a live, 8-byte aligned field of a map value.
+#[inline(always)]
+pub unsafe fn set_bits(field: *mut u64, bits: u64) {
+    // SAFETY: the caller's; touches nothing else.
+    unsafe { asm!("lock *(u64 *)({p} + 0) |= {v}", p = in(reg) field, v = in(reg) bits) };
+}
+
+/// Clears bits.
+///
+/// # Safety
+/// `field` points at a live, 8-byte aligned field of a map value.
+#[inline(always)]
+pub unsafe fn clear_bits(field: *mut u64, bits: u64) {
+    // SAFETY: the caller's; touches nothing else.
+    unsafe { asm!("lock *(u64 *)({p} + 0) &= {v}", p = in(reg) field, v = in(reg) !bits) };
+}
+
+/// Stores `new` if the field holds 0; `Err` holds what it holds instead.
+///
+/// # Safety
+/// `field` points at a live, 8-byte aligned field of a map value.
+#[inline(always)]
+pub unsafe fn set_if_zero(field: *mut u64, new: u64) -> Result<(), u64> {
+    let mut old = 0_u64;
+    // SAFETY: the caller's; touches nothing else. The instruction compares with r0 and leaves there what it found.
+    unsafe { asm!("r0 = cmpxchg_64({p} + 0, r0, {v})", p = in(reg) field, v = in(reg) new, inout("r0") old) };
+    if old == 0 { Ok(()) } else { Err(old) }
+}

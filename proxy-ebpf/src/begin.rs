@@ -1,0 +1,183 @@
+//! A flow begins: its middle tuple is reserved and its halves are recorded, before the first rewrite.
+//!
+//! Order matters, because another CPU may be doing the same for another packet of the same flow: reply half
+//! (the reservation, BPF_NOEXIST), then masquerade half, then request half (BPF_NOEXIST), which makes the flow
+//! visible. Who loses the last race takes back what it reserved and follows the winner.
+
+use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_get_prandom_u32};
+use proxy_common::{Addr, Counter, CtEntry, CtKey, Half, Port, node::port_bits, tcp};
+
+use crate::{
+    count::count,
+    flow,
+    maps::{CONNTRACK, WORK},
+    packet::Packet,
+    rewrite::Rewrite,
+    service::bits_of,
+    verdict::DropReason,
+};
+
+/// How many other ports are tried for a taken tuple.
+pub const PROBES: u32 = 16;
+
+/// -EEXIST, as map updates return it.
+pub const EXISTS: i32 = -17;
+
+/// What a new flow is sent to.
+pub struct Begin {
+    pub addr: Addr,
+    pub port: Port,
+    pub service: u32,
+    pub backend: u32,
+    /// Its source is to be translated by the first egress hook.
+    pub masquerade: bool,
+}
+
+/// A port for which replies come back to shunt and to nobody else on the node: outside the host's own
+/// ephemeral range (32768-60999) and no NodePort.
+#[inline(always)]
+pub fn random_port() -> Port {
+    const LOW: u32 = 30_000 - 1024;
+    const HIGH: u32 = 65_536 - 61_000;
+    // SAFETY: takes no arguments and has no effect.
+    let at = unsafe { bpf_get_prandom_u32() } % (LOW + HIGH);
+    Port::new(if at < LOW { 1024 + at } else { 61_000 + (at - LOW) } as u16)
+}
+
+/// Whether a port may be taken for source translation.
+#[inline(always)]
+pub fn is_in_pool(port: Port) -> bool {
+    let host = port.host();
+    ((1024..30_000).contains(&host) || host >= 61_000) && bits_of(port) & port_bits::ANY_NODEPORT == 0
+}
+
+/// Where a flow is put together: too much for the 512 bytes of stack. Per CPU; no two programs that use it run
+/// on one CPU at the same time, because both hooks run with softirqs off.
+#[repr(C)]
+pub struct Work {
+    entry: CtEntry,
+    pending: CtEntry,
+    reply: CtKey,
+    masquerade: CtKey,
+}
+
+/// Records the flow that `packet` begins; `Ok` holds what its packets are rewritten to at ingress, which may
+/// be another CPU's choice for the same flow.
+#[inline(always)]
+pub fn begin(packet: &Packet, to: &Begin) -> Result<Rewrite, DropReason> {
+    let work = WORK.get_ptr_mut(0).ok_or(Counter::BadSlot)?;
+    // SAFETY: an element of a per-CPU array, used by nobody else meanwhile (see `Work`).
+    let work = unsafe { &mut *work };
+    let request = &packet.key;
+    let direct = to.service == 0;
+    let now = flow::now();
+    work.entry = CtEntry {
+        addr: request.dst,
+        port: u64::from(request.dport.be()),
+        state: if packet.is_tcp() {
+            tcp::advance(0, packet.tcp_flags, true)
+        } else {
+            tcp::advance_datagram(0, true)
+        },
+        peer_port: request.sport,
+        reserved: 0,
+        flags: CtEntry::REPLY
+            | if direct { 0 } else { CtEntry::SERVICE }
+            | if to.masquerade { CtEntry::MASQUERADED } else { 0 },
+        last_seen: now,
+        service: to.service,
+        backend: to.backend,
+        created: now,
+    };
+    let fresh = reserve(request, to, work)?;
+    let client_port = work.reply.dport;
+    if client_port != request.sport {
+        count(Counter::FlowPortChanged);
+    }
+
+    if to.masquerade {
+        work.pending = work.entry;
+        work.pending.addr = Addr::UNSPECIFIED_V6;
+        work.pending.port = 0;
+        work.pending.peer_port = to.port;
+        work.pending.flags = CtEntry::MASQUERADE | CtEntry::SERVICE;
+        work.masquerade = CtKey::new(request.src, client_port, to.addr, to.port, request.proto, Half::Egress);
+        // One that is there already was left by an earlier flow with this middle tuple, and still holds.
+        if let Err(error) = CONNTRACK.insert(&work.masquerade, &work.pending, u64::from(BPF_NOEXIST))
+            && error != EXISTS
+        {
+            let _gone = CONNTRACK.remove(&work.reply);
+            return Err(Counter::ConntrackFull);
+        }
+    }
+
+    work.entry.addr = to.addr;
+    work.entry.port = u64::from(to.port.be());
+    work.entry.peer_port = client_port;
+    work.entry.flags = work.entry.flags & !CtEntry::REPLY | CtEntry::REQUEST;
+    match CONNTRACK.insert(request, &work.entry, u64::from(BPF_NOEXIST)) {
+        Ok(()) => {
+            count(if direct { Counter::FlowDirect } else { Counter::FlowNew });
+            if to.masquerade {
+                count(Counter::FlowMasqueraded);
+            }
+            Ok(Rewrite { addr: to.addr, port: to.port, peer_port: client_port })
+        }
+        Err(error) => {
+            let winner = if error == EXISTS { flow::lookup(request) } else { None };
+            let Some(winner) = winner else {
+                if fresh {
+                    flow::forget_by_reply(&work.reply, &work.entry, false);
+                }
+                return Err(Counter::ConntrackFull);
+            };
+            if fresh && winner.egress_key(request) != work.reply {
+                flow::forget_by_reply(&work.reply, &work.entry, false);
+            }
+            Ok(Rewrite { addr: winner.addr, port: winner.port(), peer_port: winner.peer_port })
+        }
+    }
+}
+
+/// Inserts the reply half for a free middle tuple: the client's own port, or another where that is taken.
+/// Leaves its key in `work.reply`; returns whether it is new (not the same flow's, found again).
+#[inline(always)]
+fn reserve(request: &CtKey, to: &Begin, work: &mut Work) -> Result<bool, DropReason> {
+    let mut port = request.sport;
+    // A pod's connection to itself from its own server port: both egress halves would have one key.
+    if request.src == to.addr && port == to.port {
+        port = random_port();
+    }
+    work.reply = CtKey::new(to.addr, to.port, request.src, port, request.proto, Half::Egress);
+    let mut probe = 0;
+    while probe < PROBES {
+        work.reply.dport = port;
+        if to.service == 0 && port == request.sport {
+            work.entry.flags |= CtEntry::IDENTITY;
+        } else {
+            work.entry.flags &= !CtEntry::IDENTITY;
+        }
+        match CONNTRACK.insert(&work.reply, &work.entry, u64::from(BPF_NOEXIST)) {
+            Ok(()) => return Ok(true),
+            Err(EXISTS) => {
+                if let Some(found) = flow::lookup(&work.reply)
+                    && found.has(CtEntry::REPLY)
+                {
+                    if found.ingress_key(&work.reply) == *request {
+                        return Ok(false);
+                    }
+                    if flow::is_closed(request.proto, found) {
+                        flow::forget_by_reply(&work.reply, found, true);
+                        if CONNTRACK.insert(&work.reply, &work.entry, u64::from(BPF_NOEXIST)).is_ok() {
+                            return Ok(true);
+                        }
+                    }
+                }
+            }
+            Err(_) => return Err(Counter::ConntrackFull),
+        }
+        port = random_port();
+        probe += 1;
+    }
+    Err(Counter::NoFreePort)
+}

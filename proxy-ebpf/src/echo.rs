@@ -1,0 +1,81 @@
+//! Ping: a VIP answers ICMP echo while it has an endpoint.
+
+use aya_ebpf::{bindings::BPF_F_INGRESS, helpers::bpf_redirect, programs::TcContext};
+use proxy_common::{Counter, Frontend, FrontendKey, FrontendKind, Port, csum};
+
+use crate::{
+    count::count,
+    packet::{Icmp, Ipv4, Ipv6, Link, Packet, at, skb},
+    service,
+    verdict::Verdict,
+};
+
+/// Turns an echo request to a VIP around: out of the device it came in by, or (`own`: the node itself asks)
+/// back into the device it was leaving by. Any other destination passes.
+#[inline(always)]
+pub fn answer<L: Link>(ctx: &TcContext, packet: &Packet, own: bool) -> Verdict {
+    let key = FrontendKey::new(packet.key.dst, Port::ZERO, packet.key.proto);
+    let Some(frontend) = service::get(&key) else {
+        return Verdict::Next;
+    };
+    if frontend.kind != FrontendKind::Ping as u32 {
+        return Verdict::Next;
+    }
+    if !frontend.has(Frontend::HAS_ENDPOINTS) {
+        return Counter::NoBackend.into();
+    }
+    if turn_around::<L>(ctx, packet).is_none() {
+        return Counter::RewriteFailed.into();
+    }
+    count(Counter::PingAnswered);
+    if own { to_ingress(ctx) } else { back_out(ctx) }
+}
+
+/// Sends the packet back out of the device it came in by.
+#[inline(always)]
+pub fn back_out(ctx: &TcContext) -> Verdict {
+    // SAFETY: takes numbers; the packet leaves by the device it came in by.
+    Verdict::Redirect(unsafe { bpf_redirect(skb(ctx).ifindex, 0) } as i32)
+}
+
+/// Hands a packet of the node's own back to it, as if it had come in by the device it was leaving by.
+#[inline(always)]
+pub fn to_ingress(ctx: &TcContext) -> Verdict {
+    // SAFETY: takes numbers; the packet turns around at the device it was leaving by.
+    Verdict::Redirect(unsafe { bpf_redirect(skb(ctx).ifindex, u64::from(BPF_F_INGRESS)) } as i32)
+}
+
+#[inline(always)]
+fn turn_around<L: Link>(ctx: &TcContext, packet: &Packet) -> Option<()> {
+    swap_link::<L>(ctx)?;
+    // The sums of header and message do not change when source and destination change places.
+    if packet.v4 {
+        // SAFETY: `at` checked the bounds.
+        let ip = unsafe { &mut *at::<Ipv4>(ctx, L::HEADER)? };
+        (ip.src, ip.dst) = (ip.dst, ip.src);
+    } else {
+        // SAFETY: `at` checked the bounds.
+        let ip = unsafe { &mut *at::<Ipv6>(ctx, L::HEADER)? };
+        (ip.src, ip.dst) = (ip.dst, ip.src);
+    }
+    // SAFETY: `at` checked the bounds.
+    let icmp = unsafe { &mut *at::<Icmp>(ctx, packet.l4)? };
+    let reply = if packet.v4 { 0_u8 } else { 129 };
+    let word = |kind: u8| u32::from(u16::from_ne_bytes([kind, 0]));
+    icmp.check = csum::apply(icmp.check, csum::diff(word(icmp.kind), word(reply)));
+    icmp.kind = reply;
+    Some(())
+}
+
+/// Swaps the Ethernet addresses, where there are some.
+#[inline(always)]
+pub fn swap_link<L: Link>(ctx: &TcContext) -> Option<()> {
+    if L::HEADER == 0 {
+        return Some(());
+    }
+    // SAFETY: `at` checked the bounds.
+    let macs = unsafe { &mut *at::<[[u16; 3]; 2]>(ctx, 0)? };
+    let [to, from] = *macs;
+    *macs = [from, to];
+    Some(())
+}

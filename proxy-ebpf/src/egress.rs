@@ -1,0 +1,72 @@
+//! The egress hook: translates sources. Backend back to the VIP that the client asked for, or the client to an
+//! address of this node.
+
+use aya_ebpf::programs::TcContext;
+use proxy_common::{Counter, CtEntry, Frontend, Half, node::port_bits};
+
+use crate::{
+    count::count,
+    echo, flow,
+    packet::{Link, Packet, parse, skb},
+    reject,
+    rewrite::{Rewrite, rewrite},
+    service, source,
+    verdict::Verdict,
+};
+
+#[inline(always)]
+pub fn egress<L: Link>(ctx: &TcContext) -> Verdict {
+    let Some(packet) = parse::<L>(ctx, Half::Egress) else {
+        return Verdict::Next;
+    };
+    // What the node itself sends came in by no device.
+    let own = skb(ctx).ingress_ifindex == 0;
+    if packet.echo {
+        return if own { echo::answer::<L>(ctx, &packet, true) } else { Verdict::Next };
+    }
+    let Some(entry) = flow::lookup(&packet.key) else {
+        return if own { from_node::<L>(ctx, &packet) } else { Verdict::Next };
+    };
+    if entry.has(CtEntry::REPLY) {
+        flow::touch(&packet, entry);
+        if entry.has(CtEntry::IDENTITY) {
+            return Verdict::Next;
+        }
+    } else if entry.port == 0
+        && let Err(reason) = source::complete(ctx, &packet, entry)
+    {
+        return reason.into();
+    }
+    let to = Rewrite { addr: entry.addr, port: entry.port(), peer_port: entry.peer_port };
+    match rewrite::<L>(ctx, &packet, &to) {
+        Ok(()) => Verdict::Next,
+        Err(reason) => reason.into(),
+    }
+}
+
+/// A packet of the node's own to a frontend that the socket hooks did not translate: a connected UDP socket to
+/// a Service without endpoints is told so here, and policy Local without a local endpoint drops. Everything
+/// else passes.
+#[inline(always)]
+fn from_node<L: Link>(ctx: &TcContext, packet: &Packet) -> Verdict {
+    let bits = service::bits_of(packet.key.dport);
+    if bits & port_bits::frontend(packet.key.proto) == 0 {
+        return Verdict::Next;
+    }
+    let key = proxy_common::FrontendKey::new(packet.key.dst, packet.key.dport, packet.key.proto);
+    let Some(frontend) = service::get(&key) else {
+        return Verdict::Next;
+    };
+    if !frontend.has(Frontend::HAS_ENDPOINTS) {
+        count(Counter::NoBackend);
+        return match reject::refuse::<L>(ctx, packet) {
+            Ok(()) => echo::to_ingress(ctx),
+            Err(()) => Verdict::Drop,
+        };
+    }
+    let local_only = frontend.flags & (Frontend::LOCAL | Frontend::EXTERNAL) == Frontend::LOCAL;
+    if local_only && frontend.local_count == 0 {
+        return Counter::NoLocalEndpoints.into();
+    }
+    Verdict::Next
+}

@@ -1,0 +1,58 @@
+//! Read-only globals, set by the loader before the programs are verified: branches on them cost nothing.
+
+use aya_ebpf::Global;
+
+/// Jiffies per second.
+#[unsafe(no_mangle)]
+static HZ: Global<u32> = Global::new(250);
+
+/// Cookie of the network namespace whose sockets are translated; 0 is every namespace in the cgroup.
+#[unsafe(no_mangle)]
+static SOCKET_NETNS: Global<u64> = Global::new(0);
+
+/// Cookie of the host's network namespace: only its sockets reach NodePorts at loopback addresses.
+#[unsafe(no_mangle)]
+static HOST_NETNS: Global<u64> = Global::new(0);
+
+/// One in so many decisions is traced; 0 is none.
+#[unsafe(no_mangle)]
+static TRACE: Global<u32> = Global::new(0);
+
+/// BPF_F_IPV6 where bpf_l4_csum_replace knows it (6.16 and backports): without it a rewritten IPv6 address
+/// spoils skb->csum of packets whose checksum the device computed.
+#[unsafe(no_mangle)]
+static CSUM_IPV6: Global<u64> = Global::new(0);
+
+/// 1 where bpf_set_retval exists (5.18): without it a refused connect() fails with EPERM.
+#[unsafe(no_mangle)]
+static SET_RETVAL: Global<u32> = Global::new(0);
+
+#[inline(always)]
+pub fn hz() -> u32 {
+    HZ.load()
+}
+
+#[inline(always)]
+pub fn socket_netns() -> u64 {
+    SOCKET_NETNS.load()
+}
+
+#[inline(always)]
+pub fn host_netns() -> u64 {
+    HOST_NETNS.load()
+}
+
+#[inline(always)]
+pub fn trace() -> u32 {
+    TRACE.load()
+}
+
+#[inline(always)]
+pub fn csum_ipv6() -> u64 {
+    CSUM_IPV6.load()
+}
+
+#[inline(always)]
+pub fn has_set_retval() -> bool {
+    SET_RETVAL.load() != 0
+}

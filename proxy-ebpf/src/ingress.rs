@@ -1,0 +1,177 @@
+//! The ingress hook: translates destinations. VIP to backend, or one of the node's translated sources back
+//! to the client it stands for.
+
+use aya_ebpf::{helpers::bpf_redirect, programs::TcContext};
+use proxy_common::{Backend, Counter, CtEntry, Device, Frontend, Half, NodeConfig, node::port_bits};
+
+use crate::{
+    begin::{Begin, begin},
+    count::count,
+    echo, flow,
+    maps::{BACKEND_ADDRS, DEVICES, NODE_CONFIG},
+    packet::{Link, Packet, parse, skb},
+    reject,
+    rewrite::{Rewrite, rewrite},
+    service::{self, Origin},
+    trace,
+    verdict::{DropReason, Verdict},
+};
+
+#[inline(always)]
+pub fn ingress<L: Link>(ctx: &TcContext) -> Verdict {
+    let Some(packet) = parse::<L>(ctx, Half::Ingress) else {
+        return Verdict::Next;
+    };
+    if packet.echo {
+        return echo::answer::<L>(ctx, &packet, false);
+    }
+    if let Some(entry) = flow::lookup(&packet.key) {
+        if !(packet.is_syn() && begins_anew(&packet, entry)) {
+            return known::<L>(ctx, &packet, entry);
+        }
+        flow::forget(&packet.key, entry);
+    }
+    unknown::<L>(ctx, &packet)
+}
+
+/// A SYN on the tuple of a flow that is over, or that has had no answer from a backend that is gone.
+#[inline(always)]
+fn begins_anew(packet: &Packet, entry: &CtEntry) -> bool {
+    if !entry.has(CtEntry::REQUEST) {
+        return false;
+    }
+    flow::is_closed(packet.key.proto, entry)
+        || entry.has(CtEntry::SERVICE) && service::active_backend(entry.backend).is_none()
+}
+
+/// A packet of a recorded flow.
+#[inline(always)]
+fn known<L: Link>(ctx: &TcContext, packet: &Packet, entry: &mut CtEntry) -> Verdict {
+    if entry.has(CtEntry::REQUEST) {
+        flow::touch(packet, entry);
+    }
+    if entry.has(CtEntry::IDENTITY) {
+        return Verdict::Next;
+    }
+    let to = Rewrite { addr: entry.addr, port: entry.port(), peer_port: entry.peer_port };
+    translated::<L>(ctx, packet, &to)
+}
+
+#[inline(always)]
+fn translated<L: Link>(ctx: &TcContext, packet: &Packet, to: &Rewrite) -> Verdict {
+    match rewrite::<L>(ctx, packet, to) {
+        Ok(()) => Verdict::Next,
+        Err(reason) => reason.into(),
+    }
+}
+
+/// A packet of no recorded flow: to a frontend, to a backend's own address, or none of ours.
+#[inline(always)]
+fn unknown<L: Link>(ctx: &TcContext, packet: &Packet) -> Verdict {
+    let (dst, dport, proto) = (&packet.key.dst, packet.key.dport, packet.key.proto);
+    let bits = service::bits_of(dport);
+    if let Some(frontend) = service::frontend(dst, dport, proto, bits, service::PACKET_ROLES) {
+        let result = to_service(ctx, packet, frontend);
+        trace::decision(ctx, packet, &result);
+        return match result {
+            Ok(to) => translated::<L>(ctx, packet, &to),
+            Err(reason @ (Counter::NoBackend | Counter::NoFlow)) => {
+                count(reason);
+                match reject::refuse::<L>(ctx, packet) {
+                    // SAFETY: takes numbers; sends the packet back out of the device it came in by.
+                    Ok(()) => Verdict::Redirect(unsafe { bpf_redirect(skb(ctx).ifindex, 0) } as i32),
+                    Err(()) => Verdict::Drop,
+                }
+            }
+            Err(reason) => reason.into(),
+        };
+    }
+    if bits & port_bits::backend(proto) != 0 && (!packet.is_tcp() || packet.is_syn()) {
+        return to_backend_address::<L>(ctx, packet);
+    }
+    Verdict::Next
+}
+
+#[inline(always)]
+fn to_service(ctx: &TcContext, packet: &Packet, frontend: &Frontend) -> Result<Rewrite, DropReason> {
+    // Nobody can say which backend a segment in mid-stream belongs to: end it fast instead of hanging.
+    if packet.is_tcp() && !packet.is_syn() && frontend.has(Frontend::HAS_ENDPOINTS) {
+        return Err(Counter::NoFlow);
+    }
+    let config = NODE_CONFIG.get(0).ok_or(Counter::BadSlot)?;
+    let origin = if service::asks_origin(frontend) { origin(ctx, packet, config) } else { Origin::Outside };
+    let chosen = service::choose(frontend, origin)?;
+    let to = Begin {
+        addr: chosen.backend.addr,
+        port: chosen.backend.port,
+        service: frontend.service,
+        backend: chosen.id,
+        masquerade: needs_masquerade(ctx, packet, frontend, config, &chosen.backend),
+    };
+    begin(packet, &to)
+}
+
+/// Source translation is needed only where the reply would otherwise miss this node (ARCHITECTURE, "The
+/// datapath"): the backend is elsewhere and the client is not a pod of this node, or the backend is the
+/// client. `--masquerade-all` gives kube-proxy's behaviour.
+#[inline(always)]
+fn needs_masquerade(
+    ctx: &TcContext,
+    packet: &Packet,
+    frontend: &Frontend,
+    config: &NodeConfig,
+    backend: &Backend,
+) -> bool {
+    if backend.addr == packet.key.src {
+        return true;
+    }
+    if config.flags & NodeConfig::MASQUERADE_ALL != 0 && !frontend.has(Frontend::LOCAL) {
+        return true;
+    }
+    !backend.has(Backend::LOCAL) && origin(ctx, packet, config) == Origin::Outside
+}
+
+/// Whether the packet comes from a pod of this node. Only new flows ask.
+#[inline(always)]
+fn origin(ctx: &TcContext, packet: &Packet, config: &NodeConfig) -> Origin {
+    if config.flags & NodeConfig::LOCAL_BY_DEVICE != 0 {
+        // SAFETY: BPF_F_NO_PREALLOC: an element is freed only after this program has ended.
+        let device = unsafe { DEVICES.get(skb(ctx).ifindex) };
+        return match device {
+            Some(device) if device.flags & Device::POD != 0 => Origin::Inside,
+            _ => Origin::Outside,
+        };
+    }
+    let mut i = 0;
+    while i < config.pod_prefixes.len() {
+        if i as u32 >= config.pod_prefix_count {
+            break;
+        }
+        if config.pod_prefixes[i].contains(&packet.key.src) {
+            return Origin::Inside;
+        }
+        i += 1;
+    }
+    Origin::Outside
+}
+
+/// A direct flow to a backend's own address begins: it is recorded, so that it and a Service flow with the
+/// same middle tuple are never taken for one another. It is never refused or dropped.
+#[inline(always)]
+fn to_backend_address<L: Link>(ctx: &TcContext, packet: &Packet) -> Verdict {
+    let key = proxy_common::FrontendKey::new(packet.key.dst, packet.key.dport, packet.key.proto);
+    // SAFETY: BPF_F_NO_PREALLOC: an element is freed only after this program has ended.
+    let Some(id) = (unsafe { BACKEND_ADDRS.get(key) }) else {
+        return Verdict::Next;
+    };
+    let to =
+        Begin { addr: packet.key.dst, port: packet.key.dport, service: 0, backend: *id, masquerade: false };
+    match begin(packet, &to) {
+        Ok(to) if to.peer_port != packet.key.sport => translated::<L>(ctx, packet, &to),
+        Ok(_) => Verdict::Next,
+        Err(reason) => {
+            count(reason);
+            Verdict::Next
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! The maps. Keys, values and meaning: `proxy-common`. The sizes here are defaults; the loader sets them.
+
+use crate::begin::Work;
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    macros::map,
+    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+};
+use proxy_common::{
+    Addr, Affinity, AffinityKey, Backend, BackendMeta, CtEntry, CtKey, Device, Frontend, FrontendKey,
+    NodeConfig, Service, ServiceMeta, SockKey, SockPeer, counter::COUNTERS_LEN, node::Agent,
+};
+
+#[map]
+pub static FRONTENDS: HashMap<FrontendKey, Frontend> = HashMap::pinned(65_536, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static SLOTS: Array<u32> = Array::pinned(524_288, 0);
+
+#[map]
+pub static BACKENDS: Array<Backend> = Array::pinned(131_072, 0);
+
+#[map]
+pub static SERVICES: Array<Service> = Array::pinned(65_536, 0);
+
+/// Preallocated: an insert must not fail for want of memory in softirq. A plain hash, never an LRU, which
+/// throws out live flows under pressure; user space collects what is expired.
+#[map]
+pub static CONNTRACK: HashMap<CtKey, CtEntry> = HashMap::pinned(262_144, 0);
+
+#[map]
+pub static BACKEND_ADDRS: HashMap<FrontendKey, u32> = HashMap::pinned(131_072, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::pinned(65_536, 0);
+
+#[map]
+pub static PORTS: Array<u32> = Array::pinned(65_536, 0);
+
+#[map]
+pub static NODE_ADDRS: HashMap<Addr, u32> = HashMap::pinned(1024, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static NODE_CONFIG: Array<NodeConfig> = Array::pinned(1, 0);
+
+#[map]
+pub static DEVICES: HashMap<u32, Device> = HashMap::pinned(16_384, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(COUNTERS_LEN, 0);
+
+#[map]
+pub static SOCK_REVNAT: LruHashMap<SockKey, SockPeer> = LruHashMap::pinned(65_536, 0);
+
+#[map]
+pub static SOCK_BACKEND: LruHashMap<SockKey, SockPeer> = LruHashMap::pinned(65_536, 0);
+
+/// Names for the inspect commands; no program reads them.
+#[map]
+pub static SERVICE_META: HashMap<u32, ServiceMeta> = HashMap::pinned(65_536, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static BACKEND_META: HashMap<u32, BackendMeta> = HashMap::pinned(131_072, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static AGENT: Array<Agent> = Array::pinned(1, 0);
+
+/// Scratch memory of `begin`; not pinned, not part of the contract.
+#[map]
+pub static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);

@@ -1,0 +1,234 @@
+//! Parsing: from an skb to the tuple that conntrack and frontends are looked up with.
+//!
+//! Whatever is not a whole TCP or UDP packet or an ICMP echo request over plain IPv4 or IPv6 is none of ours:
+//! other ethertypes, VLAN tags (the VLAN device's own hook sees the packet untagged), fragments, IPv6
+//! extension headers, truncated headers.
+
+use core::mem::size_of;
+
+use aya_ebpf::{EbpfContext as _, bindings::__sk_buff, helpers::bpf_skb_pull_data, programs::TcContext};
+use proxy_common::{Addr, CtKey, Half, Port, Proto};
+
+/// Link-layer framing of a device: which of the two program variants this is.
+pub trait Link {
+    /// Bytes in front of the IP header.
+    const HEADER: usize;
+}
+
+/// 14 bytes of Ethernet.
+pub struct Ethernet;
+/// Nothing: the packet begins with the IP header.
+pub struct NoHeader;
+
+impl Link for Ethernet {
+    const HEADER: usize = 14;
+}
+
+impl Link for NoHeader {
+    const HEADER: usize = 0;
+}
+
+/// Headers are only 2-byte aligned behind Ethernet: `packed(2)` makes every load defined behaviour.
+#[repr(C, packed(2))]
+pub struct Ipv4 {
+    pub version_ihl: u8,
+    pub tos: u8,
+    pub total_len: u16,
+    pub id: u16,
+    pub fragment: u16,
+    pub ttl: u8,
+    pub proto: u8,
+    pub check: u16,
+    pub src: u32,
+    pub dst: u32,
+}
+
+#[repr(C, packed(2))]
+pub struct Ipv6 {
+    pub version_class_flow: u32,
+    pub payload_len: u16,
+    pub next_header: u8,
+    pub hop_limit: u8,
+    pub src: [u32; 4],
+    pub dst: [u32; 4],
+}
+
+#[repr(C, packed(2))]
+pub struct Tcp {
+    pub sport: u16,
+    pub dport: u16,
+    pub seq: u32,
+    pub ack: u32,
+    pub offset: u8,
+    pub flags: u8,
+    pub window: u16,
+    pub check: u16,
+    pub urgent: u16,
+}
+
+#[repr(C, packed(2))]
+pub struct Udp {
+    pub sport: u16,
+    pub dport: u16,
+    pub len: u16,
+    pub check: u16,
+}
+
+#[repr(C, packed(2))]
+pub struct Icmp {
+    pub kind: u8,
+    pub code: u8,
+    pub check: u16,
+    pub rest: u32,
+}
+
+pub const ETH_P_IP: u16 = 0x0800_u16.to_be();
+pub const ETH_P_IPV6: u16 = 0x86dd_u16.to_be();
+/// More-fragments flag and fragment offset.
+const FRAGMENT_MASK: u16 = 0x3fff_u16.to_be();
+
+/// A packet shunt may have a say in.
+pub struct Packet {
+    /// The tuple as the packet carries it, keyed for the hook it was parsed at. For an echo request both
+    /// ports are zero.
+    pub key: CtKey,
+    /// Offset of the transport header.
+    pub l4: usize,
+    /// TCP flags; 0 for other protocols.
+    pub tcp_flags: u8,
+    pub v4: bool,
+    /// An ICMP or ICMPv6 echo request.
+    pub echo: bool,
+}
+
+impl Packet {
+    #[inline(always)]
+    pub fn is_tcp(&self) -> bool {
+        self.key.proto == Proto::TCP
+    }
+
+    /// The first segment of a connection: SYN without ACK, RST, FIN.
+    #[inline(always)]
+    pub fn is_syn(&self) -> bool {
+        use proxy_common::tcp::flag::{ACK, FIN, RST, SYN};
+        self.tcp_flags & (SYN | ACK | RST | FIN) == SYN
+    }
+}
+
+/// A pointer to a `T` at `offset`, if the linear part of the packet holds one.
+#[inline(always)]
+pub fn at<T>(ctx: &TcContext, offset: usize) -> Option<*mut T> {
+    let start = ctx.data() + offset;
+    if start + size_of::<T>() > ctx.data_end() {
+        return None;
+    }
+    Some(start as *mut T)
+}
+
+/// Makes the first `len` bytes (or all, if the packet is shorter) readable and writable in place.
+#[inline(always)]
+fn linearize(ctx: &TcContext, len: usize) {
+    let want = core::cmp::min(len, ctx.len() as usize);
+    if ctx.data() + want > ctx.data_end() {
+        // SAFETY: the context the kernel gave; pointers into the packet are derived anew after this. A
+        // failure leaves the packet as it is and the bounds checks that follow find it too short.
+        unsafe { bpf_skb_pull_data(ctx.as_ptr().cast::<__sk_buff>(), want as u32) };
+    }
+}
+
+#[inline(always)]
+pub fn skb(ctx: &TcContext) -> &__sk_buff {
+    // SAFETY: the context is a valid __sk_buff for as long as the program runs; the verifier turns each field
+    // access into a load from the real skb.
+    unsafe { &*ctx.skb.skb }
+}
+
+/// `None`: none of ours.
+#[inline(always)]
+pub fn parse<L: Link>(ctx: &TcContext, half: Half) -> Option<Packet> {
+    let skb = skb(ctx);
+    if skb.vlan_present != 0 {
+        return None;
+    }
+    linearize(ctx, L::HEADER + size_of::<Ipv6>() + size_of::<Tcp>());
+    match skb.protocol as u16 {
+        ETH_P_IP => parse_v4::<L>(ctx, half),
+        ETH_P_IPV6 => parse_v6::<L>(ctx, half),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn parse_v4<L: Link>(ctx: &TcContext, half: Half) -> Option<Packet> {
+    let ip = at::<Ipv4>(ctx, L::HEADER)?;
+    // SAFETY: `at` checked the bounds; the fields are plain integers.
+    let ip = unsafe { &*ip };
+    let header = usize::from(ip.version_ihl & 0x0f) * 4;
+    if ip.version_ihl >> 4 != 4 || header < size_of::<Ipv4>() || ip.fragment & FRAGMENT_MASK != 0 {
+        return None;
+    }
+    let (src, dst) = (Addr::from_v4_be(ip.src), Addr::from_v4_be(ip.dst));
+    parse_transport(ctx, src, dst, ip.proto, L::HEADER + header, half, true)
+}
+
+#[inline(always)]
+fn parse_v6<L: Link>(ctx: &TcContext, half: Half) -> Option<Packet> {
+    let ip = at::<Ipv6>(ctx, L::HEADER)?;
+    // SAFETY: `at` checked the bounds; the fields are plain integers.
+    let ip = unsafe { &*ip };
+    if ip.version_class_flow as u8 >> 4 != 6 {
+        return None;
+    }
+    let (src, dst) = (Addr::from_v6_be(ip.src), Addr::from_v6_be(ip.dst));
+    // v4-mapped addresses never appear on a wire (RFC 4291, 2.5.5.2): such a packet must not meet IPv4 state.
+    if src.is_v4() || dst.is_v4() {
+        return None;
+    }
+    parse_transport(ctx, src, dst, ip.next_header, L::HEADER + size_of::<Ipv6>(), half, false)
+}
+
+#[inline(always)]
+fn parse_transport(
+    ctx: &TcContext,
+    src: Addr,
+    dst: Addr,
+    proto: u8,
+    l4: usize,
+    half: Half,
+    v4: bool,
+) -> Option<Packet> {
+    let mut packet = Packet {
+        key: CtKey::new(src, Port::ZERO, dst, Port::ZERO, proto, half),
+        l4,
+        tcp_flags: 0,
+        v4,
+        echo: false,
+    };
+    match proto {
+        Proto::TCP => {
+            // SAFETY: `at` checked the bounds; the fields are plain integers.
+            let tcp = unsafe { &*at::<Tcp>(ctx, l4)? };
+            packet.tcp_flags = tcp.flags;
+            packet.key.sport = Port::from_be(tcp.sport);
+            packet.key.dport = Port::from_be(tcp.dport);
+        }
+        Proto::UDP => {
+            // SAFETY: as above.
+            let udp = unsafe { &*at::<Udp>(ctx, l4)? };
+            packet.key.sport = Port::from_be(udp.sport);
+            packet.key.dport = Port::from_be(udp.dport);
+        }
+        Proto::ICMP if v4 => packet.echo = is_echo(ctx, l4, 8)?,
+        Proto::ICMPV6 if !v4 => packet.echo = is_echo(ctx, l4, 128)?,
+        _ => return None,
+    }
+    Some(packet)
+}
+
+/// `None` for any other ICMP message.
+#[inline(always)]
+fn is_echo(ctx: &TcContext, l4: usize, request: u8) -> Option<bool> {
+    // SAFETY: `at` checked the bounds; the fields are plain integers.
+    let icmp = unsafe { &*at::<Icmp>(ctx, l4)? };
+    if icmp.kind == request && icmp.code == 0 { Some(true) } else { None }
+}

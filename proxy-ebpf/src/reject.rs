@@ -1,0 +1,264 @@
+//! Refusal: turns a packet into the answer that tells its sender "connection refused". TCP gets a reset
+//! (RFC 9293, 3.10.7.1), everything else ICMP port unreachable (RFC 792 3/3, RFC 4443 1/4).
+//!
+//! Checksums are computed afresh, yet the skb keeps whatever checksum state it had, which a program cannot
+//! read. It can be found out: bpf_l4_csum_replace leaves a CHECKSUM_PARTIAL field alone when the change is not
+//! to the pseudo-header.
+
+use core::mem::size_of;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{__sk_buff, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC},
+    helpers::{bpf_skb_adjust_room, bpf_skb_change_tail},
+    programs::TcContext,
+};
+use proxy_common::{Addr, Proto, csum, tcp::flag};
+
+use crate::{
+    echo::swap_link,
+    packet::{Icmp, Ipv4, Ipv6, Link, Packet, Tcp, Udp, at},
+    rewrite::l4_csum,
+};
+
+/// Hop limit of what the node itself sends.
+const TTL: u8 = 64;
+
+/// Rewrites the packet into its refusal, ready to be sent back. `Err`: it deserves none, or does not fit.
+#[inline(always)]
+pub fn refuse<L: Link>(ctx: &TcContext, packet: &Packet) -> Result<(), ()> {
+    let done = if packet.is_tcp() {
+        reset::<L>(ctx, packet)
+    } else if packet.key.proto == Proto::UDP {
+        unreachable::<L>(ctx, packet)
+    } else {
+        None
+    };
+    done.and_then(|()| swap_link::<L>(ctx)).ok_or(())
+}
+
+/// The length of the IP header.
+#[inline(always)]
+fn header_len<L: Link>(packet: &Packet) -> usize {
+    packet.l4 - L::HEADER
+}
+
+/// Sum over what the pseudo-header holds; `len` in host order.
+#[inline(always)]
+fn pseudo(src: &Addr, dst: &Addr, v4: bool, proto: u8, len: u16) -> u32 {
+    let tail = csum::add(u32::from(u16::from(proto).to_be()), u32::from(len.to_be()));
+    let addrs = if v4 {
+        csum::add(src.v4_be(), dst.v4_be())
+    } else {
+        // From zero to the address: the plain sum, plus all-ones words, which count for nothing.
+        csum::add(csum::diff4([0; 4], src.words()), csum::diff4([0; 4], dst.words()))
+    };
+    csum::add(addrs, tail)
+}
+
+/// Whether the transport checksum at `offset` is only the pseudo-header's sum (CHECKSUM_PARTIAL).
+#[inline(always)]
+fn is_partial(ctx: &TcContext, offset: usize) -> Option<bool> {
+    // SAFETY: `at` checked the bounds.
+    let before = unsafe { *at::<[u16; 1]>(ctx, offset)? };
+    l4_csum(ctx, offset, 1, 0).ok()?;
+    let field = at::<[u16; 1]>(ctx, offset)?;
+    // SAFETY: as above.
+    let partial = unsafe { *field } == before;
+    // SAFETY: as above.
+    unsafe { *field = before };
+    Some(partial)
+}
+
+#[inline(always)]
+fn reset<L: Link>(ctx: &TcContext, packet: &Packet) -> Option<()> {
+    if packet.tcp_flags & flag::RST != 0 {
+        return None;
+    }
+    let partial = is_partial(ctx, packet.l4 + 16)?;
+    let segment = segment_len::<L>(ctx, packet)?;
+    change_len(ctx, packet.l4 + size_of::<Tcp>())?;
+
+    swap_addresses::<L>(ctx, packet, size_of::<Tcp>() as u16)?;
+    // SAFETY: `at` checked the bounds.
+    let tcp = unsafe { &mut *at::<Tcp>(ctx, packet.l4)? };
+    (tcp.sport, tcp.dport) = (tcp.dport, tcp.sport);
+    if tcp.flags & flag::ACK != 0 {
+        tcp.seq = tcp.ack;
+        tcp.ack = 0;
+        tcp.flags = flag::RST;
+    } else {
+        tcp.ack = u32::from_be(tcp.seq).wrapping_add(segment).to_be();
+        tcp.seq = 0;
+        tcp.flags = flag::RST | flag::ACK;
+    }
+    tcp.offset = ((size_of::<Tcp>() / 4) << 4) as u8;
+    tcp.window = 0;
+    tcp.urgent = 0;
+    let sum = pseudo(&packet.key.src, &packet.key.dst, packet.v4, Proto::TCP, size_of::<Tcp>() as u16);
+    if partial {
+        // What completes the sum also turns it around.
+        tcp.check = csum::fold(sum);
+    } else {
+        tcp.check = 0;
+        // SAFETY: the same 20 bytes, as words.
+        let words = unsafe { *at::<[Word; 5]>(ctx, packet.l4)? };
+        let sum = words.iter().fold(sum, |sum, word| csum::add(sum, word.0));
+        // SAFETY: `at` checked the bounds.
+        unsafe { (*at::<Tcp>(ctx, packet.l4)?).check = !csum::fold(sum) };
+    }
+    Some(())
+}
+
+#[repr(C, packed(2))]
+#[derive(Clone, Copy)]
+struct Word(u32);
+
+/// How many sequence numbers the segment takes up.
+#[inline(always)]
+fn segment_len<L: Link>(ctx: &TcContext, packet: &Packet) -> Option<u32> {
+    let total = if packet.v4 {
+        // SAFETY: `at` checked the bounds.
+        u32::from(u16::from_be(unsafe { (*at::<Ipv4>(ctx, L::HEADER)?).total_len }))
+    } else {
+        // SAFETY: `at` checked the bounds.
+        u32::from(u16::from_be(unsafe { (*at::<Ipv6>(ctx, L::HEADER)?).payload_len }))
+            + size_of::<Ipv6>() as u32
+    };
+    // SAFETY: `at` checked the bounds.
+    let tcp = unsafe { &*at::<Tcp>(ctx, packet.l4)? };
+    let headers = header_len::<L>(packet) as u32 + u32::from(tcp.offset >> 4) * 4;
+    let control = u32::from(tcp.flags & flag::SYN != 0) + u32::from(tcp.flags & flag::FIN != 0);
+    Some(total.saturating_sub(headers) + control)
+}
+
+/// Cuts the packet (or pads it) to `len` bytes.
+#[inline(always)]
+fn change_len(ctx: &TcContext, len: usize) -> Option<()> {
+    // SAFETY: the context the kernel gave; no pointer into the packet outlives this call.
+    let failed = unsafe { bpf_skb_change_tail(ctx.as_ptr().cast::<__sk_buff>(), len as u32, 0) };
+    if failed == 0 { Some(()) } else { None }
+}
+
+/// Makes the IP header the answer's: the VIP writes to the client, `payload` bytes of transport.
+#[inline(always)]
+fn swap_addresses<L: Link>(ctx: &TcContext, packet: &Packet, payload: u16) -> Option<()> {
+    if packet.v4 {
+        // SAFETY: `at` checked the bounds.
+        let ip = unsafe { &mut *at::<Ipv4>(ctx, L::HEADER)? };
+        let len = (header_len::<L>(packet) as u16 + payload).to_be();
+        let ttl = |ttl: u8| u32::from(u16::from_ne_bytes([ttl, 0]));
+        let diff =
+            csum::add(csum::diff(u32::from(ip.total_len), u32::from(len)), csum::diff(ttl(ip.ttl), ttl(TTL)));
+        (ip.total_len, ip.ttl) = (len, TTL);
+        (ip.src, ip.dst) = (ip.dst, ip.src);
+        ip.check = csum::apply(ip.check, diff);
+    } else {
+        // SAFETY: `at` checked the bounds.
+        let ip = unsafe { &mut *at::<Ipv6>(ctx, L::HEADER)? };
+        ip.payload_len = payload.to_be();
+        ip.hop_limit = TTL;
+        (ip.src, ip.dst) = (ip.dst, ip.src);
+    }
+    Some(())
+}
+
+/// Port unreachable, quoting the IP header and the first 8 bytes behind it.
+#[inline(always)]
+fn unreachable<L: Link>(ctx: &TcContext, packet: &Packet) -> Option<()> {
+    let quoted = header_len::<L>(packet) + size_of::<Udp>();
+    let outer = if packet.v4 { size_of::<Ipv4>() } else { size_of::<Ipv6>() };
+    let front = outer + size_of::<Icmp>();
+    // SAFETY: `at` checked the bounds.
+    let no_sum = packet.v4 && unsafe { (*at::<Udp>(ctx, packet.l4)?).check } == 0;
+    let partial = !no_sum && is_partial(ctx, packet.l4 + 6)?;
+    change_len(ctx, L::HEADER + quoted)?;
+    // SAFETY: the context the kernel gave; no pointer into the packet outlives this call.
+    let failed =
+        unsafe { bpf_skb_adjust_room(ctx.as_ptr().cast::<__sk_buff>(), front as i32, BPF_ADJ_ROOM_MAC, 0) };
+    if failed != 0 {
+        return None;
+    }
+
+    let message = (size_of::<Icmp>() + quoted) as u16;
+    let (src, dst) = (packet.key.dst, packet.key.src);
+    let (kind, code, mut sum) = if packet.v4 {
+        outer_v4::<L>(ctx, &src, &dst, message)?;
+        (3, 3, 0)
+    } else {
+        outer_v6::<L>(ctx, &src, &dst, message)?;
+        (1, 4, pseudo(&src, &dst, false, Proto::ICMPV6, message))
+    };
+    let icmp_at = L::HEADER + outer;
+    // SAFETY: `at` checked the bounds.
+    let icmp = unsafe { &mut *at::<Icmp>(ctx, icmp_at)? };
+    *icmp = Icmp { kind, code, check: 0, rest: 0 };
+
+    sum = csum::add(sum, u32::from(u16::from_ne_bytes([kind, code])));
+    let mut at_word = icmp_at + size_of::<Icmp>();
+    let end = at_word + header_len::<L>(packet);
+    let mut i = 0;
+    // 15 words are the longest IPv4 header.
+    while i < 15 && at_word < end {
+        // SAFETY: `at` checked the bounds.
+        sum = csum::add(sum, unsafe { (*at::<Word>(ctx, at_word)?).0 });
+        at_word += 4;
+        i += 1;
+    }
+    // SAFETY: `at` checked the bounds.
+    let udp = unsafe { *at::<[Word; 2]>(ctx, icmp_at + size_of::<Icmp>() + header_len::<L>(packet))? };
+    let udp_sum = csum::add(udp[0].0, udp[1].0);
+    sum = csum::add(sum, udp_sum);
+    if partial {
+        // Whoever completes the quoted datagram's checksum sums up just these 8 bytes, the seed in its place,
+        // and writes the complement there (skb_checksum_help): count with what will stand there then.
+        let seed = if cfg!(target_endian = "little") { udp[1].0 >> 16 } else { udp[1].0 & 0xffff };
+        let completed = match !csum::fold(udp_sum) {
+            0 => 0xffff,
+            completed => completed,
+        };
+        sum = csum::add(sum, csum::diff(seed, u32::from(completed)));
+    }
+    // SAFETY: `at` checked the bounds.
+    unsafe { (*at::<Icmp>(ctx, icmp_at)?).check = !csum::fold(sum) };
+    Some(())
+}
+
+#[inline(always)]
+fn outer_v4<L: Link>(ctx: &TcContext, src: &Addr, dst: &Addr, message: u16) -> Option<()> {
+    // SAFETY: `at` checked the bounds.
+    let ip = unsafe { &mut *at::<Ipv4>(ctx, L::HEADER)? };
+    *ip = Ipv4 {
+        version_ihl: 0x45,
+        // Internetwork control (RFC 1812, 4.3.2.5).
+        tos: 0xc0,
+        total_len: (size_of::<Ipv4>() as u16 + message).to_be(),
+        id: 0,
+        fragment: 0x4000_u16.to_be(),
+        ttl: TTL,
+        proto: Proto::ICMP,
+        check: 0,
+        src: src.v4_be(),
+        dst: dst.v4_be(),
+    };
+    // SAFETY: the same 20 bytes, as words.
+    let words = unsafe { *at::<[Word; 5]>(ctx, L::HEADER)? };
+    let sum = words.iter().fold(0, |sum, word| csum::add(sum, word.0));
+    ip.check = !csum::fold(sum);
+    Some(())
+}
+
+#[inline(always)]
+fn outer_v6<L: Link>(ctx: &TcContext, src: &Addr, dst: &Addr, message: u16) -> Option<()> {
+    // SAFETY: `at` checked the bounds.
+    let ip = unsafe { &mut *at::<Ipv6>(ctx, L::HEADER)? };
+    *ip = Ipv6 {
+        version_class_flow: 0x6000_0000_u32.to_be(),
+        payload_len: message.to_be(),
+        next_header: Proto::ICMPV6,
+        hop_limit: TTL,
+        src: src.words(),
+        dst: dst.words(),
+    };
+    Some(())
+}

@@ -1,0 +1,113 @@
+//! Writing translated addresses and ports into a packet and mending its checksums.
+//!
+//! Addresses, ports and the IPv4 header's checksum are stored in place. The transport checksum goes through
+//! bpf_l4_csum_replace, because packets from pods and from the node itself carry only the pseudo-header's sum
+//! there (CHECKSUM_PARTIAL), which a program cannot see: address and port changes are told apart for it.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    helpers::bpf_l4_csum_replace,
+    programs::TcContext,
+};
+use proxy_common::{Addr, Counter, Half, Port, Proto, csum};
+
+use crate::{
+    globals,
+    packet::{Ipv4, Ipv6, Link, Packet, at},
+    verdict::DropReason,
+};
+
+/// What a half writes: at ingress destination address and port, and the source port; at egress source address
+/// and port, and the destination port.
+pub struct Rewrite {
+    pub addr: Addr,
+    pub port: Port,
+    pub peer_port: Port,
+}
+
+/// Source and destination port, which every transport protocol begins with.
+#[repr(C, packed(2))]
+struct Ports {
+    word: u32,
+}
+
+/// Applies `to` to the packet, at the hook its key was parsed for.
+#[inline(always)]
+pub fn rewrite<L: Link>(ctx: &TcContext, packet: &Packet, to: &Rewrite) -> Result<(), DropReason> {
+    let ingress = packet.key.half == Half::Ingress as u8;
+    let old = if ingress { packet.key.dst } else { packet.key.src };
+    let addr_diff = if packet.v4 {
+        store_v4::<L>(ctx, ingress, old.v4_be(), to.addr.v4_be())?
+    } else {
+        store_v6::<L>(ctx, ingress, &old, &to.addr)?
+    };
+    let (sport, dport) = if ingress { (to.peer_port, to.port) } else { (to.port, to.peer_port) };
+    let old_ports = ports_word(packet.key.sport, packet.key.dport);
+    let new_ports = ports_word(sport, dport);
+    let ports = at::<Ports>(ctx, packet.l4).ok_or(Counter::RewriteFailed)?;
+    // SAFETY: `at` checked the bounds.
+    unsafe { (*ports).word = new_ports };
+
+    let (offset, mark) = match packet.key.proto {
+        Proto::TCP => (packet.l4 + 16, 0),
+        // A zero UDP checksum over IPv4 means none and stays zero.
+        _ => (packet.l4 + 6, u64::from(BPF_F_MARK_MANGLED_0)),
+    };
+    if to.addr != old {
+        let family = if packet.v4 { 0 } else { globals::csum_ipv6() };
+        l4_csum(ctx, offset, addr_diff, u64::from(BPF_F_PSEUDO_HDR) | mark | family)?;
+    }
+    if new_ports != old_ports {
+        l4_csum(ctx, offset, csum::diff(old_ports, new_ports), mark)?;
+    }
+    Ok(())
+}
+
+/// Both ports as one native word of the packet.
+#[inline(always)]
+fn ports_word(sport: Port, dport: Port) -> u32 {
+    if cfg!(target_endian = "little") {
+        u32::from(dport.be()) << 16 | u32::from(sport.be())
+    } else {
+        u32::from(sport.be()) << 16 | u32::from(dport.be())
+    }
+}
+
+#[inline(always)]
+fn store_v4<L: Link>(ctx: &TcContext, ingress: bool, old: u32, new: u32) -> Result<u32, DropReason> {
+    let ip = at::<Ipv4>(ctx, L::HEADER).ok_or(Counter::RewriteFailed)?;
+    // SAFETY: `at` checked the bounds.
+    let ip = unsafe { &mut *ip };
+    let diff = csum::diff(old, new);
+    if ingress {
+        ip.dst = new;
+    } else {
+        ip.src = new;
+    }
+    ip.check = csum::apply(ip.check, diff);
+    Ok(diff)
+}
+
+#[inline(always)]
+fn store_v6<L: Link>(ctx: &TcContext, ingress: bool, old: &Addr, new: &Addr) -> Result<u32, DropReason> {
+    let ip = at::<Ipv6>(ctx, L::HEADER).ok_or(Counter::RewriteFailed)?;
+    // SAFETY: `at` checked the bounds.
+    let ip = unsafe { &mut *ip };
+    if ingress {
+        ip.dst = new.words();
+    } else {
+        ip.src = new.words();
+    }
+    Ok(csum::diff4(old.words(), new.words()))
+}
+
+#[inline(always)]
+pub fn l4_csum(ctx: &TcContext, offset: usize, diff: u32, flags: u64) -> Result<(), DropReason> {
+    // SAFETY: the context the kernel gave; no pointer into the packet outlives this call. Size 0 in the flags
+    // says that `to` is a difference.
+    let failed = unsafe {
+        bpf_l4_csum_replace(ctx.as_ptr().cast::<__sk_buff>(), offset as u32, 0, u64::from(diff), flags)
+    };
+    if failed == 0 { Ok(()) } else { Err(Counter::RewriteFailed) }
+}

@@ -1,0 +1,120 @@
+//! Frontend, policy, backend: what a new flow is sent to. Shared by the packet hooks and the socket hooks.
+
+use aya_ebpf::helpers::bpf_get_prandom_u32;
+use proxy_common::{
+    Addr, Backend, Counter, Frontend, FrontendKey, Port, Service,
+    node::{port_bits, role},
+};
+
+use crate::{
+    atomic::add_one,
+    maps::{BACKENDS, FRONTENDS, NODE_ADDRS, PORTS, SERVICES, SLOTS},
+    verdict::DropReason,
+};
+
+/// The bits of [`port_bits`] for a destination port: a free array read that spares hash lookups.
+#[inline(always)]
+pub fn bits_of(port: Port) -> u32 {
+    PORTS.get(u32::from(port.host())).copied().unwrap_or(0)
+}
+
+/// The frontend at this address: exact addresses first, then NodePorts on addresses that have one of `roles`.
+#[inline(always)]
+pub fn frontend(addr: &Addr, port: Port, proto: u8, bits: u32, roles: u32) -> Option<&'static Frontend> {
+    if bits & port_bits::frontend(proto) != 0
+        && let Some(found) = get(&FrontendKey::new(*addr, port, proto))
+    {
+        return Some(found);
+    }
+    if bits & port_bits::nodeport(proto) == 0 {
+        return None;
+    }
+    // SAFETY: BPF_F_NO_PREALLOC: an element is freed only after this program has ended.
+    let role = unsafe { NODE_ADDRS.get(*addr) }?;
+    if role & roles == 0 {
+        return None;
+    }
+    get(&FrontendKey::new(addr.unspecified_alike(), port, proto))
+}
+
+/// An exact lookup; 0 and a protocol number of ICMP as port and protocol is the ping answer of a VIP.
+#[inline(always)]
+pub fn get(key: &FrontendKey) -> Option<&'static Frontend> {
+    // SAFETY: BPF_F_NO_PREALLOC: an element is freed only after this program has ended.
+    unsafe { FRONTENDS.get(*key) }
+}
+
+/// The address roles at which the packet hooks serve NodePorts.
+pub const PACKET_ROLES: u32 = role::NODEPORT;
+
+/// Who a new flow comes from, as far as policies care.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// A pod of this node, or the node itself: Local policy's short circuits apply.
+    Inside,
+    Outside,
+}
+
+/// A backend and its id.
+pub struct Chosen {
+    pub id: u32,
+    pub backend: Backend,
+}
+
+/// Whether this frontend's policy is Local and asks who the client is.
+#[inline(always)]
+pub fn asks_origin(frontend: &Frontend) -> bool {
+    frontend.flags & (Frontend::LOCAL | Frontend::EXTERNAL) == Frontend::LOCAL | Frontend::EXTERNAL
+}
+
+/// The verdict per frontend (SERVICE-SEMANTICS 2.6), then a backend in turn or at random.
+#[inline(always)]
+pub fn choose(frontend: &Frontend, origin: Origin) -> Result<Chosen, DropReason> {
+    let service = SERVICES.get_ptr_mut(frontend.service).ok_or(Counter::BadSlot)?;
+    if !frontend.has(Frontend::HAS_ENDPOINTS) {
+        // SAFETY: a live, 8-byte aligned map value.
+        unsafe { add_one(&raw mut (*service).refused) };
+        return Err(Counter::NoBackend);
+    }
+    let local =
+        frontend.has(Frontend::LOCAL) && !(frontend.has(Frontend::EXTERNAL) && origin == Origin::Inside);
+    let (base, count) = if local {
+        (frontend.local_base, frontend.local_count)
+    } else {
+        (frontend.cluster_base, frontend.cluster_count)
+    };
+    if count == 0 {
+        // SAFETY: as above.
+        unsafe { add_one(&raw mut (*service).dropped) };
+        return Err(Counter::NoLocalEndpoints);
+    }
+    let turn = turn(service, local);
+    let turn = if frontend.has(Frontend::RANDOM) {
+        // SAFETY: takes no arguments and has no effect.
+        u64::from(unsafe { bpf_get_prandom_u32() })
+    } else {
+        turn
+    };
+    let slot = base.wrapping_add((turn % u64::from(count)) as u32);
+    let id = *SLOTS.get(slot).ok_or(Counter::BadSlot)?;
+    let backend = *BACKENDS.get(id).ok_or(Counter::BadSlot)?;
+    if backend.port == Port::ZERO {
+        return Err(Counter::BadSlot);
+    }
+    Ok(Chosen { id, backend })
+}
+
+/// Takes the next number of a set's counter. One atomic add, so over n new flows of one set every backend
+/// gets n / count, give or take one.
+#[inline(always)]
+fn turn(service: *mut Service, local: bool) -> u64 {
+    // SAFETY: a live, 8-byte aligned map value, only ever accessed atomically by programs.
+    unsafe { add_one(if local { &raw mut (*service).local_next } else { &raw mut (*service).cluster_next }) }
+}
+
+/// The backend with this id, while some service uses it.
+#[inline(always)]
+pub fn active_backend(id: u32) -> Option<&'static Backend> {
+    let backend = BACKENDS.get(id)?;
+    if backend.has(Backend::ACTIVE) { Some(backend) } else { None }
+}

@@ -1,0 +1,235 @@
+//! The socket hooks: the node's own processes (and pods', with `--socket-lb all`) are sent to a backend when
+//! they connect or send, so that nothing is left to do for their packets.
+//!
+//! A refused connect() or sendmsg() fails with ECONNREFUSED. UDP's connect() is never refused: ping probes for
+//! a source address with it. Policy Local without a local endpoint is left to the egress hook, which drops.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::bpf_sock_addr,
+    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval},
+    programs::SockAddrContext,
+};
+use proxy_common::{Addr, Counter, Port, Proto, SockKey, SockPeer, node::role};
+
+use crate::{
+    count::count,
+    globals,
+    maps::{SOCK_BACKEND, SOCK_REVNAT},
+    service::{self, Origin},
+};
+
+/// Return codes of sock_addr programs.
+const ALLOW: i32 = 1;
+const REFUSE: i32 = 0;
+const ECONNREFUSED: i32 = 111;
+
+/// How a family's address is read from and written to the context.
+pub trait Family {
+    fn load(ctx: &bpf_sock_addr) -> Addr;
+    fn store(ctx: &mut bpf_sock_addr, addr: &Addr);
+}
+
+/// AF_INET sockets' hooks.
+pub struct V4;
+/// AF_INET6 sockets' hooks, which see IPv4 destinations in v4-mapped form, just as [`Addr`] holds them.
+pub struct V6;
+
+impl Family for V4 {
+    #[inline(always)]
+    fn load(ctx: &bpf_sock_addr) -> Addr {
+        Addr::from_v4_be(ctx.user_ip4)
+    }
+
+    #[inline(always)]
+    fn store(ctx: &mut bpf_sock_addr, addr: &Addr) {
+        ctx.user_ip4 = addr.v4_be();
+    }
+}
+
+impl Family for V6 {
+    #[inline(always)]
+    fn load(ctx: &bpf_sock_addr) -> Addr {
+        Addr::from_v6_be(read_words(ctx))
+    }
+
+    #[inline(always)]
+    fn store(ctx: &mut bpf_sock_addr, addr: &Addr) {
+        let [a, b, c, d] = addr.words();
+        // SAFETY: fields of the context. Volatile, so that the compiler does not merge them: the verifier
+        // refuses wider stores than 4 bytes here on some kernels.
+        unsafe {
+            (&raw mut ctx.user_ip6[0]).write_volatile(a);
+            (&raw mut ctx.user_ip6[1]).write_volatile(b);
+            (&raw mut ctx.user_ip6[2]).write_volatile(c);
+            (&raw mut ctx.user_ip6[3]).write_volatile(d);
+        }
+    }
+}
+
+#[inline(always)]
+fn read_words(ctx: &bpf_sock_addr) -> [u32; 4] {
+    // SAFETY: fields of the context; volatile for the same reason as the stores above.
+    unsafe {
+        [
+            (&raw const ctx.user_ip6[0]).read_volatile(),
+            (&raw const ctx.user_ip6[1]).read_volatile(),
+            (&raw const ctx.user_ip6[2]).read_volatile(),
+            (&raw const ctx.user_ip6[3]).read_volatile(),
+        ]
+    }
+}
+
+/// A destination that a process asked for.
+struct Wanted {
+    addr: Addr,
+    port: Port,
+    proto: u8,
+    /// The socket's cookie.
+    cookie: u64,
+    /// Address roles under which NodePorts are served to this socket.
+    roles: u32,
+}
+
+/// `None`: a socket or protocol that is not ours to translate.
+#[inline(always)]
+fn wanted<F: Family>(ctx: &SockAddrContext) -> Option<Wanted> {
+    // SAFETY: the context is valid while the program runs.
+    let fields = unsafe { &*ctx.sock_addr };
+    let proto = fields.protocol as u8;
+    if !matches!(proto, Proto::TCP | Proto::UDP) {
+        return None;
+    }
+    // SAFETY: the context the kernel gave.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    let only = globals::socket_netns();
+    if only != 0 && only != netns {
+        return None;
+    }
+    let roles = if netns == globals::host_netns() { role::NODEPORT | role::LOOPBACK } else { role::NODEPORT };
+    Some(Wanted {
+        addr: F::load(fields),
+        port: Port::from_be(fields.user_port as u16),
+        proto,
+        // SAFETY: the context the kernel gave.
+        cookie: unsafe { bpf_get_socket_cookie(ctx.as_ptr()) },
+        roles,
+    })
+}
+
+#[inline(always)]
+pub fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
+    let Some(wanted) = wanted::<F>(ctx) else {
+        return ALLOW;
+    };
+    let bits = service::bits_of(wanted.port);
+    let Some(frontend) = service::frontend(&wanted.addr, wanted.port, wanted.proto, bits, wanted.roles)
+    else {
+        return ALLOW;
+    };
+    match service::choose(frontend, Origin::Inside) {
+        Ok(chosen) => {
+            let peer = SockPeer {
+                addr: chosen.backend.addr,
+                port: chosen.backend.port,
+                reserved: 0,
+                backend: chosen.id,
+            };
+            send_to::<F>(ctx, &wanted, &peer)
+        }
+        Err(Counter::NoLocalEndpoints) => ALLOW,
+        Err(reason) => {
+            if wanted.proto == Proto::UDP {
+                return ALLOW;
+            }
+            count(reason);
+            refuse()
+        }
+    }
+}
+
+#[inline(always)]
+pub fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
+    let Some(wanted) = wanted::<F>(ctx) else {
+        return ALLOW;
+    };
+    let bits = service::bits_of(wanted.port);
+    let Some(frontend) = service::frontend(&wanted.addr, wanted.port, wanted.proto, bits, wanted.roles)
+    else {
+        return ALLOW;
+    };
+    // One socket stays with its backend per frontend: a resolver matches answers to one server.
+    let asked = SockKey::new(wanted.cookie, wanted.addr, wanted.port, wanted.proto);
+    // SAFETY: an LRU value may be reused for another key while it is read; what is read is checked below.
+    if let Some(peer) = unsafe { SOCK_BACKEND.get(asked) } {
+        let peer = *peer;
+        if let Some(backend) = service::active_backend(peer.backend)
+            && backend.addr == peer.addr
+            && backend.port == peer.port
+        {
+            return send_to::<F>(ctx, &wanted, &peer);
+        }
+    }
+    match service::choose(frontend, Origin::Inside) {
+        Ok(chosen) => {
+            let peer = SockPeer {
+                addr: chosen.backend.addr,
+                port: chosen.backend.port,
+                reserved: 0,
+                backend: chosen.id,
+            };
+            let _full = SOCK_BACKEND.insert(asked, peer, 0);
+            send_to::<F>(ctx, &wanted, &peer)
+        }
+        Err(Counter::NoLocalEndpoints) => ALLOW,
+        Err(reason) => {
+            count(reason);
+            refuse()
+        }
+    }
+}
+
+/// Writes the backend into the context and remembers which frontend it stands for.
+#[inline(always)]
+fn send_to<F: Family>(ctx: &SockAddrContext, wanted: &Wanted, peer: &SockPeer) -> i32 {
+    let key = SockKey::new(wanted.cookie, peer.addr, peer.port, wanted.proto);
+    let frontend = SockPeer { addr: wanted.addr, port: wanted.port, reserved: 0, backend: peer.backend };
+    let _full = SOCK_REVNAT.insert(key, frontend, 0);
+    // SAFETY: the context is valid and writable in these fields.
+    let fields = unsafe { &mut *ctx.sock_addr };
+    F::store(fields, &peer.addr);
+    fields.user_port = u32::from(peer.port.be());
+    count(Counter::SocketTranslated);
+    ALLOW
+}
+
+#[inline(always)]
+fn refuse() -> i32 {
+    if globals::has_set_retval() {
+        // SAFETY: takes a number; sets what the system call returns.
+        unsafe { bpf_set_retval(-ECONNREFUSED) };
+    }
+    REFUSE
+}
+
+/// recvmsg and getpeername: where a backend was put in for a frontend, the process sees the frontend.
+#[inline(always)]
+pub fn show_frontend<F: Family>(ctx: &SockAddrContext) -> i32 {
+    // SAFETY: the context is valid while the program runs.
+    let fields = unsafe { &mut *ctx.sock_addr };
+    let proto = fields.protocol as u8;
+    if !matches!(proto, Proto::TCP | Proto::UDP) {
+        return ALLOW;
+    }
+    // SAFETY: the context the kernel gave.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let key = SockKey::new(cookie, F::load(fields), Port::from_be(fields.user_port as u16), proto);
+    // SAFETY: an LRU value may be reused for another key while it is read: the process would be shown another
+    // frontend for one datagram.
+    if let Some(frontend) = unsafe { SOCK_REVNAT.get(key) } {
+        let frontend = *frontend;
+        F::store(fields, &frontend.addr);
+        fields.user_port = u32::from(frontend.port.be());
+    }
+    ALLOW
+}

@@ -1,0 +1,48 @@
+//! The sampled trace of new flows: off by default, and then dead code to the verifier.
+
+use aya_ebpf::{helpers::bpf_get_prandom_u32, programs::TcContext};
+use aya_log_ebpf::info;
+use proxy_common::Addr;
+
+use crate::{globals, packet::Packet, rewrite::Rewrite, verdict::DropReason};
+
+/// Logs what was decided for a new flow to a frontend.
+#[inline(always)]
+pub fn decision(ctx: &TcContext, packet: &Packet, result: &Result<Rewrite, DropReason>) {
+    let one_in = globals::trace();
+    // SAFETY: takes no arguments and has no effect.
+    if one_in == 0 || unsafe { bpf_get_prandom_u32() } % one_in != 0 {
+        return;
+    }
+    let key = &packet.key;
+    let (sport, dport) = (key.sport.host(), key.dport.host());
+    match result {
+        Ok(to) => info!(
+            ctx,
+            "proto {} [{:i}]:{} -> [{:i}]:{} to [{:i}]:{} client port {}",
+            key.proto,
+            octets(&key.src),
+            sport,
+            octets(&key.dst),
+            dport,
+            octets(&to.addr),
+            to.port.host(),
+            to.peer_port.host()
+        ),
+        Err(reason) => info!(
+            ctx,
+            "proto {} [{:i}]:{} -> [{:i}]:{} refused or dropped, counter {}",
+            key.proto,
+            octets(&key.src),
+            sport,
+            octets(&key.dst),
+            dport,
+            *reason as u32
+        ),
+    }
+}
+
+#[inline(always)]
+fn octets(addr: &Addr) -> [u8; 16] {
+    bytemuck::cast(addr.words())
+}
