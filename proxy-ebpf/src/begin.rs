@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// How many other ports are tried for a taken tuple.
-pub const PROBES: u32 = 16;
+pub const PROBES: u32 = 14;
 
 /// -EEXIST, as map updates return it.
 pub const EXISTS: i32 = -17;
@@ -55,19 +55,24 @@ pub fn is_in_pool(port: Port) -> bool {
 /// on one CPU at the same time, because both hooks run with softirqs off.
 #[repr(C)]
 pub struct Work {
-    entry: CtEntry,
-    pending: CtEntry,
-    reply: CtKey,
-    masquerade: CtKey,
+    pub entry: CtEntry,
+    pub pending: CtEntry,
+    pub reply: CtKey,
+    pub masquerade: CtKey,
 }
 
-/// Records the flow that `packet` begins; `Ok` holds what its packets are rewritten to at ingress, which may
-/// be another CPU's choice for the same flow.
 #[inline(always)]
-pub fn begin(packet: &Packet, to: &Begin) -> Result<Rewrite, DropReason> {
-    let work = WORK.get_ptr_mut(0).ok_or(Counter::BadSlot)?;
+pub fn work() -> Option<&'static mut Work> {
     // SAFETY: an element of a per-CPU array, used by nobody else meanwhile (see `Work`).
-    let work = unsafe { &mut *work };
+    WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work })
+}
+
+/// Records the flow that `packet` begins and leaves in `out` what its packets are rewritten to at ingress, which
+/// may be another CPU's choice for the same flow. A subprogram, so that the verifier meets what follows it in
+/// one state and not in one for each way through here.
+#[inline(never)]
+pub fn begin(packet: &Packet, to: &Begin, out: &mut Rewrite) -> Result<(), DropReason> {
+    let work = work().ok_or(Counter::BadSlot)?;
     let request = &packet.key;
     let direct = to.service == 0;
     let now = flow::now();
@@ -121,7 +126,8 @@ pub fn begin(packet: &Packet, to: &Begin) -> Result<Rewrite, DropReason> {
             if to.masquerade {
                 count(Counter::FlowMasqueraded);
             }
-            Ok(Rewrite { addr: to.addr, port: to.port, peer_port: client_port })
+            *out = Rewrite { addr: to.addr, port: to.port, peer_port: client_port };
+            Ok(())
         }
         Err(error) => {
             let winner = if error == EXISTS { flow::lookup(request) } else { None };
@@ -134,7 +140,8 @@ pub fn begin(packet: &Packet, to: &Begin) -> Result<Rewrite, DropReason> {
             if fresh && winner.egress_key(request) != work.reply {
                 flow::forget_by_reply(&work.reply, &work.entry, false);
             }
-            Ok(Rewrite { addr: winner.addr, port: winner.port(), peer_port: winner.peer_port })
+            *out = Rewrite { addr: winner.addr, port: winner.port(), peer_port: winner.peer_port };
+            Ok(())
         }
     }
 }
@@ -148,36 +155,62 @@ fn reserve(request: &CtKey, to: &Begin, work: &mut Work) -> Result<bool, DropRea
     if request.src == to.addr && port == to.port {
         port = random_port();
     }
+    if to.service == 0 && port == request.sport {
+        work.entry.flags |= CtEntry::IDENTITY;
+    }
     work.reply = CtKey::new(to.addr, to.port, request.src, port, request.proto, Half::Egress);
+    match take(request, work) {
+        TAKEN => {}
+        FULL => return Err(Counter::ConntrackFull),
+        mine => return Ok(mine == NEW),
+    }
+    work.entry.flags &= !CtEntry::IDENTITY;
     let mut probe = 0;
     while probe < PROBES {
-        work.reply.dport = port;
-        if to.service == 0 && port == request.sport {
-            work.entry.flags |= CtEntry::IDENTITY;
-        } else {
-            work.entry.flags &= !CtEntry::IDENTITY;
-        }
+        work.reply.dport = random_port();
         match CONNTRACK.insert(&work.reply, &work.entry, u64::from(BPF_NOEXIST)) {
             Ok(()) => return Ok(true),
-            Err(EXISTS) => {
-                if let Some(found) = flow::lookup(&work.reply)
-                    && found.has(CtEntry::REPLY)
-                {
-                    if found.ingress_key(&work.reply) == *request {
-                        return Ok(false);
-                    }
-                    if flow::is_closed(request.proto, found) {
-                        flow::forget_by_reply(&work.reply, found, true);
-                        if CONNTRACK.insert(&work.reply, &work.entry, u64::from(BPF_NOEXIST)).is_ok() {
-                            return Ok(true);
-                        }
-                    }
-                }
-            }
+            Err(EXISTS) => probe += 1,
             Err(_) => return Err(Counter::ConntrackFull),
         }
-        port = random_port();
-        probe += 1;
     }
-    Err(Counter::NoFreePort)
+    // Crowded: most of these ports belong to flows that are over.
+    match take(request, work) {
+        TAKEN => Err(Counter::NoFreePort),
+        FULL => Err(Counter::ConntrackFull),
+        mine => Ok(mine == NEW),
+    }
+}
+
+const TAKEN: u32 = 0;
+const NEW: u32 = 1;
+const AGAIN: u32 = 2;
+const FULL: u32 = 3;
+
+/// Inserts the reply half under `work.reply`, in place of a flow that is over.
+#[inline(never)]
+fn take(request: &CtKey, work: &mut Work) -> u32 {
+    match CONNTRACK.insert(&work.reply, &work.entry, u64::from(BPF_NOEXIST)) {
+        Ok(()) => return NEW,
+        Err(EXISTS) => {}
+        Err(_) => return FULL,
+    }
+    let Some(found) = flow::lookup(&work.reply) else {
+        return TAKEN;
+    };
+    if !found.has(CtEntry::REPLY) {
+        return TAKEN;
+    }
+    work.masquerade = found.ingress_key(&work.reply);
+    if work.masquerade == *request {
+        return AGAIN;
+    }
+    if !flow::is_closed(request.proto, found) {
+        return TAKEN;
+    }
+    flow::forget_by_reply(&work.reply, found, true);
+    match CONNTRACK.insert(&work.reply, &work.entry, u64::from(BPF_NOEXIST)) {
+        Ok(()) => NEW,
+        Err(_) => TAKEN,
+    }
 }

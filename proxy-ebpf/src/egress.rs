@@ -59,10 +59,7 @@ fn from_node<L: Link>(ctx: &TcContext, packet: &Packet) -> Verdict {
     };
     if !frontend.has(Frontend::HAS_ENDPOINTS) {
         count(Counter::NoBackend);
-        return match reject::refuse::<L>(ctx, packet) {
-            Ok(()) => echo::to_ingress(ctx),
-            Err(()) => Verdict::Drop,
-        };
+        return if reject::refuse::<L>(ctx, packet) { echo::to_ingress(ctx) } else { Verdict::Drop };
     }
     let local_only = frontend.flags & (Frontend::LOCAL | Frontend::EXTERNAL) == Frontend::LOCAL;
     if local_only && frontend.local_count == 0 {

@@ -3,7 +3,11 @@
 use aya_ebpf::helpers::bpf_jiffies64;
 use proxy_common::{CtEntry, CtKey, Half, Proto, tcp};
 
-use crate::{atomic, globals, maps::CONNTRACK, packet::Packet};
+use crate::{
+    atomic, globals,
+    maps::{CONNTRACK, SPARE},
+    packet::Packet,
+};
 
 /// Low 32 bits of jiffies: an inlined load, where bpf_ktime_get_ns costs 30 ns.
 #[inline(always)]
@@ -64,19 +68,39 @@ pub fn lookup(key: &CtKey) -> Option<&'static mut CtEntry> {
     CONNTRACK.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
 }
 
+/// Keys that are put together to forget a flow: too much for the stack below the callers' frames. Per CPU, used
+/// as `begin::Work` is.
+#[repr(C)]
+pub struct Spare {
+    reply: CtKey,
+    masquerade: CtKey,
+    back: CtKey,
+}
+
+#[inline(always)]
+fn spare() -> Option<&'static mut Spare> {
+    // SAFETY: an element of a per-CPU array, used by nobody else meanwhile.
+    SPARE.get_ptr_mut(0).map(|spare| unsafe { &mut *spare })
+}
+
 /// Removes all halves of the flow that `request` (key of a request half) began. A subprogram: it has a stack
 /// frame of its own, and runs once in a flow's life.
 #[inline(never)]
 pub fn forget(request: &CtKey, entry: &CtEntry) {
-    let reply = entry.egress_key(request);
-    if let Some(found) = lookup(&reply) {
+    let Some(spare) = spare() else {
+        return;
+    };
+    spare.reply = entry.egress_key(request);
+    if let Some(found) = lookup(&spare.reply) {
         // The reservation may meanwhile belong to another flow.
-        if found.ingress_key(&reply) == *request {
-            let _gone = CONNTRACK.remove(&reply);
+        spare.back = found.ingress_key(&spare.reply);
+        if spare.back == *request {
+            let _gone = CONNTRACK.remove(&spare.reply);
         }
     }
     if entry.has(CtEntry::MASQUERADED) {
-        forget_source(&entry.masquerade_key(request));
+        spare.masquerade = entry.masquerade_key(request);
+        forget_source(spare);
     }
     let _gone = CONNTRACK.remove(request);
 }
@@ -85,26 +109,33 @@ pub fn forget(request: &CtKey, entry: &CtEntry) {
 /// `request`.
 #[inline(never)]
 pub fn forget_by_reply(reply: &CtKey, entry: &CtEntry, request: bool) {
+    let Some(spare) = spare() else {
+        return;
+    };
     if request {
-        let _gone = CONNTRACK.remove(entry.ingress_key(reply));
+        spare.back = entry.ingress_key(reply);
+        let _gone = CONNTRACK.remove(&spare.back);
     }
     if entry.has(CtEntry::MASQUERADED) {
-        forget_source(&CtKey::new(reply.dst, reply.dport, reply.src, reply.sport, reply.proto, Half::Egress));
+        spare.masquerade =
+            CtKey::new(reply.dst, reply.dport, reply.src, reply.sport, reply.proto, Half::Egress);
+        forget_source(spare);
     }
     let _gone = CONNTRACK.remove(reply);
 }
 
-/// Removes a masquerade half and the port it reserved.
+/// Removes the masquerade half `spare.masquerade` and the port it reserved.
 #[inline(always)]
-fn forget_source(masquerade: &CtKey) {
-    if let Some(found) = lookup(masquerade)
+fn forget_source(spare: &mut Spare) {
+    if let Some(found) = lookup(&spare.masquerade)
         && found.has(CtEntry::MASQUERADE)
     {
-        let (port, back) = (found.port, found.ingress_key(masquerade));
+        let port = found.port;
+        spare.back = found.ingress_key(&spare.masquerade);
         // The masquerade half first: it must not name a port that another flow may take.
-        let _gone = CONNTRACK.remove(masquerade);
+        let _gone = CONNTRACK.remove(&spare.masquerade);
         if port != 0 {
-            let _gone = CONNTRACK.remove(back);
+            let _gone = CONNTRACK.remove(&spare.back);
         }
     }
 }

@@ -1,8 +1,10 @@
 //! The ingress hook: translates destinations. VIP to backend, or one of the node's translated sources back
 //! to the client it stands for.
 
-use aya_ebpf::{helpers::bpf_redirect, programs::TcContext};
-use proxy_common::{Backend, Counter, CtEntry, Device, Frontend, Half, NodeConfig, node::port_bits};
+use aya_ebpf::programs::TcContext;
+use proxy_common::{
+    Backend, Counter, CtEntry, Device, Frontend, FrontendKey, Half, NodeConfig, node::port_bits,
+};
 
 use crate::{
     begin::{Begin, begin},
@@ -25,13 +27,38 @@ pub fn ingress<L: Link>(ctx: &TcContext) -> Verdict {
     if packet.echo {
         return echo::answer::<L>(ctx, &packet, false);
     }
-    if let Some(entry) = flow::lookup(&packet.key) {
-        if !(packet.is_syn() && begins_anew(&packet, entry)) {
-            return known::<L>(ctx, &packet, entry);
+    let mut to = Rewrite::NOTHING;
+    let step = match flow::lookup(&packet.key) {
+        Some(entry) if packet.is_syn() && begins_anew(&packet, entry) => {
+            flow::forget(&packet.key, entry);
+            unknown::<L>(ctx, &packet, &mut to)
         }
-        flow::forget(&packet.key, entry);
+        Some(entry) => known(&packet, entry, &mut to),
+        None => unknown::<L>(ctx, &packet, &mut to),
+    };
+    match step {
+        Step::Pass => Verdict::Next,
+        Step::Rewrite => match rewrite::<L>(ctx, &packet, &to) {
+            Ok(()) => Verdict::Next,
+            Err(reason) => reason.into(),
+        },
+        Step::Refuse => {
+            if reject::refuse::<L>(ctx, &packet) {
+                echo::back_out(ctx)
+            } else {
+                Verdict::Drop
+            }
+        }
+        Step::Drop => Verdict::Drop,
     }
-    unknown::<L>(ctx, &packet)
+}
+
+/// What is left to do with a packet once it is decided.
+enum Step {
+    Pass,
+    Rewrite,
+    Refuse,
+    Drop,
 }
 
 /// A SYN on the tuple of a flow that is over, or that has had no answer from a backend that is gone.
@@ -46,54 +73,46 @@ fn begins_anew(packet: &Packet, entry: &CtEntry) -> bool {
 
 /// A packet of a recorded flow.
 #[inline(always)]
-fn known<L: Link>(ctx: &TcContext, packet: &Packet, entry: &mut CtEntry) -> Verdict {
+fn known(packet: &Packet, entry: &mut CtEntry, to: &mut Rewrite) -> Step {
     if entry.has(CtEntry::REQUEST) {
         flow::touch(packet, entry);
     }
     if entry.has(CtEntry::IDENTITY) {
-        return Verdict::Next;
+        return Step::Pass;
     }
-    let to = Rewrite { addr: entry.addr, port: entry.port(), peer_port: entry.peer_port };
-    translated::<L>(ctx, packet, &to)
-}
-
-#[inline(always)]
-fn translated<L: Link>(ctx: &TcContext, packet: &Packet, to: &Rewrite) -> Verdict {
-    match rewrite::<L>(ctx, packet, to) {
-        Ok(()) => Verdict::Next,
-        Err(reason) => reason.into(),
-    }
+    *to = Rewrite { addr: entry.addr, port: entry.port(), peer_port: entry.peer_port };
+    Step::Rewrite
 }
 
 /// A packet of no recorded flow: to a frontend, to a backend's own address, or none of ours.
 #[inline(always)]
-fn unknown<L: Link>(ctx: &TcContext, packet: &Packet) -> Verdict {
+fn unknown<L: Link>(ctx: &TcContext, packet: &Packet, to: &mut Rewrite) -> Step {
     let (dst, dport, proto) = (&packet.key.dst, packet.key.dport, packet.key.proto);
     let bits = service::bits_of(dport);
     if let Some(frontend) = service::frontend(dst, dport, proto, bits, service::PACKET_ROLES) {
-        let result = to_service(ctx, packet, frontend);
-        trace::decision(ctx, packet, &result);
+        let result = to_service(ctx, packet, frontend, to);
+        trace::decision(ctx, packet, &result, to);
         return match result {
-            Ok(to) => translated::<L>(ctx, packet, &to),
-            Err(reason @ (Counter::NoBackend | Counter::NoFlow)) => {
+            Ok(()) => Step::Rewrite,
+            Err(reason) => {
                 count(reason);
-                match reject::refuse::<L>(ctx, packet) {
-                    // SAFETY: takes numbers; sends the packet back out of the device it came in by.
-                    Ok(()) => Verdict::Redirect(unsafe { bpf_redirect(skb(ctx).ifindex, 0) } as i32),
-                    Err(()) => Verdict::Drop,
-                }
+                if matches!(reason, Counter::NoBackend | Counter::NoFlow) { Step::Refuse } else { Step::Drop }
             }
-            Err(reason) => reason.into(),
         };
     }
     if bits & port_bits::backend(proto) != 0 && (!packet.is_tcp() || packet.is_syn()) {
-        return to_backend_address::<L>(ctx, packet);
+        return to_backend_address(packet, to);
     }
-    Verdict::Next
+    Step::Pass
 }
 
 #[inline(always)]
-fn to_service(ctx: &TcContext, packet: &Packet, frontend: &Frontend) -> Result<Rewrite, DropReason> {
+fn to_service(
+    ctx: &TcContext,
+    packet: &Packet,
+    frontend: &Frontend,
+    out: &mut Rewrite,
+) -> Result<(), DropReason> {
     // Nobody can say which backend a segment in mid-stream belongs to: end it fast instead of hanging.
     if packet.is_tcp() && !packet.is_syn() && frontend.has(Frontend::HAS_ENDPOINTS) {
         return Err(Counter::NoFlow);
@@ -108,7 +127,7 @@ fn to_service(ctx: &TcContext, packet: &Packet, frontend: &Frontend) -> Result<R
         backend: chosen.id,
         masquerade: needs_masquerade(ctx, packet, frontend, config, &chosen.backend),
     };
-    begin(packet, &to)
+    begin(packet, &to, out)
 }
 
 /// Source translation is needed only where the reply would otherwise miss this node (ARCHITECTURE, "The
@@ -131,8 +150,8 @@ fn needs_masquerade(
     !backend.has(Backend::LOCAL) && origin(ctx, packet, config) == Origin::Outside
 }
 
-/// Whether the packet comes from a pod of this node. Only new flows ask.
-#[inline(always)]
+/// Whether the packet comes from a pod of this node. Only new flows ask. A subprogram for the verifier's sake.
+#[inline(never)]
 fn origin(ctx: &TcContext, packet: &Packet, config: &NodeConfig) -> Origin {
     if config.flags & NodeConfig::LOCAL_BY_DEVICE != 0 {
         // SAFETY: BPF_F_NO_PREALLOC: an element is freed only after this program has ended.
@@ -158,20 +177,20 @@ fn origin(ctx: &TcContext, packet: &Packet, config: &NodeConfig) -> Origin {
 /// A direct flow to a backend's own address begins: it is recorded, so that it and a Service flow with the
 /// same middle tuple are never taken for one another. It is never refused or dropped.
 #[inline(always)]
-fn to_backend_address<L: Link>(ctx: &TcContext, packet: &Packet) -> Verdict {
-    let key = proxy_common::FrontendKey::new(packet.key.dst, packet.key.dport, packet.key.proto);
+fn to_backend_address(packet: &Packet, out: &mut Rewrite) -> Step {
+    let key = FrontendKey::new(packet.key.dst, packet.key.dport, packet.key.proto);
     // SAFETY: BPF_F_NO_PREALLOC: an element is freed only after this program has ended.
     let Some(id) = (unsafe { BACKEND_ADDRS.get(key) }) else {
-        return Verdict::Next;
+        return Step::Pass;
     };
     let to =
         Begin { addr: packet.key.dst, port: packet.key.dport, service: 0, backend: *id, masquerade: false };
-    match begin(packet, &to) {
-        Ok(to) if to.peer_port != packet.key.sport => translated::<L>(ctx, packet, &to),
-        Ok(_) => Verdict::Next,
+    match begin(packet, &to, out) {
+        Ok(()) if out.peer_port != packet.key.sport => Step::Rewrite,
+        Ok(()) => Step::Pass,
         Err(reason) => {
             count(reason);
-            Verdict::Next
+            Step::Pass
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The maps. Keys, values and meaning: `proxy-common`. The sizes here are defaults; the loader sets them.
 
-use crate::begin::Work;
+use crate::{begin::Work, flow::Spare};
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
@@ -68,3 +68,7 @@ pub static AGENT: Array<Agent> = Array::pinned(1, 0);
 /// Scratch memory of `begin`; not pinned, not part of the contract.
 #[map]
 pub static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);
+
+/// Scratch memory of `flow::forget`, likewise.
+#[map]
+pub static SPARE: PerCpuArray<Spare> = PerCpuArray::with_max_entries(1, 0);

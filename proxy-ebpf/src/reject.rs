@@ -24,9 +24,10 @@ use crate::{
 /// Hop limit of what the node itself sends.
 const TTL: u8 = 64;
 
-/// Rewrites the packet into its refusal, ready to be sent back. `Err`: it deserves none, or does not fit.
-#[inline(always)]
-pub fn refuse<L: Link>(ctx: &TcContext, packet: &Packet) -> Result<(), ()> {
+/// Rewrites the packet into its refusal, ready to be sent back. False: it deserves none, or
+/// does not fit. A subprogram for the verifier's sake, as `begin`.
+#[inline(never)]
+pub fn refuse<L: Link>(ctx: &TcContext, packet: &Packet) -> bool {
     let done = if packet.is_tcp() {
         reset::<L>(ctx, packet)
     } else if packet.key.proto == Proto::UDP {
@@ -34,7 +35,7 @@ pub fn refuse<L: Link>(ctx: &TcContext, packet: &Packet) -> Result<(), ()> {
     } else {
         None
     };
-    done.and_then(|()| swap_link::<L>(ctx)).ok_or(())
+    done.and_then(|()| swap_link::<L>(ctx)).is_some()
 }
 
 /// The length of the IP header.

@@ -49,6 +49,7 @@ pub const PACKET_ROLES: u32 = role::NODEPORT;
 
 /// Who a new flow comes from, as far as policies care.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
 pub enum Origin {
     /// A pod of this node, or the node itself: Local policy's short circuits apply.
     Inside,

@@ -5,11 +5,11 @@ use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
     programs::TcContext,
 };
-use proxy_common::{Addr, Counter, CtEntry, CtKey, Half, Port};
+use proxy_common::{Addr, Counter, CtEntry, CtKey, Half};
 
 use crate::{
     atomic,
-    begin::{EXISTS, PROBES, is_in_pool, random_port},
+    begin::{EXISTS, PROBES, Work, is_in_pool, random_port, work},
     flow,
     maps::{CONNTRACK, DEVICES, NODE_CONFIG},
     packet::{Packet, skb},
@@ -17,19 +17,20 @@ use crate::{
 };
 
 /// Completes the pending masquerade half `entry`; two CPUs may do so for one flow at once, and the first to
-/// publish its port wins.
-#[inline(always)]
+/// publish its port wins. A subprogram for the verifier's sake, as `begin`.
+#[inline(never)]
 pub fn complete(ctx: &TcContext, packet: &Packet, entry: &mut CtEntry) -> Result<(), DropReason> {
+    let work = work().ok_or(Counter::NoFreeSource)?;
     let addr = address(ctx, packet.v4).ok_or(Counter::NoFreeSource)?;
-    let (reserved, port) = reserve(packet, entry, addr)?;
+    reserve(packet, entry, addr, work)?;
+    let port = u64::from(work.reply.dport.be());
     // Whoever races here writes the same address: one flow leaves by one device.
     entry.addr = addr;
     // SAFETY: a live map value, 8-byte aligned; completed by this exchange alone.
-    let published = unsafe { atomic::set_if_zero(&raw mut entry.port, u64::from(port.be())) };
-    if let Err(won) = published
-        && won != u64::from(port.be())
+    if let Err(won) = unsafe { atomic::set_if_zero(&raw mut entry.port, port) }
+        && won != port
     {
-        let _gone = CONNTRACK.remove(reserved);
+        let _gone = CONNTRACK.remove(&work.reply);
     }
     Ok(())
 }
@@ -51,57 +52,65 @@ fn address(ctx: &TcContext, v4: bool) -> Option<Addr> {
 }
 
 /// Reserves a port of the node towards this backend by inserting the unmasquerade half: the client's own if
-/// it is in the pool, else a random one, with bounded probing.
+/// it is in the pool, else a random one, with bounded probing. Leaves its key in `work.reply`.
 #[inline(always)]
-fn reserve(packet: &Packet, pending: &CtEntry, addr: Addr) -> Result<(CtKey, Port), DropReason> {
+fn reserve(packet: &Packet, pending: &CtEntry, addr: Addr, work: &mut Work) -> Result<(), DropReason> {
     let key = &packet.key;
-    let entry = CtEntry {
-        addr: key.src,
-        port: u64::from(key.sport.be()),
-        peer_port: key.dport,
-        flags: CtEntry::UNMASQUERADE | CtEntry::SERVICE,
-        ..*pending
-    };
-    let mut back = CtKey::new(key.dst, key.dport, addr, key.sport, key.proto, Half::Ingress);
+    work.entry = *pending;
+    work.entry.addr = key.src;
+    work.entry.port = u64::from(key.sport.be());
+    work.entry.peer_port = key.dport;
+    work.entry.flags = CtEntry::UNMASQUERADE | CtEntry::SERVICE;
+    work.reply = CtKey::new(key.dst, key.dport, addr, key.sport, key.proto, Half::Ingress);
+    if is_in_pool(key.sport) && take(work) {
+        return Ok(());
+    }
     let mut probe = 0;
     while probe < PROBES {
-        if is_in_pool(back.dport) {
-            match CONNTRACK.insert(&back, &entry, u64::from(BPF_NOEXIST)) {
-                Ok(()) => return Ok((back, back.dport)),
-                Err(EXISTS) => {
-                    if let Some(found) = flow::lookup(&back) {
-                        if found.addr == entry.addr && found.port == entry.port {
-                            return Ok((back, back.dport));
-                        }
-                        if is_abandoned(&back, found)
-                            && CONNTRACK.insert(&back, &entry, u64::from(BPF_ANY)).is_ok()
-                        {
-                            return Ok((back, back.dport));
-                        }
-                    }
-                }
+        let port = random_port();
+        if is_in_pool(port) {
+            work.reply.dport = port;
+            match CONNTRACK.insert(&work.reply, &work.entry, u64::from(BPF_NOEXIST)) {
+                Ok(()) => return Ok(()),
+                Err(EXISTS) => {}
                 Err(_) => return Err(Counter::ConntrackFull),
             }
         }
-        back.dport = random_port();
         probe += 1;
     }
-    Err(Counter::NoFreeSource)
+    // Crowded: most of these ports belong to flows that are over.
+    if is_in_pool(work.reply.dport) && take(work) { Ok(()) } else { Err(Counter::NoFreeSource) }
+}
+
+/// Inserts the unmasquerade half under `work.reply`, in place of that of a flow that is over.
+#[inline(never)]
+fn take(work: &mut Work) -> bool {
+    if CONNTRACK.insert(&work.reply, &work.entry, u64::from(BPF_NOEXIST)).is_ok() {
+        return true;
+    }
+    let Some(found) = flow::lookup(&work.reply) else {
+        return false;
+    };
+    if found.addr == work.entry.addr && found.port == work.entry.port {
+        return true;
+    }
+    is_abandoned(work, found) && CONNTRACK.insert(&work.reply, &work.entry, u64::from(BPF_ANY)).is_ok()
 }
 
 /// Whether the flow that reserved this port is over; if so, its other halves are removed.
 #[inline(always)]
-fn is_abandoned(back: &CtKey, found: &CtEntry) -> bool {
+fn is_abandoned(work: &mut Work, found: &CtEntry) -> bool {
     if !found.has(CtEntry::UNMASQUERADE) {
         return false;
     }
-    let reply = CtKey::new(back.src, back.sport, found.addr, found.port(), back.proto, Half::Egress);
-    let Some(half) = flow::lookup(&reply) else {
+    let back = &work.reply;
+    work.masquerade = CtKey::new(back.src, back.sport, found.addr, found.port(), back.proto, Half::Egress);
+    let Some(half) = flow::lookup(&work.masquerade) else {
         return true;
     };
     if !half.has(CtEntry::REPLY) || !flow::is_closed(back.proto, half) {
         return false;
     }
-    flow::forget_by_reply(&reply, half, true);
+    flow::forget_by_reply(&work.masquerade, half, true);
     true
 }

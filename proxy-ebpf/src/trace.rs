@@ -8,7 +8,7 @@ use crate::{globals, packet::Packet, rewrite::Rewrite, verdict::DropReason};
 
 /// Logs what was decided for a new flow to a frontend.
 #[inline(always)]
-pub fn decision(ctx: &TcContext, packet: &Packet, result: &Result<Rewrite, DropReason>) {
+pub fn decision(ctx: &TcContext, packet: &Packet, result: &Result<(), DropReason>, to: &Rewrite) {
     let one_in = globals::trace();
     // SAFETY: takes no arguments and has no effect.
     if one_in == 0 || unsafe { bpf_get_prandom_u32() } % one_in != 0 {
@@ -17,7 +17,7 @@ pub fn decision(ctx: &TcContext, packet: &Packet, result: &Result<Rewrite, DropR
     let key = &packet.key;
     let (sport, dport) = (key.sport.host(), key.dport.host());
     match result {
-        Ok(to) => info!(
+        Ok(()) => info!(
             ctx,
             "proto {} [{:i}]:{} -> [{:i}]:{} to [{:i}]:{} client port {}",
             key.proto,
