@@ -1,5 +1,5 @@
 //! The rules a CNI with NetworkPolicy puts on its nodes, at their strictest: everything forwarded is dropped but for
-//! established flows and new flows to a pod's (or a node's) real address and port; what conntrack calls invalid is
+//! established flows, new flows to a pod's real address and port, and new flows that leave the cluster; what conntrack calls invalid is
 //! counted and dropped; pod traffic that leaves the pod range is masqueraded.
 //!
 //! A proxy that lets conntrack see half a flow, or a VIP, dies here.
@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 
 use super::{
     Netns,
-    plan::{PODS_V4, PODS_V6},
+    plan::{PODS_V4, PODS_V6, SERVICES_V4, SERVICES_V6},
 };
 
 /// Installs the rules.
@@ -32,6 +32,8 @@ pub fn install(netns: &Netns) -> Result<()> {
                 meta l4proto icmpv6 accept
                 ct state new ip daddr . meta l4proto . th dport @allowed4 accept
                 ct state new ip6 daddr . meta l4proto . th dport @allowed6 accept
+                ct state new ip daddr != {{ {PODS_V4}, {SERVICES_V4} }} accept
+                ct state new ip6 daddr != {{ {PODS_V6}, {SERVICES_V6} }} accept
                 counter name refused
             }}
             chain output {{

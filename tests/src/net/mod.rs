@@ -3,6 +3,7 @@
 pub mod cgroup;
 pub mod cluster;
 pub mod cni;
+pub mod foreign;
 pub mod netns;
 pub mod node;
 pub mod place;

@@ -1,5 +1,22 @@
 //! The network suite: real sockets in a cluster of network namespaces, the real `shunt` on each node.
 //!
 //! Needs root, iproute2 and nftables, and the built binary (`cargo xtask build`). Each test makes its own cluster.
+//! `SHUNT_TEST_HOLD=SECONDS` keeps a failed test's cluster that long and says how to enter it.
 
 mod bare;
+mod cluster_ip;
+mod cni_rules;
+mod devices;
+mod distribution;
+mod external_local;
+mod foreign_program;
+mod host_processes;
+mod inspection;
+mod manifests;
+mod node_backends;
+mod node_port;
+mod ping;
+mod refusal;
+mod restart;
+mod same_tuple;
+mod world;

@@ -1,0 +1,98 @@
+//! Devices come and go while shunt runs.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use tests::{
+    net::{
+        Plan,
+        cluster::eventually,
+        foreign::{Hook, tcx_programs},
+        plan::BOTH,
+    },
+    traffic::{Client, Outcome},
+};
+
+use crate::world::{World, web};
+
+/// From the moment a device is there until both hooks are on it.
+const HOOKED_WITHIN: Duration = Duration::from_millis(500);
+
+fn appear(plan: Plan) -> Result<()> {
+    let world = World::start(plan, |world| world.web().yaml())?;
+    let node = world.cluster.node(0).netns();
+    let mut times = Vec::new();
+    for nth in 0..10 {
+        let pod = world.cluster.add_pod(0, &format!("late-{nth}"))?;
+        let made = Instant::now();
+        eventually(HOOKED_WITHIN, || {
+            [Hook::Ingress, Hook::Egress]
+                .iter()
+                .all(|hook| tcx_programs(node, pod.device(), *hook).is_ok_and(|n| n > 0))
+        })
+        .with_context(|| format!("{} is not hooked", pod.device()))?;
+        times.push(made.elapsed());
+        for family in BOTH {
+            Client::at(pod.place()).tcp(web(family)).answered();
+            Client::at(pod.place()).udp(web(family)).answered();
+        }
+    }
+    times.sort();
+    println!("hooked after the device was ready: median {:?}, longest {:?}", times[5], times[9]);
+    Ok(())
+}
+
+#[test]
+fn a_routed_pod_that_appears_is_served() -> Result<()> {
+    appear(Plan::default())
+}
+
+#[test]
+fn a_bridged_pod_that_appears_is_served() -> Result<()> {
+    appear(Plan::default().bridged())
+}
+
+/// From link-up to hooked, to the tenth of a millisecond: the figure of the closing note.
+#[test]
+fn link_up_to_hooked() -> Result<()> {
+    let world = World::start(Plan::default(), |world| world.web().yaml())?;
+    let node = world.cluster.node(0).netns();
+    let mut times = Vec::new();
+    for nth in 0..20 {
+        let device = format!("new{nth}");
+        node.ip(&format!("link add {device} type veth peer name {device}p\n"))?;
+        let start = Instant::now();
+        node.ip(&format!("link set {device} up\nlink set {device}p up\n"))?;
+        let up = start.elapsed();
+        while tcx_programs(node, &device, Hook::Egress)? == 0
+            || tcx_programs(node, &device, Hook::Ingress)? == 0
+        {
+            anyhow::ensure!(start.elapsed() < HOOKED_WITHIN, "{device} is not hooked");
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        times.push((start.elapsed(), up));
+    }
+    times.sort();
+    println!("link-up to hooked, `ip`'s own time included: median {:?}, longest {:?}", times[10], times[19]);
+    Ok(())
+}
+
+/// A pod that is replaced by another with the same address and device name.
+#[test]
+fn a_pod_that_is_replaced_is_served() -> Result<()> {
+    let world = World::start(Plan::default(), |world| world.web().yaml())?;
+    for nth in 0..3 {
+        let pod = world.cluster.add_pod(0, &format!("short-{nth}"))?;
+        let from = Client::at(pod.place());
+        eventually(Duration::from_secs(2), || {
+            matches!(
+                from.clone().patience(Duration::from_millis(200)).tcp(web(BOTH[0])).outcome,
+                Outcome::Answered(_)
+            )
+        })?;
+        world.cluster.remove_pod(&pod)?;
+    }
+    let log = world.cluster.node(0).shunt_log();
+    assert!(!log.to_lowercase().contains("panic"), "{log}");
+    Ok(())
+}

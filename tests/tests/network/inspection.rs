@@ -1,0 +1,99 @@
+//! The inspect commands say what is so, while shunt runs and while it is stopped.
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use tests::net::{Plan, plan::BOTH};
+
+use crate::world::{World, web};
+
+fn array(value: Value) -> Result<Vec<Value>> {
+    match value {
+        Value::Array(items) => Ok(items),
+        other => anyhow::bail!("not an array: {other}"),
+    }
+}
+
+/// What every command must show of a cluster with `web` and two open streams of a pod of node 0.
+fn everything_is_shown(world: &World, open: [String; 2]) -> Result<()> {
+    let node = world.cluster.node(0);
+    let services = array(node.shunt_json(&["service", "list"])?)?;
+    for family in BOTH {
+        let address = web(family).ip().to_string();
+        let service = services
+            .iter()
+            .find(|item| {
+                item["address"] == *address && item["protocol"] == "TCP" && item["kind"] == "ClusterIP"
+            })
+            .with_context(|| format!("no {address} in {services:?}"))?;
+        assert_eq!(
+            (&service["namespace"], &service["name"], &service["port"]),
+            (&"default".into(), &"web".into(), &80.into())
+        );
+        let backends = service["backends"].as_array().context("backends")?;
+        assert_eq!(backends.len(), 2, "{service}");
+        let near = backends.iter().find(|item| item["local"] == true).context("a local backend")?;
+        assert_eq!(near["address"], world.near.addr().of(family).to_string());
+        assert_eq!(
+            (&near["port"], &near["node"], &near["ready"]),
+            (&8080.into(), &"node-1".into(), &true.into())
+        );
+        let active: u64 = backends.iter().filter_map(|item| item["active"].as_u64()).sum();
+        assert_eq!(active, 1, "{service}");
+    }
+    assert!(services.iter().any(|item| item["kind"] == "NodePort" && item["port"] == 30080), "{services:?}");
+
+    let flows = array(node.shunt_json(&["conntrack", "list"])?)?;
+    for client in &open {
+        let flow = flows.iter().find(|item| item["client"] == **client && item["protocol"] == "TCP");
+        let flow = flow.with_context(|| format!("no flow of {client} in {flows:?}"))?;
+        assert_eq!(flow["state"], "ESTABLISHED", "{flow}");
+    }
+    let backends = array(node.shunt_json(&["backend", "list"])?)?;
+    assert!(backends.iter().any(|item| item["address"] == world.far.addr().v4.to_string()), "{backends:?}");
+    assert!(!array(node.shunt_json(&["counter", "list"])?)?.is_empty());
+    assert!(!array(node.shunt_json(&["link", "list"])?)?.is_empty());
+    assert!(!array(node.shunt_json(&["prog", "list"])?)?.is_empty());
+    assert!(!array(node.shunt_json(&["map", "list"])?)?.is_empty());
+    let dump = node.shunt_command(&["-j", "map", "dump", "FRONTENDS"])?;
+    assert!(!array(serde_json::from_str(&dump).with_context(|| dump.clone())?)?.is_empty());
+    let show = node.shunt_command(&["service", "show", "default/web"])?;
+    assert!(show.contains("10.68.0.10") && show.contains("30080"), "{show}");
+    let table = node.shunt_command(&["service", "list"])?;
+    for word in ["10.68.0.10", "TCP", "node-1", "node-2"] {
+        assert!(table.contains(word), "no {word} in:\n{table}");
+    }
+    Ok(())
+}
+
+#[test]
+fn running_and_stopped() -> Result<()> {
+    let world = World::start(Plan::default(), |world| world.web().yaml())?;
+    let streams = BOTH.map(|family| world.pod().stream(web(family)));
+    for stream in &streams {
+        stream.steady(3);
+    }
+    let open = [streams[0].local_addr()?.to_string(), streams[1].local_addr()?.to_string()];
+    everything_is_shown(&world, open.clone()).context("while shunt runs")?;
+    let status = world.cluster.node(0).shunt_json(&["status"])?;
+    let status = status.as_array().and_then(|items| items.first()).unwrap_or(&status);
+    assert_eq!(status["ready"], true, "{status}");
+    world.cluster.node(0).stop_shunt()?;
+    everything_is_shown(&world, open).context("while shunt is stopped")?;
+    for stream in &streams {
+        stream.steady(3);
+    }
+    Ok(())
+}
+
+#[test]
+fn cleanup_leaves_nothing() -> Result<()> {
+    let world = World::start(Plan::default(), |world| world.web().yaml())?;
+    world.pod().tcp(web(BOTH[0])).answered();
+    let node = world.cluster.node(0);
+    node.stop_shunt()?;
+    node.shunt_command(&["cleanup"])?;
+    let left: Vec<_> = std::fs::read_dir(node.bpffs())?.flatten().map(|entry| entry.path()).collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert!(!matches!(world.pod().tcp(web(BOTH[0])).outcome, tests::traffic::Outcome::Answered(_)));
+    Ok(())
+}
