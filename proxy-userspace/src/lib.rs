@@ -9,6 +9,7 @@ pub mod inspect;
 pub mod maps;
 pub mod model;
 pub mod node;
+pub mod object;
 pub mod problem;
 pub mod snapshot;
 pub mod source;
