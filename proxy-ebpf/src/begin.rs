@@ -5,15 +5,14 @@
 //! visible. Who loses the last race takes back what it reserved and follows the winner.
 
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_get_prandom_u32};
-use proxy_common::{Addr, Counter, CtEntry, CtKey, Half, Port, node::port_bits, tcp};
+use proxy_common::{Addr, Counter, CtEntry, CtKey, Half, Port, Proto, node::port_bits, tcp};
 
 use crate::{
     count::count,
     flow,
     maps::{CONNTRACK, WORK},
-    packet::Packet,
     rewrite::Rewrite,
-    service::bits_of,
+    service::{Chosen, bits_of},
     verdict::DropReason,
 };
 
@@ -24,13 +23,16 @@ pub const PROBES: u32 = 14;
 pub const EXISTS: i32 = -17;
 
 /// What a new flow is sent to.
+#[repr(C)]
 pub struct Begin {
     pub addr: Addr,
     pub port: Port,
+    pub reserved: u16,
+    /// 0 for a direct flow to a backend's own address.
     pub service: u32,
     pub backend: u32,
-    /// Its source is to be translated by the first egress hook.
-    pub masquerade: bool,
+    /// Not 0: its source is to be translated by the first egress hook.
+    pub masquerade: u32,
 }
 
 /// A port for which replies come back to shunt and to nobody else on the node: outside the host's own
@@ -57,8 +59,14 @@ pub fn is_in_pool(port: Port) -> bool {
 pub struct Work {
     pub entry: CtEntry,
     pub pending: CtEntry,
+    pub request: CtKey,
     pub reply: CtKey,
     pub masquerade: CtKey,
+    pub to: Begin,
+    pub chosen: Chosen,
+    /// What `begin` decided.
+    pub out: Rewrite,
+    pub tcp_flags: u32,
 }
 
 #[inline(always)]
@@ -67,46 +75,47 @@ pub fn work() -> Option<&'static mut Work> {
     WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work })
 }
 
-/// Records the flow that `packet` begins and leaves in `out` what its packets are rewritten to at ingress, which
-/// may be another CPU's choice for the same flow. A subprogram, so that the verifier meets what follows it in
-/// one state and not in one for each way through here.
+/// Records the flow that the packet with tuple `work.request` begins, to `work.to`, and leaves in `work.out` what
+/// its packets are rewritten to at ingress, which may be another CPU's choice for the same flow. A subprogram
+/// that reads all it needs from `work`: the verifier meets it in one state and not in one for each way here.
 #[inline(never)]
-pub fn begin(packet: &Packet, to: &Begin, out: &mut Rewrite) -> Result<(), DropReason> {
-    let work = work().ok_or(Counter::BadSlot)?;
-    let request = &packet.key;
-    let direct = to.service == 0;
+pub fn begin(work: &mut Work) -> Result<(), DropReason> {
+    let proto = work.request.proto;
+    let direct = work.to.service == 0;
+    let masquerade = work.to.masquerade != 0;
     let now = flow::now();
     work.entry = CtEntry {
-        addr: request.dst,
-        port: u64::from(request.dport.be()),
-        state: if packet.is_tcp() {
-            tcp::advance(0, packet.tcp_flags, true)
+        addr: work.request.dst,
+        port: u64::from(work.request.dport.be()),
+        state: if proto == Proto::TCP {
+            tcp::advance(0, work.tcp_flags as u8, true)
         } else {
             tcp::advance_datagram(0, true)
         },
-        peer_port: request.sport,
+        peer_port: work.request.sport,
         reserved: 0,
         flags: CtEntry::REPLY
             | if direct { 0 } else { CtEntry::SERVICE }
-            | if to.masquerade { CtEntry::MASQUERADED } else { 0 },
+            | if masquerade { CtEntry::MASQUERADED } else { 0 },
         last_seen: now,
-        service: to.service,
-        backend: to.backend,
+        service: work.to.service,
+        backend: work.to.backend,
         created: now,
     };
-    let fresh = reserve(request, to, work)?;
+    let fresh = reserve(work)?;
     let client_port = work.reply.dport;
-    if client_port != request.sport {
+    if client_port != work.request.sport {
         count(Counter::FlowPortChanged);
     }
 
-    if to.masquerade {
+    if masquerade {
         work.pending = work.entry;
         work.pending.addr = Addr::UNSPECIFIED_V6;
         work.pending.port = 0;
-        work.pending.peer_port = to.port;
+        work.pending.peer_port = work.to.port;
         work.pending.flags = CtEntry::MASQUERADE | CtEntry::SERVICE;
-        work.masquerade = CtKey::new(request.src, client_port, to.addr, to.port, request.proto, Half::Egress);
+        work.masquerade =
+            CtKey::new(work.request.src, client_port, work.to.addr, work.to.port, proto, Half::Egress);
         // One that is there already was left by an earlier flow with this middle tuple, and still holds.
         if let Err(error) = CONNTRACK.insert(&work.masquerade, &work.pending, u64::from(BPF_NOEXIST))
             && error != EXISTS
@@ -116,31 +125,31 @@ pub fn begin(packet: &Packet, to: &Begin, out: &mut Rewrite) -> Result<(), DropR
         }
     }
 
-    work.entry.addr = to.addr;
-    work.entry.port = u64::from(to.port.be());
+    work.entry.addr = work.to.addr;
+    work.entry.port = u64::from(work.to.port.be());
     work.entry.peer_port = client_port;
     work.entry.flags = work.entry.flags & !CtEntry::REPLY | CtEntry::REQUEST;
-    match CONNTRACK.insert(request, &work.entry, u64::from(BPF_NOEXIST)) {
+    match CONNTRACK.insert(&work.request, &work.entry, u64::from(BPF_NOEXIST)) {
         Ok(()) => {
             count(if direct { Counter::FlowDirect } else { Counter::FlowNew });
-            if to.masquerade {
+            if masquerade {
                 count(Counter::FlowMasqueraded);
             }
-            *out = Rewrite { addr: to.addr, port: to.port, peer_port: client_port };
+            work.out = Rewrite { addr: work.to.addr, port: work.to.port, peer_port: client_port };
             Ok(())
         }
         Err(error) => {
-            let winner = if error == EXISTS { flow::lookup(request) } else { None };
+            let winner = if error == EXISTS { flow::lookup(&work.request) } else { None };
             let Some(winner) = winner else {
                 if fresh {
                     flow::forget_by_reply(&work.reply, &work.entry, false);
                 }
                 return Err(Counter::ConntrackFull);
             };
-            if fresh && winner.egress_key(request) != work.reply {
+            if fresh && winner.egress_key(&work.request) != work.reply {
                 flow::forget_by_reply(&work.reply, &work.entry, false);
             }
-            *out = Rewrite { addr: winner.addr, port: winner.port(), peer_port: winner.peer_port };
+            work.out = Rewrite { addr: winner.addr, port: winner.port(), peer_port: winner.peer_port };
             Ok(())
         }
     }
@@ -149,17 +158,18 @@ pub fn begin(packet: &Packet, to: &Begin, out: &mut Rewrite) -> Result<(), DropR
 /// Inserts the reply half for a free middle tuple: the client's own port, or another where that is taken.
 /// Leaves its key in `work.reply`; returns whether it is new (not the same flow's, found again).
 #[inline(always)]
-fn reserve(request: &CtKey, to: &Begin, work: &mut Work) -> Result<bool, DropReason> {
-    let mut port = request.sport;
+fn reserve(work: &mut Work) -> Result<bool, DropReason> {
+    let mut port = work.request.sport;
     // A pod's connection to itself from its own server port: both egress halves would have one key.
-    if request.src == to.addr && port == to.port {
+    if work.request.src == work.to.addr && port == work.to.port && work.to.service != 0 {
         port = random_port();
     }
-    if to.service == 0 && port == request.sport {
+    if work.to.service == 0 {
         work.entry.flags |= CtEntry::IDENTITY;
     }
-    work.reply = CtKey::new(to.addr, to.port, request.src, port, request.proto, Half::Egress);
-    match take(request, work) {
+    work.reply =
+        CtKey::new(work.to.addr, work.to.port, work.request.src, port, work.request.proto, Half::Egress);
+    match take(work) {
         TAKEN => {}
         FULL => return Err(Counter::ConntrackFull),
         mine => return Ok(mine == NEW),
@@ -175,7 +185,7 @@ fn reserve(request: &CtKey, to: &Begin, work: &mut Work) -> Result<bool, DropRea
         }
     }
     // Crowded: most of these ports belong to flows that are over.
-    match take(request, work) {
+    match take(work) {
         TAKEN => Err(Counter::NoFreePort),
         FULL => Err(Counter::ConntrackFull),
         mine => Ok(mine == NEW),
@@ -189,7 +199,7 @@ const FULL: u32 = 3;
 
 /// Inserts the reply half under `work.reply`, in place of a flow that is over.
 #[inline(never)]
-fn take(request: &CtKey, work: &mut Work) -> u32 {
+fn take(work: &mut Work) -> u32 {
     match CONNTRACK.insert(&work.reply, &work.entry, u64::from(BPF_NOEXIST)) {
         Ok(()) => return NEW,
         Err(EXISTS) => {}
@@ -202,10 +212,10 @@ fn take(request: &CtKey, work: &mut Work) -> u32 {
         return TAKEN;
     }
     work.masquerade = found.ingress_key(&work.reply);
-    if work.masquerade == *request {
+    if work.masquerade == work.request {
         return AGAIN;
     }
-    if !flow::is_closed(request.proto, found) {
+    if !flow::is_closed(work.request.proto, found) {
         return TAKEN;
     }
     flow::forget_by_reply(&work.reply, found, true);

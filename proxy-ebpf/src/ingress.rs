@@ -7,7 +7,7 @@ use proxy_common::{
 };
 
 use crate::{
-    begin::{Begin, begin},
+    begin::{Begin, Work, begin, work},
     count::count,
     echo, flow,
     maps::{BACKEND_ADDRS, DEVICES, NODE_CONFIG},
@@ -90,10 +90,16 @@ fn unknown<L: Link>(ctx: &TcContext, packet: &Packet, to: &mut Rewrite) -> Step 
     let (dst, dport, proto) = (&packet.key.dst, packet.key.dport, packet.key.proto);
     let bits = service::bits_of(dport);
     if let Some(frontend) = service::frontend(dst, dport, proto, bits, service::PACKET_ROLES) {
-        let result = to_service(ctx, packet, frontend, to);
-        trace::decision(ctx, packet, &result, to);
+        let Some(work) = work() else {
+            return Step::Drop;
+        };
+        let result = to_service(ctx, packet, frontend, work);
+        trace::decision(ctx, packet, &result, &work.out);
         return match result {
-            Ok(()) => Step::Rewrite,
+            Ok(()) => {
+                *to = work.out;
+                Step::Rewrite
+            }
             Err(reason) => {
                 count(reason);
                 if matches!(reason, Counter::NoBackend | Counter::NoFlow) { Step::Refuse } else { Step::Drop }
@@ -106,28 +112,29 @@ fn unknown<L: Link>(ctx: &TcContext, packet: &Packet, to: &mut Rewrite) -> Step 
     Step::Pass
 }
 
-#[inline(always)]
-fn to_service(
-    ctx: &TcContext,
-    packet: &Packet,
-    frontend: &Frontend,
-    out: &mut Rewrite,
-) -> Result<(), DropReason> {
+/// A new flow to a frontend; `work.out` holds what its packets are rewritten to. A subprogram for the verifier's
+/// sake, as `begin`.
+#[inline(never)]
+fn to_service(ctx: &TcContext, packet: &Packet, frontend: &Frontend, work: &mut Work) -> Result<(), DropReason> {
     // Nobody can say which backend a segment in mid-stream belongs to: end it fast instead of hanging.
     if packet.is_tcp() && !packet.is_syn() && frontend.has(Frontend::HAS_ENDPOINTS) {
         return Err(Counter::NoFlow);
     }
     let config = NODE_CONFIG.get(0).ok_or(Counter::BadSlot)?;
-    let origin = if service::asks_origin(frontend) { origin(ctx, packet, config) } else { Origin::Outside };
-    let chosen = service::choose(frontend, origin)?;
-    let to = Begin {
-        addr: chosen.backend.addr,
-        port: chosen.backend.port,
+    let origin = origin(ctx, packet, config);
+    service::choose(frontend, origin, &mut work.chosen)?;
+    let backend = &work.chosen.backend;
+    work.to = Begin {
+        addr: backend.addr,
+        port: backend.port,
+        reserved: 0,
         service: frontend.service,
-        backend: chosen.id,
-        masquerade: needs_masquerade(ctx, packet, frontend, config, &chosen.backend),
+        backend: work.chosen.id,
+        masquerade: u32::from(needs_masquerade(packet, frontend, config, backend, origin)),
     };
-    begin(packet, &to, out)
+    work.request = packet.key;
+    work.tcp_flags = u32::from(packet.tcp_flags);
+    begin(work)
 }
 
 /// Source translation is needed only where the reply would otherwise miss this node (ARCHITECTURE, "The
@@ -135,19 +142,15 @@ fn to_service(
 /// client. `--masquerade-all` gives kube-proxy's behaviour.
 #[inline(always)]
 fn needs_masquerade(
-    ctx: &TcContext,
     packet: &Packet,
     frontend: &Frontend,
     config: &NodeConfig,
     backend: &Backend,
+    origin: Origin,
 ) -> bool {
-    if backend.addr == packet.key.src {
-        return true;
-    }
-    if config.flags & NodeConfig::MASQUERADE_ALL != 0 && !frontend.has(Frontend::LOCAL) {
-        return true;
-    }
-    !backend.has(Backend::LOCAL) && origin(ctx, packet, config) == Origin::Outside
+    let everything = config.flags & NodeConfig::MASQUERADE_ALL != 0 && !frontend.has(Frontend::LOCAL);
+    let elsewhere = !backend.has(Backend::LOCAL) && origin == Origin::Outside;
+    everything || elsewhere || backend.addr == packet.key.src
 }
 
 /// Whether the packet comes from a pod of this node. Only new flows ask. A subprogram for the verifier's sake.
@@ -183,10 +186,24 @@ fn to_backend_address(packet: &Packet, out: &mut Rewrite) -> Step {
     let Some(id) = (unsafe { BACKEND_ADDRS.get(key) }) else {
         return Step::Pass;
     };
-    let to =
-        Begin { addr: packet.key.dst, port: packet.key.dport, service: 0, backend: *id, masquerade: false };
-    match begin(packet, &to, out) {
-        Ok(()) if out.peer_port != packet.key.sport => Step::Rewrite,
+    let Some(work) = work() else {
+        return Step::Pass;
+    };
+    work.to = Begin {
+        addr: packet.key.dst,
+        port: packet.key.dport,
+        reserved: 0,
+        service: 0,
+        backend: *id,
+        masquerade: 0,
+    };
+    work.request = packet.key;
+    work.tcp_flags = u32::from(packet.tcp_flags);
+    match begin(work) {
+        Ok(()) if work.out.peer_port != packet.key.sport => {
+            *out = work.out;
+            Step::Rewrite
+        }
         Ok(()) => Step::Pass,
         Err(reason) => {
             count(reason);

@@ -20,6 +20,8 @@ use crate::{
 
 /// What a half writes: at ingress destination address and port, and the source port; at egress source address
 /// and port, and the destination port.
+#[repr(C)]
+#[derive(Clone, Copy)]
 pub struct Rewrite {
     pub addr: Addr,
     pub port: Port,

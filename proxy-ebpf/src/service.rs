@@ -57,20 +57,24 @@ pub enum Origin {
 }
 
 /// A backend and its id.
+#[repr(C)]
 pub struct Chosen {
-    pub id: u32,
     pub backend: Backend,
+    pub id: u32,
 }
 
-/// Whether this frontend's policy is Local and asks who the client is.
-#[inline(always)]
-pub fn asks_origin(frontend: &Frontend) -> bool {
-    frontend.flags & (Frontend::LOCAL | Frontend::EXTERNAL) == Frontend::LOCAL | Frontend::EXTERNAL
+impl Chosen {
+    /// To be filled in.
+    pub const NOTHING: Self = Self {
+        backend: Backend { addr: Addr::UNSPECIFIED_V6, port: Port::ZERO, proto: 0, flags: 0, reserved: 0 },
+        id: 0,
+    };
 }
 
-/// The verdict per frontend (SERVICE-SEMANTICS 2.6), then a backend in turn or at random.
-#[inline(always)]
-pub fn choose(frontend: &Frontend, origin: Origin) -> Result<Chosen, DropReason> {
+/// The verdict per frontend (SERVICE-SEMANTICS 2.6), then a backend in turn or at random, left in `out`. A
+/// subprogram, so that the verifier meets what follows in one state and not in one for each way through here.
+#[inline(never)]
+pub fn choose(frontend: &Frontend, origin: Origin, out: &mut Chosen) -> Result<(), DropReason> {
     let service = SERVICES.get_ptr_mut(frontend.service).ok_or(Counter::BadSlot)?;
     if !frontend.has(Frontend::HAS_ENDPOINTS) {
         // SAFETY: a live, 8-byte aligned map value.
@@ -98,11 +102,12 @@ pub fn choose(frontend: &Frontend, origin: Origin) -> Result<Chosen, DropReason>
     };
     let slot = base.wrapping_add((turn % u64::from(count)) as u32);
     let id = *SLOTS.get(slot).ok_or(Counter::BadSlot)?;
-    let backend = *BACKENDS.get(id).ok_or(Counter::BadSlot)?;
+    let backend = BACKENDS.get(id).ok_or(Counter::BadSlot)?;
     if backend.port == Port::ZERO {
         return Err(Counter::BadSlot);
     }
-    Ok(Chosen { id, backend })
+    *out = Chosen { backend: *backend, id };
+    Ok(())
 }
 
 /// Takes the next number of a set's counter. One atomic add, so over n new flows of one set every backend

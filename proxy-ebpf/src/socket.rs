@@ -16,7 +16,7 @@ use crate::{
     count::count,
     globals,
     maps::{SOCK_BACKEND, SOCK_REVNAT},
-    service::{self, Origin},
+    service::{self, Chosen, Origin},
 };
 
 /// Return codes of sock_addr programs.
@@ -127,8 +127,9 @@ pub fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
     else {
         return ALLOW;
     };
-    match service::choose(frontend, Origin::Inside) {
-        Ok(chosen) => {
+    let mut chosen = Chosen::NOTHING;
+    match service::choose(frontend, Origin::Inside, &mut chosen) {
+        Ok(()) => {
             let peer = SockPeer {
                 addr: chosen.backend.addr,
                 port: chosen.backend.port,
@@ -170,8 +171,9 @@ pub fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
             return send_to::<F>(ctx, &wanted, &peer);
         }
     }
-    match service::choose(frontend, Origin::Inside) {
-        Ok(chosen) => {
+    let mut chosen = Chosen::NOTHING;
+    match service::choose(frontend, Origin::Inside, &mut chosen) {
+        Ok(()) => {
             let peer = SockPeer {
                 addr: chosen.backend.addr,
                 port: chosen.backend.port,
