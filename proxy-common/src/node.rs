@@ -5,7 +5,7 @@ use crate::{Addr, pod};
 pod! {
     /// The only value of NODE_CONFIG (array of one): what new flows are decided with. A change takes effect
     /// with the next new flow.
-    pub struct NodeConfig [208] {
+    pub struct NodeConfig [304] {
         /// `NodeConfig::MASQUERADE_ALL` and the other flags.
         pub flags: u32,
         /// How many of `pod_prefixes` are in use.
@@ -36,10 +36,11 @@ pod! {
         pub reserved: u32,
     }
 
-    /// An address range; IPv4 prefixes count from the v4-mapped form (a /24 has `len` 120).
-    pub struct Prefix [20] {
+    /// An address range; IPv4 ranges in v4-mapped form (a /24 shares 120 bits).
+    pub struct Prefix [32] {
         pub addr: Addr,
-        pub len: u32,
+        /// Ones where an address must equal `addr`.
+        pub mask: Addr,
     }
 
     /// Value of DEVICES (hash by ifindex): what source translation needs to know of a device.
@@ -122,22 +123,29 @@ impl Device {
 }
 
 impl Prefix {
-    /// Whether `addr` lies in the range.
+    /// The range of all addresses that share the first `len` bits with `addr`.
+    pub fn new(addr: Addr, len: u32) -> Self {
+        let word = |first: u32| {
+            let bits = len.saturating_sub(first).min(32);
+            if bits == 0 { 0 } else { (u32::MAX << (32 - bits)).to_be() }
+        };
+        Self { addr, mask: Addr::from_v6_be([word(0), word(32), word(64), word(96)]) }
+    }
+
+    /// How many bits the range's addresses share.
+    pub fn prefix_len(&self) -> u32 {
+        self.mask.words().iter().map(|word| word.count_ones()).sum()
+    }
+
+    /// Whether `addr` lies in the range. No branches: the verifier would follow each.
     #[inline(always)]
-    pub fn contains(&self, addr: &Addr) -> bool {
-        let (mine, theirs) = (self.addr.words(), addr.words());
-        let mut left = self.len;
-        let mut i = 0;
-        while i < 4 {
-            let bits = if left >= 32 { 32 } else { left };
-            let mask = if bits == 0 { 0 } else { (u32::MAX << (32 - bits)).to_be() };
-            if (mine[i] ^ theirs[i]) & mask != 0 {
-                return false;
-            }
-            left -= bits;
-            i += 1;
-        }
-        true
+    pub const fn contains(&self, addr: &Addr) -> bool {
+        let (mine, theirs, mask) = (self.addr.words(), addr.words(), self.mask.words());
+        (mine[0] ^ theirs[0]) & mask[0]
+            | (mine[1] ^ theirs[1]) & mask[1]
+            | (mine[2] ^ theirs[2]) & mask[2]
+            | (mine[3] ^ theirs[3]) & mask[3]
+            == 0
     }
 }
 
@@ -154,7 +162,7 @@ mod tests {
         fn prefix_agrees_with_shifted_bits(base: u32, other: u32, len in 0u32..=32, flip in 0u32..=32) {
             let near = if flip < 32 { base ^ (1 << flip) } else { base };
             for other in [other, near] {
-                let prefix = Prefix { addr: IpAddr::V4(Ipv4Addr::from_bits(base)).into(), len: 96 + len };
+                let prefix = Prefix::new(IpAddr::V4(Ipv4Addr::from_bits(base)).into(), 96 + len);
                 let want = len == 0 || base >> (32 - len) == other >> (32 - len);
                 prop_assert_eq!(prefix.contains(&IpAddr::V4(Ipv4Addr::from_bits(other)).into()), want);
             }
@@ -162,7 +170,7 @@ mod tests {
 
         #[test]
         fn prefix_v6(base: u128, flip in 0u32..128, len in 0u32..=128) {
-            let prefix = Prefix { addr: IpAddr::V6(Ipv6Addr::from_bits(base)).into(), len };
+            let prefix = Prefix::new(IpAddr::V6(Ipv6Addr::from_bits(base)).into(), len);
             let other = Ipv6Addr::from_bits(base ^ (1u128 << (127 - flip)));
             prop_assert_eq!(prefix.contains(&IpAddr::V6(other).into()), flip >= len);
         }

@@ -146,7 +146,7 @@ pub fn begin(work: &mut Work) -> Result<(), DropReason> {
                 }
                 return Err(Counter::ConntrackFull);
             };
-            if fresh && winner.egress_key(&work.request) != work.reply {
+            if fresh && !winner.egress_key(&work.request).is(&work.reply) {
                 flow::forget_by_reply(&work.reply, &work.entry, false);
             }
             work.out = Rewrite { addr: winner.addr, port: winner.port(), peer_port: winner.peer_port };
@@ -161,7 +161,7 @@ pub fn begin(work: &mut Work) -> Result<(), DropReason> {
 fn reserve(work: &mut Work) -> Result<bool, DropReason> {
     let mut port = work.request.sport;
     // A pod's connection to itself from its own server port: both egress halves would have one key.
-    if work.request.src == work.to.addr && port == work.to.port && work.to.service != 0 {
+    if work.request.src.is(&work.to.addr) && port == work.to.port && work.to.service != 0 {
         port = random_port();
     }
     if work.to.service == 0 {
@@ -212,7 +212,7 @@ fn take(work: &mut Work) -> u32 {
         return TAKEN;
     }
     work.masquerade = found.ingress_key(&work.reply);
-    if work.masquerade == work.request {
+    if work.masquerade.is(&work.request) {
         return AGAIN;
     }
     if !flow::is_closed(work.request.proto, found) {

@@ -94,7 +94,7 @@ pub fn forget(request: &CtKey, entry: &CtEntry) {
     if let Some(found) = lookup(&spare.reply) {
         // The reservation may meanwhile belong to another flow.
         spare.back = found.ingress_key(&spare.reply);
-        if spare.back == *request {
+        if spare.back.is(request) {
             let _gone = CONNTRACK.remove(&spare.reply);
         }
     }

@@ -115,7 +115,12 @@ fn unknown<L: Link>(ctx: &TcContext, packet: &Packet, to: &mut Rewrite) -> Step 
 /// A new flow to a frontend; `work.out` holds what its packets are rewritten to. A subprogram for the verifier's
 /// sake, as `begin`.
 #[inline(never)]
-fn to_service(ctx: &TcContext, packet: &Packet, frontend: &Frontend, work: &mut Work) -> Result<(), DropReason> {
+fn to_service(
+    ctx: &TcContext,
+    packet: &Packet,
+    frontend: &Frontend,
+    work: &mut Work,
+) -> Result<(), DropReason> {
     // Nobody can say which backend a segment in mid-stream belongs to: end it fast instead of hanging.
     if packet.is_tcp() && !packet.is_syn() && frontend.has(Frontend::HAS_ENDPOINTS) {
         return Err(Counter::NoFlow);
@@ -150,7 +155,7 @@ fn needs_masquerade(
 ) -> bool {
     let everything = config.flags & NodeConfig::MASQUERADE_ALL != 0 && !frontend.has(Frontend::LOCAL);
     let elsewhere = !backend.has(Backend::LOCAL) && origin == Origin::Outside;
-    everything || elsewhere || backend.addr == packet.key.src
+    everything || elsewhere || backend.addr.is(&packet.key.src)
 }
 
 /// Whether the packet comes from a pod of this node. Only new flows ask. A subprogram for the verifier's sake.
@@ -164,17 +169,15 @@ fn origin(ctx: &TcContext, packet: &Packet, config: &NodeConfig) -> Origin {
             _ => Origin::Outside,
         };
     }
+    // No early end: each would be one more state for the verifier to follow.
+    let mut inside = 0;
     let mut i = 0;
     while i < config.pod_prefixes.len() {
-        if i as u32 >= config.pod_prefix_count {
-            break;
-        }
-        if config.pod_prefixes[i].contains(&packet.key.src) {
-            return Origin::Inside;
-        }
+        let used = (i as u32) < config.pod_prefix_count;
+        inside |= u32::from(used) & u32::from(config.pod_prefixes[i].contains(&packet.key.src));
         i += 1;
     }
-    Origin::Outside
+    if inside != 0 { Origin::Inside } else { Origin::Outside }
 }
 
 /// A direct flow to a backend's own address begins: it is recorded, so that it and a Service flow with the

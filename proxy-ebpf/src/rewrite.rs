@@ -61,7 +61,7 @@ pub fn rewrite<L: Link>(ctx: &TcContext, packet: &Packet, to: &Rewrite) -> Resul
         // A zero UDP checksum over IPv4 means none and stays zero.
         _ => (packet.l4 + 6, u64::from(BPF_F_MARK_MANGLED_0)),
     };
-    if to.addr != old {
+    if !to.addr.is(&old) {
         let family = if packet.v4 { 0 } else { globals::csum_ipv6() };
         l4_csum(ctx, offset, addr_diff, u64::from(BPF_F_PSEUDO_HDR) | mark | family)?;
     }

@@ -165,7 +165,7 @@ pub fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
     if let Some(peer) = unsafe { SOCK_BACKEND.get(asked) } {
         let peer = *peer;
         if let Some(backend) = service::active_backend(peer.backend)
-            && backend.addr == peer.addr
+            && backend.addr.is(&peer.addr)
             && backend.port == peer.port
         {
             return send_to::<F>(ctx, &wanted, &peer);

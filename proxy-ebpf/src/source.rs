@@ -91,7 +91,7 @@ fn take(work: &mut Work) -> bool {
     let Some(found) = flow::lookup(&work.reply) else {
         return false;
     };
-    if found.addr == work.entry.addr && found.port == work.entry.port {
+    if found.addr.is(&work.entry.addr) && found.port == work.entry.port {
         return true;
     }
     is_abandoned(work, found) && CONNTRACK.insert(&work.reply, &work.entry, u64::from(BPF_ANY)).is_ok()

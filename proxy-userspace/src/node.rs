@@ -96,7 +96,7 @@ fn prefix(range: IpNet) -> Prefix {
         IpNet::V4(v4) => 96 + u32::from(v4.prefix_len()),
         IpNet::V6(v6) => u32::from(v6.prefix_len()),
     };
-    Prefix { addr: range.network().into(), len }
+    Prefix::new(range.network().into(), len)
 }
 
 #[cfg(test)]

@@ -285,7 +285,7 @@ fn roles(value: u32) -> Fields {
 
 /// An IPv4 prefix counts from the v4-mapped form; shown as people write it.
 fn prefix(prefix: &Prefix) -> String {
-    let len = if prefix.addr.is_v4() { prefix.len.saturating_sub(96) } else { prefix.len };
+    let len = if prefix.addr.is_v4() { prefix.prefix_len().saturating_sub(96) } else { prefix.prefix_len() };
     format!("{}/{len}", prefix.addr)
 }
 
@@ -372,9 +372,9 @@ mod tests {
 
     #[test]
     fn prefixes_read_as_written() {
-        let v4 = Prefix { addr: Ipv4Addr::new(172, 20, 0, 0).into(), len: 112 };
+        let v4 = Prefix::new(Ipv4Addr::new(172, 20, 0, 0).into(), 112);
         assert_eq!(prefix(&v4), "172.20.0.0/16");
-        let v6 = Prefix { addr: "fd00::".parse::<std::net::Ipv6Addr>().unwrap().into(), len: 64 };
+        let v6 = Prefix::new("fd00::".parse::<std::net::Ipv6Addr>().unwrap().into(), 64);
         assert_eq!(prefix(&v6), "fd00::/64");
     }
 }
