@@ -5,7 +5,7 @@ use crate::{Addr, pod};
 pod! {
     /// The only value of NODE_CONFIG (array of one): what new flows are decided with. A change takes effect
     /// with the next new flow.
-    pub struct NodeConfig [304] {
+    pub struct NodeConfig [176] {
         /// `NodeConfig::MASQUERADE_ALL` and the other flags.
         pub flags: u32,
         /// How many of `pod_prefixes` are in use.
@@ -16,7 +16,7 @@ pod! {
         pub primary_v6: Addr,
         pub reserved: [u32; 2],
         /// A source inside one of these is a local pod (detectLocalMode ClusterCIDR and NodeCIDR).
-        pub pod_prefixes: [Prefix; 8],
+        pub pod_prefixes: [Prefix; 4],
     }
 
     /// The only value of AGENT (array of one): what the controller last said of itself, for `shunt status`.

@@ -169,15 +169,14 @@ fn origin(ctx: &TcContext, packet: &Packet, config: &NodeConfig) -> Origin {
             _ => Origin::Outside,
         };
     }
-    // No early end: each would be one more state for the verifier to follow.
-    let mut inside = 0;
     let mut i = 0;
-    while i < config.pod_prefixes.len() {
-        let used = (i as u32) < config.pod_prefix_count;
-        inside |= u32::from(used) & u32::from(config.pod_prefixes[i].contains(&packet.key.src));
+    while i < config.pod_prefixes.len() && (i as u32) < config.pod_prefix_count {
+        if config.pod_prefixes[i].contains(&packet.key.src) {
+            return Origin::Inside;
+        }
         i += 1;
     }
-    if inside != 0 { Origin::Inside } else { Origin::Outside }
+    Origin::Outside
 }
 
 /// A direct flow to a backend's own address begins: it is recorded, so that it and a Service flow with the
