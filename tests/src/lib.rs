@@ -6,3 +6,4 @@
 pub mod manifest;
 pub mod net;
 pub mod traffic;
+pub mod vm;

@@ -13,7 +13,7 @@ use crate::{
 
 const SUITES: [&str; 4] = ["bullseye-security", "bookworm-security", "trixie-security", "trixie-backports"];
 /// Of each series the newest version that the suites offer; a bare major number is its newest series.
-const SERIES: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", "7"];
+pub const SERIES: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", "7"];
 const FLAVOUR: &str = "-cloud-amd64";
 
 /// Makes `target/vm/kernels/SERIES/{release,vmlinuz,modules/}` for every series. What is there is kept:

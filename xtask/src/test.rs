@@ -6,6 +6,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader, IsTerminal as _, Read},
+    path::Path,
     process::{Command, ExitCode, Stdio},
 };
 
@@ -123,7 +124,13 @@ fn run_level(workspace: &Workspace, level: Level, only: Option<&str>) -> Result<
     if std::io::stderr().is_terminal() {
         cargo.env("CARGO_TERM_COLOR", "always");
     }
+    let tables = workspace.target().join("vm/tables");
+    // Of an earlier run, if it exists.
+    let _ = fs::remove_dir_all(&tables);
     let (success, text) = watch(&mut cargo, nextest)?;
+    if level == Level::Vm {
+        print_tables(&tables);
+    }
     let mut sum = if nextest { nextest_sum(&text) } else { libtest_sum(&text) };
     if sum.ignored > 0 && only.is_none() {
         eprintln!(
@@ -152,6 +159,17 @@ fn has_suite(workspace: &Workspace, level: Level) -> Result<bool> {
         let name = name.to_string_lossy();
         name.starts_with(level.name()) && name.ends_with(".rs")
     }))
+}
+
+/// What the vm tests found in each kernel: runners show a test's own output only when it fails.
+fn print_tables(dir: &Path) {
+    println!("{:<28} {:<14} {:>9}  attached", "kernel", "program", "verified");
+    for series in kernels::SERIES {
+        // A kernel that was refused, or did not come up, has no table.
+        if let Ok(table) = fs::read_to_string(dir.join(series)) {
+            print!("{table}");
+        }
+    }
 }
 
 /// Runs, passes everything on as it comes, and returns what was written where the summary stands: nextest

@@ -1,0 +1,127 @@
+//! Other kernels: a virtual machine with an initramfs of our own, whose init is a program of this crate.
+//!
+//! The host's half ([`image`], [`machine`]) makes the initramfs and runs qemu without acceleration; the guest's half
+//! ([`guest`]) is process 1 in there. All that passes between them is one line of JSON on the serial console, the
+//! [`Report`], and the marker behind it. Where kernels come from only `cargo xtask` knows.
+
+mod cpio;
+pub mod guest;
+pub mod image;
+pub mod machine;
+mod modules;
+
+use std::fmt::Write as _;
+
+use serde::{Deserialize, Serialize};
+
+/// Begins the report's line on the console.
+const REPORT: &str = "SHUNT-VM-REPORT ";
+/// The last line of a guest that came to its end. Qemu's exit status says nothing of the sort.
+const END: &str = "SHUNT-VM-END";
+
+/// What the guest is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Serve a Service with `shunt run` and use it.
+    Serve,
+    /// See `shunt check` and `shunt run` refuse.
+    Refuse,
+}
+
+impl Task {
+    /// As a word on the kernel's command line.
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Serve => "serve",
+            Self::Refuse => "refuse",
+        }
+    }
+
+    fn from_word(word: &str) -> Option<Self> {
+        [Self::Serve, Self::Refuse].into_iter().find(|task| task.word() == word)
+    }
+}
+
+/// What was seen in the guest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// `uname -r`.
+    pub kernel: String,
+    /// Why the guest could not do its task.
+    pub failure: Option<String>,
+    /// Every attempt to use the Service, and what came of it.
+    pub attempts: Vec<Seen>,
+    pub programs: Vec<Program>,
+    /// What `shunt run` wrote.
+    pub run: Ended,
+    /// What `shunt check` wrote.
+    pub check: Ended,
+}
+
+/// One attempt of traffic.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    pub answered: bool,
+    pub what: String,
+}
+
+/// One program in the guest's kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    pub name: String,
+    /// `bpf_prog_info.verified_insns`: what the verifier walked.
+    pub verified_insns: u32,
+    /// `tcx`, `clsact`, `cgroup`; empty when it is attached nowhere.
+    pub attached: String,
+}
+
+/// A process that ended, or was ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// Exit status; none when it had to be ended.
+    pub status: Option<i32>,
+    /// Standard output and error.
+    pub output: String,
+}
+
+impl Report {
+    /// Rows `kernel program verified attached`, one for each program.
+    pub fn table(&self) -> String {
+        let mut text = String::new();
+        for Program { name, verified_insns, attached } in &self.programs {
+            let attached = if attached.is_empty() { "-" } else { attached };
+            let _ = writeln!(text, "{:<28} {name:<14} {verified_insns:>9}  {attached}", self.kernel);
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_survives_the_command_line() {
+        for task in [Task::Serve, Task::Refuse] {
+            assert_eq!(Task::from_word(task.word()), Some(task));
+        }
+        assert_eq!(Task::from_word("quiet"), None);
+    }
+
+    #[test]
+    fn a_row_for_each_program() {
+        let program = |name: &str, attached: &str| Program {
+            name: name.into(),
+            verified_insns: 1234,
+            attached: attached.into(),
+        };
+        let report = Report {
+            kernel: "6.1.0".into(),
+            programs: vec![program("ingress_l2", "clsact"), program("clock", "")],
+            ..Report::default()
+        };
+        let rows: Vec<Vec<String>> =
+            report.table().lines().map(|line| line.split_whitespace().map(str::to_owned).collect()).collect();
+        assert_eq!(rows, [["6.1.0", "ingress_l2", "1234", "clsact"], ["6.1.0", "clock", "1234", "-"]]);
+    }
+}

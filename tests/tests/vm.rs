@@ -1,0 +1,86 @@
+//! The same program on other kernels: every eBPF program loads and attaches, and a Service works, on each kernel
+//! series of Debian; a kernel that lacks what shunt needs is refused in words.
+
+use std::{fs, path::Path};
+
+use tests::vm::{Report, Task, machine};
+
+const INIT: &str = env!("CARGO_BIN_EXE_vm-init");
+
+/// Programs of the object, and how each must be attached; `tc` is tcx or clsact, as the kernel has it.
+const PROGRAMS: [(&str, &str); 13] = [
+    ("ingress_l2", "tc"),
+    ("egress_l2", "tc"),
+    ("ingress_l3", "tc"),
+    ("egress_l3", "tc"),
+    ("connect4", "cgroup"),
+    ("connect6", "cgroup"),
+    ("sendmsg4", "cgroup"),
+    ("sendmsg6", "cgroup"),
+    ("recvmsg4", "cgroup"),
+    ("recvmsg6", "cgroup"),
+    ("getpeername4", "cgroup"),
+    ("getpeername6", "cgroup"),
+    ("clock", ""),
+];
+
+/// Boots, and keeps the table for `cargo xtask test vm` to print.
+fn boot(series: &str, task: Task) -> Report {
+    let report = machine::boot(series, task, Path::new(INIT)).unwrap_or_else(|error| panic!("{error:#}"));
+    let tables = Path::new(INIT).ancestors().nth(2).expect("below target").join("vm/tables");
+    fs::create_dir_all(&tables).expect("target is ours to write to");
+    fs::write(tables.join(series), report.table()).expect("target is ours to write to");
+    print!("{}", report.table());
+    report
+}
+
+#[track_caller]
+fn serves(series: &str, tc: &str) {
+    let report = boot(series, Task::Serve);
+    let log = format!("shunt run ({:?}):\n{}", report.run.status, report.run.output);
+    assert_eq!(report.failure, None, "{log}");
+    for (name, how) in PROGRAMS {
+        let program = report.programs.iter().find(|program| program.name == name);
+        let program = program.unwrap_or_else(|| panic!("{name} is not loaded: {:?}\n{log}", report.programs));
+        assert_eq!(program.attached, if how == "tc" { tc } else { how }, "{name}\n{log}");
+        assert!(program.verified_insns > 0, "{name}");
+    }
+    assert_eq!(report.attempts.len(), 4);
+    for attempt in &report.attempts {
+        assert!(attempt.answered, "{}\n{log}", attempt.what);
+    }
+    assert_eq!(report.run.status, Some(0), "{log}");
+}
+
+#[test]
+fn debian_12_kernel_6_1() {
+    serves("6.1", "clsact");
+}
+
+#[test]
+fn debian_13_kernel_6_12() {
+    serves("6.12", "tcx");
+}
+
+#[test]
+fn backported_kernel_6_18() {
+    serves("6.18", "tcx");
+}
+
+#[test]
+fn newest_kernel_7() {
+    serves("7", "tcx");
+}
+
+/// 5.10 has neither atomic fetch-and-add nor the netns cookie.
+#[test]
+fn debian_11_kernel_5_10_is_refused_in_words() {
+    let report = boot("5.10", Task::Refuse);
+    assert_eq!(report.failure, None);
+    for (command, ended) in [("check", &report.check), ("run", &report.run)] {
+        assert_eq!(ended.status, Some(1), "shunt {command}: {}", ended.output);
+        for word in [report.kernel.as_str(), "atomic", "5.12"] {
+            assert!(ended.output.contains(word), "shunt {command} does not say {word:?}:\n{}", ended.output);
+        }
+    }
+}
