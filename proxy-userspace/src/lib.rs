@@ -5,6 +5,7 @@ pub mod cli;
 pub mod compile;
 pub mod config;
 pub mod controller;
+pub mod datapath;
 pub mod inspect;
 pub mod maps;
 pub mod model;

@@ -124,18 +124,29 @@ struct QueryAttr {
     revision: u64,
 }
 
-/// Ids of the programs attached to `target` (an ifindex for tcx, a directory's descriptor for cgroups), in
-/// the order they run.
-pub fn query(target: u32, attach_type: u32) -> io::Result<Vec<u32>> {
-    let mut ids = vec![0u32; 64];
+/// A program attached somewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attached {
+    pub prog_id: u32,
+    /// 0 when it was attached without a link.
+    pub link_id: u32,
+}
+
+/// The programs attached to `target` (an ifindex for tcx, a directory's descriptor for cgroups), in the
+/// order they run. Only tcx tells the links.
+pub fn query(target: u32, attach_type: u32) -> io::Result<Vec<Attached>> {
+    let (mut progs, mut links) = (vec![0u32; 64], vec![0u32; 64]);
     let mut attr = QueryAttr::zeroed();
     attr.target = target;
     attr.attach_type = attach_type;
-    attr.prog_ids = ptr_mut(&mut ids);
-    attr.count = ids.len() as u32;
+    attr.prog_ids = ptr_mut(&mut progs);
+    if attach_type >= super::link::AttachType::TcxIngress as u32 {
+        attr.link_ids = ptr_mut(&mut links);
+    }
+    attr.count = progs.len() as u32;
     bpf(Cmd::ProgQuery, &mut attr)?;
-    ids.truncate(attr.count as usize);
-    Ok(ids)
+    let found = progs.into_iter().zip(links).take(attr.count as usize);
+    Ok(found.map(|(prog_id, link_id)| Attached { prog_id, link_id }).collect())
 }
 
 #[repr(C)]

@@ -1,0 +1,406 @@
+//! The conntrack collector: which flows have expired, and their removal from CONNTRACK.
+//!
+//! [`collect`] is pure: a dump and the time in, keys to delete and ids still named out. [`remove`] carries
+//! it out. The agent calls both, every few seconds and after each sync that took a UDP backend away.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+};
+
+use bytemuck::{bytes_of, pod_read_unaligned};
+use proxy_common::{CtEntry, CtKey, Proto, tcp};
+
+use crate::bpf::map::{PartialWrite, RawMap};
+
+/// Seconds a flow may be silent, by its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// TCP before the handshake is complete.
+    pub opening: u32,
+    pub established: u32,
+    /// One side has sent FIN. An hour, as kube-proxy sets it for CLOSE_WAIT: a client that has sent its
+    /// request and shut down its side may wait that long for the answer.
+    pub half_closed: u32,
+    /// Both sides have, or one has sent RST.
+    pub closed: u32,
+    /// A datagram that nobody answered yet.
+    pub unreplied: u32,
+    /// Datagrams in both directions.
+    pub assured: u32,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            opening: 60,
+            established: 6 * 3600,
+            half_closed: 3600,
+            closed: 10,
+            unreplied: 30,
+            assured: 180,
+        }
+    }
+}
+
+impl Timeouts {
+    fn of(&self, state: u64, proto: u8) -> u32 {
+        let replied = state & tcp::REPLIED != 0;
+        match proto {
+            Proto::TCP if tcp::is_closed(state) => self.closed,
+            Proto::TCP if state & tcp::CONFIRMED == 0 => self.opening,
+            Proto::TCP if state & (tcp::FIN_CLIENT | tcp::FIN_BACKEND) != 0 => self.half_closed,
+            Proto::TCP => self.established,
+            _ if replied => self.assured,
+            _ => self.unreplied,
+        }
+    }
+}
+
+/// The clock of the maps: low 32 bits of the kernel's jiffies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clock {
+    pub now: u32,
+    /// Jiffies per second.
+    pub hz: u32,
+}
+
+impl Clock {
+    /// Whole seconds since `stamp`; a stamp from just after `now` was read counts as now.
+    fn seconds_since(&self, stamp: u32) -> u32 {
+        let passed = self.now.wrapping_sub(stamp);
+        if passed > u32::MAX / 2 { 0 } else { passed / self.hz.max(1) }
+    }
+}
+
+/// A half whose partner is not there is left alone for this many seconds: the datapath may be recording the
+/// flow, or the dump have passed the partner's place before it was written.
+const ORPHAN_GRACE: u32 = 10;
+
+/// One dead flow: its halves, as seen in the dump.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dead {
+    /// In the order they are to be deleted: the reply half, which reserves the middle tuple, comes last.
+    pub halves: Vec<(CtKey, CtEntry)>,
+}
+
+/// What a look at CONNTRACK found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    pub dead: Vec<Dead>,
+    /// Ids that flows which stay name.
+    pub services: HashSet<u32>,
+    pub backends: HashSet<u32>,
+    /// Entries in the dump.
+    pub entries: usize,
+}
+
+/// Decides for every flow of `dump` whether it lives. `serves(service, backend)` tells whether datagrams of
+/// a Service may still go to a backend; TCP flows outlive their endpoint.
+pub fn collect(
+    dump: &HashMap<CtKey, CtEntry>,
+    clock: Clock,
+    timeouts: &Timeouts,
+    serves: impl Fn(u32, u32) -> bool,
+) -> Collected {
+    let mut found = Collected { entries: dump.len(), ..Collected::default() };
+    let mut seen = HashSet::with_capacity(dump.len());
+    for (key, entry) in dump.iter().filter(|(_, entry)| entry.has(CtEntry::REQUEST)) {
+        let Some((reply_key, reply)) =
+            own(dump, entry.egress_key(key), |k, e| e.has(CtEntry::REPLY) && e.ingress_key(k) == *key)
+        else {
+            continue;
+        };
+        let mut halves = source_halves(dump, key, entry);
+        halves.push((*key, *entry));
+        halves.push((reply_key, *reply));
+        seen.extend(halves.iter().map(|half| half.0));
+        let silent = clock.seconds_since(entry.last_seen).min(clock.seconds_since(reply.last_seen));
+        let expired = silent >= timeouts.of(entry.state | reply.state, key.proto);
+        let forsaken =
+            key.proto != Proto::TCP && entry.has(CtEntry::SERVICE) && !serves(entry.service, entry.backend);
+        if expired || forsaken {
+            found.dead.push(Dead { halves });
+        } else {
+            found.services.insert(entry.service);
+            found.backends.insert(entry.backend);
+        }
+    }
+    for (key, entry) in dump.iter().filter(|(key, _)| !seen.contains(*key)) {
+        if clock.seconds_since(entry.created) >= ORPHAN_GRACE {
+            found.dead.push(Dead { halves: vec![(*key, *entry)] });
+        } else {
+            found.services.insert(entry.service);
+            found.backends.insert(entry.backend);
+        }
+    }
+    found
+}
+
+/// The entry at `key`, if it is the half we mean and not one of another flow that took the tuple over.
+fn own(
+    dump: &HashMap<CtKey, CtEntry>,
+    key: CtKey,
+    is_ours: impl Fn(&CtKey, &CtEntry) -> bool,
+) -> Option<(CtKey, &CtEntry)> {
+    dump.get(&key).filter(|entry| is_ours(&key, entry)).map(|entry| (key, entry))
+}
+
+/// The masquerade and unmasquerade halves of a flow, those that are there.
+fn source_halves(dump: &HashMap<CtKey, CtEntry>, request: &CtKey, entry: &CtEntry) -> Vec<(CtKey, CtEntry)> {
+    let mut halves = Vec::with_capacity(4);
+    if !entry.has(CtEntry::MASQUERADED) {
+        return halves;
+    }
+    let masquerade = own(dump, entry.masquerade_key(request), |_, e| e.has(CtEntry::MASQUERADE));
+    if let Some((key, value)) = masquerade {
+        halves.push((key, *value));
+        let back =
+            own(dump, value.ingress_key(&key), |k, e| e.has(CtEntry::UNMASQUERADE) && e.egress_key(k) == key);
+        // Pending: no port was taken yet, so there is no way back either.
+        if value.port != 0 {
+            halves.extend(back.map(|(key, value)| (key, *value)));
+        }
+    }
+    halves
+}
+
+/// Everything in CONNTRACK.
+pub fn dump(conntrack: &RawMap) -> io::Result<HashMap<CtKey, CtEntry>> {
+    let mut found = HashMap::new();
+    conntrack.for_each(|key, value| {
+        found.insert(pod_read_unaligned(key), pod_read_unaligned(value));
+    })?;
+    Ok(found)
+}
+
+/// Deletes the halves of dead flows; returns how many flows went. A flow that saw a packet since the dump,
+/// or whose tuple another flow has taken over, is left for the next round.
+pub fn remove(conntrack: &RawMap, dead: &[Dead]) -> io::Result<usize> {
+    let mut flows = 0;
+    let mut keys = Vec::new();
+    for flow in dead {
+        if is_unchanged(conntrack, flow)? {
+            keys.extend(flow.halves.iter().map(|(key, _)| *key));
+            flows += 1;
+        }
+        // Small batches: the time between the second look and the deletion is the time for a flow to revive.
+        if keys.len() >= 512 {
+            delete(conntrack, &keys)?;
+            keys.clear();
+        }
+    }
+    delete(conntrack, &keys)?;
+    Ok(flows)
+}
+
+fn is_unchanged(conntrack: &RawMap, flow: &Dead) -> io::Result<bool> {
+    for (key, before) in &flow.halves {
+        let now: Option<CtEntry> = conntrack.lookup(bytes_of(key))?.map(|value| pod_read_unaligned(&value));
+        if now.is_some_and(|now| (now.last_seen, now.created) != (before.last_seen, before.created)) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn delete(conntrack: &RawMap, keys: &[CtKey]) -> io::Result<()> {
+    conntrack.delete_all(keys.iter().map(bytes_of)).map(drop).map_err(|PartialWrite { source, .. }| source)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use bytemuck::Zeroable as _;
+    use proptest::prelude::*;
+    use proxy_common::{Addr, Half, Port};
+
+    use super::*;
+
+    const HZ: u32 = 250;
+
+    fn addr(last: u8) -> Addr {
+        IpAddr::from([10, 0, 0, last]).into()
+    }
+
+    /// A flow's halves as the datapath records them.
+    fn flow(
+        client: u16,
+        proto: u8,
+        state: u64,
+        last_seen: u32,
+        masquerade: Option<u16>,
+    ) -> Vec<(CtKey, CtEntry)> {
+        let (c, v, b, n) = (addr(1), addr(2), addr(3), addr(4));
+        let port = Port::new;
+        let base =
+            CtEntry { service: 7, backend: 9, state, last_seen, created: last_seen, ..CtEntry::zeroed() };
+        let hidden = if masquerade.is_some() { CtEntry::MASQUERADED } else { 0 };
+        let mut halves = vec![
+            (
+                CtKey::new(c, port(client), v, port(80), proto, Half::Ingress),
+                CtEntry {
+                    addr: b,
+                    port: port(8080).be().into(),
+                    peer_port: port(client),
+                    flags: CtEntry::SERVICE | CtEntry::REQUEST | hidden,
+                    ..base
+                },
+            ),
+            (
+                CtKey::new(b, port(8080), c, port(client), proto, Half::Egress),
+                CtEntry {
+                    addr: v,
+                    port: port(80).be().into(),
+                    peer_port: port(client),
+                    flags: CtEntry::SERVICE | CtEntry::REPLY | hidden,
+                    ..base
+                },
+            ),
+        ];
+        if let Some(node_port) = masquerade {
+            halves.push((
+                CtKey::new(c, port(client), b, port(8080), proto, Half::Egress),
+                CtEntry {
+                    addr: n,
+                    port: port(node_port).be().into(),
+                    peer_port: port(8080),
+                    flags: CtEntry::SERVICE | CtEntry::MASQUERADE,
+                    ..base
+                },
+            ));
+            if node_port != 0 {
+                halves.push((
+                    CtKey::new(b, port(8080), n, port(node_port), proto, Half::Ingress),
+                    CtEntry {
+                        addr: c,
+                        port: port(client).be().into(),
+                        peer_port: port(8080),
+                        flags: CtEntry::SERVICE | CtEntry::UNMASQUERADE,
+                        ..base
+                    },
+                ));
+            }
+        }
+        halves
+    }
+
+    fn look(dump: &[(CtKey, CtEntry)], now: u32, serves: bool) -> Collected {
+        let dump = dump.iter().copied().collect();
+        collect(&dump, Clock { now, hz: HZ }, &Timeouts::default(), |_, _| serves)
+    }
+
+    const OPEN: u64 = tcp::OPENED | tcp::REPLIED | tcp::CONFIRMED;
+
+    #[test]
+    fn each_state_has_its_time() {
+        let cases = [
+            (Proto::TCP, tcp::OPENED, 60),
+            (Proto::TCP, tcp::OPENED | tcp::REPLIED, 60),
+            (Proto::TCP, OPEN, 6 * 3600),
+            (Proto::TCP, OPEN | tcp::FIN_CLIENT, 3600),
+            (Proto::TCP, OPEN | tcp::FIN_BACKEND, 3600),
+            (Proto::TCP, OPEN | tcp::FIN_CLIENT | tcp::FIN_BACKEND, 10),
+            (Proto::TCP, OPEN | tcp::RESET, 10),
+            (Proto::TCP, tcp::OPENED | tcp::RESET, 10),
+            (Proto::UDP, tcp::OPENED, 30),
+            (Proto::UDP, tcp::OPENED | tcp::REPLIED, 180),
+            (Proto::SCTP, tcp::OPENED | tcp::REPLIED, 180),
+        ];
+        for (proto, state, seconds) in cases {
+            // The clock wraps within the flow's life.
+            let flow = flow(1000, proto, state, u32::MAX - 100, None);
+            let at = |seconds: u32| (u32::MAX - 100).wrapping_add(seconds * HZ);
+            assert_eq!(look(&flow, at(seconds - 1), true).dead, [], "{proto} {state:#x} lives");
+            assert_eq!(look(&flow, at(seconds), true).dead.len(), 1, "{proto} {state:#x} dies");
+        }
+    }
+
+    #[test]
+    fn traffic_in_either_direction_keeps_a_flow() {
+        let mut halves = flow(1000, Proto::UDP, tcp::OPENED | tcp::REPLIED, 0, None);
+        halves[1].1.last_seen = 179 * HZ;
+        assert_eq!(look(&halves, 200 * HZ, true).dead, []);
+    }
+
+    #[test]
+    fn all_halves_die_together_and_the_reservation_last() {
+        let halves = flow(1000, Proto::TCP, tcp::OPENED, 0, Some(5000));
+        let found = look(&halves, 3600 * HZ, true);
+        assert_eq!(found.dead.len(), 1);
+        let mut keys: Vec<_> = found.dead[0].halves.iter().map(|half| half.0).collect();
+        assert_eq!(keys.last(), Some(&halves[1].0));
+        keys.sort();
+        let mut all: Vec<_> = halves.iter().map(|half| half.0).collect();
+        all.sort();
+        assert_eq!(keys, all);
+        assert!(found.backends.is_empty() && found.services.is_empty());
+    }
+
+    #[test]
+    fn a_pending_masquerade_dies_with_its_flow() {
+        let halves = flow(1000, Proto::TCP, tcp::OPENED, 0, Some(0));
+        assert_eq!(look(&halves, 3600 * HZ, true).dead[0].halves.len(), 3);
+    }
+
+    #[test]
+    fn datagrams_leave_a_backend_that_serves_no_more_and_streams_stay() {
+        let udp = flow(1000, Proto::UDP, tcp::OPENED | tcp::REPLIED, 0, Some(5000));
+        assert_eq!(look(&udp, HZ, false).dead[0].halves.len(), 4);
+        let stream = flow(1000, Proto::TCP, OPEN, 0, None);
+        let found = look(&stream, HZ, false);
+        assert_eq!(found.dead, []);
+        assert!(found.backends.contains(&9) && found.services.contains(&7), "its ids stay taken");
+        // A direct flow to the backend's own address is not the Service's.
+        let mut direct = flow(1000, Proto::UDP, tcp::OPENED, 0, None);
+        direct.iter_mut().for_each(|half| half.1.flags &= !CtEntry::SERVICE);
+        assert_eq!(look(&direct, HZ, false).dead, []);
+    }
+
+    #[test]
+    fn a_lone_half_waits_for_its_partner() {
+        let halves = flow(1000, Proto::TCP, tcp::OPENED, 0, None);
+        for half in halves {
+            assert_eq!(look(&[half], 9 * HZ, true).dead, []);
+            assert!(look(&[half], 9 * HZ, true).backends.contains(&9));
+            assert_eq!(look(&[half], 10 * HZ, true).dead.len(), 1);
+        }
+    }
+
+    #[test]
+    fn a_request_whose_reservation_is_anothers_takes_nothing_with_it() {
+        let old = flow(1000, Proto::TCP, tcp::OPENED, 0, None);
+        let mut new = flow(1000, Proto::TCP, OPEN, 20 * HZ, None);
+        // The later flow goes to another frontend with the same backend and holds the middle tuple.
+        new[0].0.dst = addr(5);
+        new[1].1.addr = addr(5);
+        let found = look(&[old[0], new[0], new[1]], 21 * HZ, true);
+        assert_eq!(found.dead.len(), 1);
+        assert_eq!(found.dead[0].halves, [old[0]]);
+    }
+
+    proptest! {
+        /// No live flow loses a half, and no dead one keeps any, whatever stands beside it.
+        #[test]
+        fn flows_live_and_die_whole(flows in proptest::collection::vec(
+            (any::<bool>(), 0u8..3, 0u64..64, 0u32..7 * 3600), 0..40)
+        ) {
+            let now = 8 * 3600 * HZ;
+            let mut all = Vec::new();
+            for (i, (is_tcp, masquerade, state, age)) in flows.iter().enumerate() {
+                let proto = if *is_tcp { Proto::TCP } else { Proto::UDP };
+                let masquerade = [None, Some(0), Some(20_000 + i as u16)][usize::from(*masquerade)];
+                all.push(flow(1000 + i as u16, proto, *state, now - age * HZ, masquerade));
+            }
+            let found = look(&all.concat(), now, true);
+            let dead: HashSet<CtKey> =
+                found.dead.iter().flat_map(|flow| flow.halves.iter().map(|half| half.0)).collect();
+            for (halves, (is_tcp, _, state, age)) in all.iter().zip(&flows) {
+                let proto = if *is_tcp { Proto::TCP } else { Proto::UDP };
+                let expired = *age >= Timeouts::default().of(*state, proto);
+                prop_assert!(halves.iter().all(|half| dead.contains(&half.0) == expired));
+            }
+        }
+    }
+}

@@ -1,0 +1,369 @@
+//! Which devices are hooked, how, and what the datapath is told of each: pure functions of [`Devices`].
+//!
+//! The rule is one hook per path. A packet must meet our ingress hook once and our egress hook once, so of
+//! devices that hand packets to each other only one is hooked: a bridge's ports and not the bridge, a bond
+//! and not its slaves, a VLAN as well as its parent (which lets tagged frames pass).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use proxy_common::{Addr, Device};
+
+use super::{Address, Devices, Link};
+use crate::config::DetectLocal;
+
+const ARPHRD_ETHER: u16 = 1;
+const ARPHRD_PPP: u16 = 512;
+const ARPHRD_RAWIP: u16 = 519;
+const ARPHRD_TUNNEL: u16 = 768;
+const ARPHRD_TUNNEL6: u16 = 769;
+const ARPHRD_LOOPBACK: u16 = 772;
+const ARPHRD_SIT: u16 = 776;
+const ARPHRD_IPGRE: u16 = 778;
+const ARPHRD_IP6GRE: u16 = 823;
+const ARPHRD_NONE: u16 = 0xfffe;
+
+/// Devices that only hold VIPs of other proxies and caches: their addresses are not the node's own.
+const VIP_HOLDERS: [&str; 2] = ["kube-ipvs0", "nodelocaldns"];
+
+/// What to do with a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// Attach the programs for Ethernet frames.
+    L2,
+    /// Attach the programs for bare IP packets.
+    L3,
+    /// Its packets are met elsewhere, or there are none.
+    Not,
+    /// By the user's globs.
+    Excluded,
+    /// Its link type is none we can parse: to be reported.
+    Unknown(u16),
+}
+
+/// The user's globs: `--device` and `--exclude-device`.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    pub include: Vec<String>,
+    pub exclude: Vec<String>,
+}
+
+impl Filter {
+    fn admits(&self, name: &str) -> bool {
+        (self.include.is_empty() || self.include.iter().any(|glob| glob_matches(glob, name)))
+            && !self.exclude.iter().any(|glob| glob_matches(glob, name))
+    }
+}
+
+/// Whether `name` is what `glob` describes; `*` is any run of characters, `?` any one.
+pub fn glob_matches(glob: &str, name: &str) -> bool {
+    fn matches(glob: &[u8], name: &[u8]) -> bool {
+        match (glob.first(), name.first()) {
+            (None, None) => true,
+            (Some(b'*'), _) => matches(&glob[1..], name) || (!name.is_empty() && matches(glob, &name[1..])),
+            (Some(b'?'), Some(_)) => matches(&glob[1..], &name[1..]),
+            (Some(g), Some(n)) if g == n => matches(&glob[1..], &name[1..]),
+            _ => false,
+        }
+    }
+    matches(glob.as_bytes(), name.as_bytes())
+}
+
+impl Devices {
+    fn master_of(&self, link: &Link) -> Option<&Link> {
+        self.links.get(&link.master?)
+    }
+
+    /// What to do with a device.
+    pub fn hook(&self, link: &Link, filter: &Filter) -> Hook {
+        // Packets of these are met at their ports, at the devices below, or twice (ifb replays ingress).
+        let passes_on =
+            matches!(link.kind.as_str(), "bridge" | "vrf" | "ifb" | "nlmon" | "dummy" | "openvswitch");
+        let on_local_parent =
+            matches!(link.kind.as_str(), "macvlan" | "macvtap" | "ipvlan" | "ipvtap") && !link.peer_elsewhere;
+        let bonded =
+            self.master_of(link).is_some_and(|master| matches!(master.kind.as_str(), "bond" | "team"));
+        if link.link_type == ARPHRD_LOOPBACK || passes_on || on_local_parent || bonded {
+            return Hook::Not;
+        }
+        if !filter.admits(&link.name) {
+            return Hook::Excluded;
+        }
+        match link.link_type {
+            ARPHRD_ETHER => Hook::L2,
+            ARPHRD_NONE | ARPHRD_RAWIP | ARPHRD_PPP | ARPHRD_TUNNEL | ARPHRD_TUNNEL6 | ARPHRD_SIT
+            | ARPHRD_IPGRE | ARPHRD_IP6GRE => Hook::L3,
+            other => Hook::Unknown(other),
+        }
+    }
+
+    /// What the datapath is told of a hooked device. `preferred` are the sources the default route would
+    /// use, for devices without an address of their own.
+    pub fn describe(&self, link: &Link, hook: Hook, detect: &DetectLocal, preferred: Preferred) -> Device {
+        let pod = self.is_pod_device(link, detect);
+        let tunnel = is_tunnel(link);
+        let flags = match (pod, tunnel) {
+            (true, _) => Device::POD,
+            (false, true) => Device::TUNNEL,
+            (false, false) => Device::UPLINK,
+        };
+        let own = |v4: bool| self.source_of(link.index, v4).or_else(|| self.source_of(link.master?, v4));
+        Device {
+            flags,
+            header_len: if hook == Hook::L2 { 14 } else { 0 },
+            source_v4: own(true).or(preferred.v4.map(IpAddr::V4)).map_or(Addr::UNSPECIFIED_V4, Addr::from),
+            source_v6: own(false).or(preferred.v6.map(IpAddr::V6)).map_or(Addr::UNSPECIFIED_V6, Addr::from),
+        }
+    }
+
+    /// Whether local pods are behind a device. Without a name to go by: a veth or netkit into another
+    /// namespace, unless it is this node's own way out, as on nodes that are containers themselves (it
+    /// carries a default route, or an address with a network behind it; a pod's gateway is a single address).
+    fn is_pod_device(&self, link: &Link, detect: &DetectLocal) -> bool {
+        match detect {
+            DetectLocal::BridgeInterface(bridge) => {
+                link.name == *bridge || self.master_of(link).is_some_and(|master| master.name == *bridge)
+            }
+            DetectLocal::InterfaceNamePrefix(prefix) => link.name.starts_with(prefix.as_str()),
+            DetectLocal::Auto | DetectLocal::ClusterCidr(_) | DetectLocal::NodeCidr => {
+                let networked = self.addresses_of(link.index).any(|(ip, address)| {
+                    address.is_global() && address.prefix_len < if ip.is_ipv4() { 31 } else { 127 }
+                });
+                matches!(link.kind.as_str(), "veth" | "netkit")
+                    && link.peer_elsewhere
+                    && !self.default_routes.contains(&link.index)
+                    && !networked
+            }
+        }
+    }
+
+    fn addresses_of(&self, index: u32) -> impl Iterator<Item = (IpAddr, &Address)> {
+        let first = (index, IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        self.addresses
+            .range(first..)
+            .take_while(move |((owner, _), _)| *owner == index)
+            .map(|((_, ip), a)| (*ip, a))
+    }
+
+    /// The address translated flows leave a device with: its first global one, primary before secondary.
+    fn source_of(&self, index: u32, v4: bool) -> Option<IpAddr> {
+        self.addresses_of(index)
+            .filter(|(ip, address)| ip.is_ipv4() == v4 && address.is_global() && address.is_usable())
+            .min_by_key(|(_, address)| address.flags & Address::SECONDARY)
+            .map(|(ip, _)| ip)
+    }
+
+    /// The node's own addresses: all but those that only hold VIPs, and but IPv6 link-local ones, which
+    /// name no node outside their link.
+    pub fn node_addresses(&self) -> Vec<IpAddr> {
+        let mut found: Vec<_> = self
+            .addresses
+            .keys()
+            .filter(|(index, ip)| {
+                let holder =
+                    self.links.get(index).is_some_and(|link| VIP_HOLDERS.contains(&link.name.as_str()));
+                !holder && !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local())
+            })
+            .map(|(_, ip)| *ip)
+            .collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+}
+
+fn is_tunnel(link: &Link) -> bool {
+    matches!(
+        link.kind.as_str(),
+        "vxlan"
+            | "geneve"
+            | "gre"
+            | "gretap"
+            | "ip6gre"
+            | "ip6gretap"
+            | "erspan"
+            | "ip6erspan"
+            | "ipip"
+            | "ip6tnl"
+            | "sit"
+            | "vti"
+            | "vti6"
+            | "xfrm"
+            | "wireguard"
+            | "tun"
+            | "bareudp"
+    ) || matches!(link.link_type, ARPHRD_TUNNEL | ARPHRD_TUNNEL6 | ARPHRD_SIT | ARPHRD_IPGRE | ARPHRD_IP6GRE)
+}
+
+/// Sources that the default route of each family prefers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Preferred {
+    pub v4: Option<Ipv4Addr>,
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl Preferred {
+    /// Asks the kernel: a datagram socket that connects learns its source and sends nothing. The
+    /// destinations are documentation addresses (RFC 5737, RFC 3849), so only a default route leads there.
+    pub fn ask() -> Self {
+        let source = |bind: &str, to: &str| {
+            let socket = std::net::UdpSocket::bind(bind).ok()?;
+            socket.connect(to).ok()?;
+            Some(socket.local_addr().ok()?.ip())
+        };
+        Self {
+            v4: source("0.0.0.0:0", "192.0.2.1:9").and_then(|ip| match ip {
+                IpAddr::V4(v4) => Some(v4),
+                IpAddr::V6(_) => None,
+            }),
+            v6: source("[::]:0", "[2001:db8::1]:9").and_then(|ip| match ip {
+                IpAddr::V6(v6) if !v6.is_unicast_link_local() => Some(v6),
+                _ => None,
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(index: u32, name: &str, kind: &str) -> Link {
+        Link { index, name: name.into(), link_type: ARPHRD_ETHER, kind: kind.into(), ..Link::default() }
+    }
+
+    fn devices(links: impl IntoIterator<Item = Link>) -> Devices {
+        Devices { links: links.into_iter().map(|l| (l.index, l)).collect(), ..Devices::default() }
+    }
+
+    fn add(devices: &mut Devices, index: u32, ip: &str, prefix_len: u8) {
+        devices.addresses.insert((index, ip.parse().unwrap()), Address { prefix_len, scope: 0, flags: 0 });
+    }
+
+    fn hooks(devices: &Devices) -> Vec<(&str, Hook)> {
+        let filter = Filter::default();
+        devices.links.values().map(|l| (l.name.as_str(), devices.hook(l, &filter))).collect()
+    }
+
+    #[test]
+    fn one_hook_per_path() {
+        let found = devices([
+            Link { link_type: ARPHRD_LOOPBACK, ..link(1, "lo", "") },
+            link(2, "eth0", ""),
+            link(3, "cni0", "bridge"),
+            Link { master: Some(3), peer_elsewhere: true, ..link(4, "veth4", "veth") },
+            link(5, "bond0", "bond"),
+            Link { master: Some(5), ..link(6, "eth1", "") },
+            link(7, "vrf1", "vrf"),
+            Link { master: Some(7), ..link(8, "eth2", "") },
+            link(9, "eth0.5", "vlan"),
+            Link { link_type: ARPHRD_NONE, ..link(10, "wg0", "wireguard") },
+            Link { link_type: ARPHRD_TUNNEL, ..link(11, "tunl0", "ipip") },
+            Link { link_type: 32, ..link(12, "ib0", "ipoib") },
+            link(13, "macvlan0", "macvlan"),
+            Link { peer_elsewhere: true, ..link(14, "eth9", "macvlan") },
+            link(15, "ifb0", "ifb"),
+        ]);
+        let want = [
+            ("lo", Hook::Not),
+            ("eth0", Hook::L2),
+            ("cni0", Hook::Not),
+            ("veth4", Hook::L2),
+            ("bond0", Hook::L2),
+            ("eth1", Hook::Not),
+            ("vrf1", Hook::Not),
+            ("eth2", Hook::L2),
+            ("eth0.5", Hook::L2),
+            ("wg0", Hook::L3),
+            ("tunl0", Hook::L3),
+            ("ib0", Hook::Unknown(32)),
+            ("macvlan0", Hook::Not),
+            ("eth9", Hook::L2),
+            ("ifb0", Hook::Not),
+        ];
+        assert_eq!(hooks(&found), want);
+    }
+
+    #[test]
+    fn globs_include_and_exclude() {
+        let found = devices([link(2, "eth0", ""), link(3, "eth1", ""), link(4, "docker0", "veth")]);
+        let filter = Filter { include: vec!["eth*".into()], exclude: vec!["*1".into()] };
+        let hooked: Vec<_> = found.links.values().map(|l| found.hook(l, &filter)).collect();
+        assert_eq!(hooked, [Hook::L2, Hook::Excluded, Hook::Excluded]);
+        for (glob, name, want) in [
+            ("*", "", true),
+            ("a?c", "abc", true),
+            ("a?c", "ac", false),
+            ("*b*d", "abcd", true),
+            ("a*", "ba", false),
+        ] {
+            assert_eq!(glob_matches(glob, name), want, "{glob} {name}");
+        }
+    }
+
+    #[test]
+    fn pods_tunnels_and_uplinks_are_told_apart() {
+        let mut found = devices([
+            Link { peer_elsewhere: true, ..link(2, "eth0", "veth") },
+            Link { peer_elsewhere: true, ..link(3, "cali3", "veth") },
+            Link { peer_elsewhere: true, ..link(4, "ptp4", "veth") },
+            Link { peer_elsewhere: true, ..link(5, "other", "veth") },
+            link(6, "vxlan6", "vxlan"),
+            link(7, "ens7", ""),
+        ]);
+        add(&mut found, 4, "10.1.0.1", 32);
+        add(&mut found, 5, "10.9.0.1", 24);
+        found.default_routes.insert(2);
+        let flags = |detect: &DetectLocal| -> Vec<u32> {
+            let each = |l| found.describe(l, Hook::L2, detect, Preferred::default()).flags;
+            found.links.values().map(each).collect()
+        };
+        let (pod, up) = (Device::POD, Device::UPLINK);
+        assert_eq!(flags(&DetectLocal::Auto), [up, pod, pod, up, Device::TUNNEL, up]);
+        let by_prefix = DetectLocal::InterfaceNamePrefix("en".into());
+        assert_eq!(flags(&by_prefix), [up, up, up, up, Device::TUNNEL, pod]);
+    }
+
+    #[test]
+    fn a_bridge_named_by_the_user_makes_its_ports_pod_devices() {
+        let found = devices([link(2, "cni0", "bridge"), Link { master: Some(2), ..link(3, "v3", "veth") }]);
+        let detect = DetectLocal::BridgeInterface("cni0".into());
+        let device = found.describe(&found.links[&3], Hook::L2, &detect, Preferred::default());
+        assert_eq!(device.flags, Device::POD);
+    }
+
+    #[test]
+    fn sources_are_the_devices_own_then_its_masters_then_the_preferred() {
+        let mut found = devices([
+            link(2, "eth0", ""),
+            link(3, "br0", "bridge"),
+            Link { master: Some(3), ..link(4, "port", "") },
+            link(5, "bare", ""),
+            Link { link_type: ARPHRD_NONE, ..link(6, "wg0", "wireguard") },
+        ]);
+        add(&mut found, 2, "192.168.8.9", 24);
+        add(&mut found, 2, "192.168.8.5", 24);
+        let nine = (2, "192.168.8.5".parse().unwrap());
+        found.addresses.get_mut(&nine).unwrap().flags = Address::SECONDARY;
+        add(&mut found, 3, "10.0.0.1", 24);
+        add(&mut found, 3, "fd00::1", 64);
+        let preferred = Preferred { v4: Some(Ipv4Addr::new(192, 168, 8, 9)), v6: None };
+        let of = |index: u32, hook| found.describe(&found.links[&index], hook, &DetectLocal::Auto, preferred);
+        let ip = |text: &str| Addr::from(text.parse::<IpAddr>().unwrap());
+        assert_eq!(of(2, Hook::L2).source_v4, ip("192.168.8.9"), "the primary one");
+        assert_eq!((of(4, Hook::L2).source_v4, of(4, Hook::L2).source_v6), (ip("10.0.0.1"), ip("fd00::1")));
+        assert_eq!(of(5, Hook::L2).source_v4, ip("192.168.8.9"));
+        assert_eq!(of(5, Hook::L2).source_v6, Addr::UNSPECIFIED_V6);
+        assert_eq!((of(5, Hook::L2).header_len, of(6, Hook::L3).header_len), (14, 0));
+    }
+
+    #[test]
+    fn holders_of_vips_do_not_make_node_addresses() {
+        let mut found = devices([link(1, "lo", ""), link(2, "eth0", ""), link(3, "kube-ipvs0", "dummy")]);
+        add(&mut found, 1, "127.0.0.1", 8);
+        add(&mut found, 2, "192.168.8.201", 24);
+        add(&mut found, 2, "fe80::1", 64);
+        add(&mut found, 3, "10.68.0.1", 32);
+        let want: Vec<IpAddr> = vec!["127.0.0.1".parse().unwrap(), "192.168.8.201".parse().unwrap()];
+        assert_eq!(found.node_addresses(), want);
+    }
+}

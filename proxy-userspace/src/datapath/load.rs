@@ -1,0 +1,225 @@
+//! Brings the embedded object into the kernel: checks what is pinned against it, creates or reuses the maps,
+//! sets the read-only globals, loads every program.
+//!
+//! Attaches nothing and replaces no pinned program: whatever fails here, what ran before runs on.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Display,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{Program, ProgramError},
+};
+use proxy_common::map;
+
+use super::{DatapathError, OBJECT, layout::Layout, pins::Pins};
+use crate::{
+    bpf::{
+        map::RawMap,
+        probe::{self, BPF_F_IPV6, Features},
+    },
+    config::{Config, MapSizes, SocketLb},
+    maps::kernel::KernelStore,
+};
+
+/// Every program of the object that is attached or run.
+pub const PROGRAMS: [&str; 13] = [
+    "ingress_l2",
+    "egress_l2",
+    "ingress_l3",
+    "egress_l3",
+    "clock",
+    "connect4",
+    "connect6",
+    "sendmsg4",
+    "sendmsg6",
+    "recvmsg4",
+    "recvmsg6",
+    "getpeername4",
+    "getpeername6",
+];
+
+/// Lines of the verifier's log that a failed load shows: the last ones say why.
+const LOG_LINES: usize = 20;
+
+/// Values of the programs' read-only globals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Globals {
+    /// Netns cookie whose sockets are translated; 0 is all.
+    pub socket_netns: u64,
+    /// This namespace's cookie: only its sockets reach NodePorts at loopback addresses.
+    pub host_netns: u64,
+    pub hz: u32,
+    pub trace: u32,
+    pub csum_ipv6: u64,
+    pub set_retval: u32,
+}
+
+impl Globals {
+    /// For this kernel, this network namespace and this configuration.
+    pub fn new(features: &Features, config: &Config) -> Result<Self, DatapathError> {
+        let failed = |action| move |source| DatapathError::Io { action, source };
+        let host_netns = probe::netns_cookie().map_err(failed("reading the network namespace's cookie"))?;
+        Ok(Self {
+            socket_netns: match config.socket_lb {
+                SocketLb::Host => host_netns,
+                SocketLb::Off | SocketLb::All => 0,
+            },
+            host_netns,
+            hz: probe::jiffies_per_second().map_err(failed("reading the clock's resolution"))?,
+            trace: config.trace.into(),
+            csum_ipv6: if features.csum_ipv6 { BPF_F_IPV6 } else { 0 },
+            set_retval: features.set_retval.into(),
+        })
+    }
+}
+
+/// The loaded programs and the open maps.
+#[derive(Debug)]
+pub struct Loaded {
+    programs: BTreeMap<&'static str, OwnedFd>,
+    pub store: KernelStore,
+    /// Owns what is not pinned: read-only data, and the trace's ring buffer.
+    ebpf: Ebpf,
+}
+
+impl Loaded {
+    /// A loaded program.
+    pub fn program(&self, name: &'static str) -> Result<BorrowedFd<'_>, DatapathError> {
+        self.programs.get(name).map(|fd| fd.as_fd()).ok_or(DatapathError::Incomplete { name })
+    }
+
+    /// All programs by name.
+    pub fn programs(&self) -> impl Iterator<Item = (&'static str, BorrowedFd<'_>)> {
+        self.programs.iter().map(|(name, fd)| (*name, fd.as_fd()))
+    }
+
+    /// The object, for the trace's reader.
+    pub fn ebpf_mut(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+}
+
+/// The maps whose size the user chooses.
+fn sizes(sizes: &MapSizes) -> Vec<(&'static str, u32)> {
+    vec![
+        (map::CONNTRACK, sizes.conntrack),
+        (map::FRONTENDS, sizes.frontends),
+        (map::BACKENDS, sizes.backends),
+        (map::BACKEND_ADDRS, sizes.backends),
+        (map::BACKEND_META, sizes.backends),
+        (map::SLOTS, sizes.slots),
+        (map::SERVICES, sizes.services),
+        (map::SERVICE_META, sizes.services),
+        (map::AFFINITY, sizes.affinity),
+    ]
+}
+
+/// Loads the object with its maps pinned under `pins`.
+pub fn load(pins: &Pins, globals: &Globals, map_sizes: &MapSizes) -> Result<Loaded, DatapathError> {
+    let sizes = sizes(map_sizes);
+    check_pins(pins, &sizes)?;
+    let paths: Vec<_> = map::ALL.iter().map(|name| (*name, pins.map(name))).collect();
+    let mut loader = EbpfLoader::new();
+    for (name, path) in &paths {
+        loader.map_pin_path(name, path.as_path());
+    }
+    for (name, size) in &sizes {
+        loader.map_max_entries(name, *size);
+    }
+    let mut ebpf = loader
+        .override_global("SOCKET_NETNS", &globals.socket_netns, true)
+        .override_global("HOST_NETNS", &globals.host_netns, true)
+        .override_global("HZ", &globals.hz, true)
+        .override_global("TRACE", &globals.trace, true)
+        .override_global("CSUM_IPV6", &globals.csum_ipv6, true)
+        .override_global("SET_RETVAL", &globals.set_retval, true)
+        .load(OBJECT)
+        .map_err(|source| DatapathError::Object { source: Box::new(source) })?;
+    let programs = load_programs(&mut ebpf)?;
+    let store = KernelStore::open(&pins.maps(), &map::ALL)
+        .map_err(|e| DatapathError::pin(&pins.maps(), std::io::Error::other(e)))?;
+    Ok(Loaded { programs, store, ebpf })
+}
+
+fn load_programs(ebpf: &mut Ebpf) -> Result<BTreeMap<&'static str, OwnedFd>, DatapathError> {
+    let mut programs = BTreeMap::new();
+    for name in PROGRAMS {
+        let program = ebpf.program_mut(name).ok_or(DatapathError::Incomplete { name })?;
+        let loaded = match program {
+            Program::SchedClassifier(p) => p.load().and_then(|()| p.fd()?.try_clone().map_err(Into::into)),
+            Program::CgroupSockAddr(p) => p.load().and_then(|()| p.fd()?.try_clone().map_err(Into::into)),
+            _ => return Err(DatapathError::Incomplete { name }),
+        };
+        let fd = loaded.map_err(|e| failed_program(name, e))?;
+        let fd =
+            fd.as_fd().try_clone_to_owned().map_err(|e| failed_program(name, ProgramError::IOError(e)))?;
+        programs.insert(name, fd);
+    }
+    Ok(programs)
+}
+
+fn failed_program(name: &str, error: ProgramError) -> DatapathError {
+    let (reason, log) = match &error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            (io_error.to_string(), last_lines(verifier_log))
+        }
+        other => (other.to_string(), String::new()),
+    };
+    DatapathError::Program { name: name.into(), kernel: probe::kernel_release(), reason, log }
+}
+
+fn last_lines(log: &impl Display) -> String {
+    let log = log.to_string();
+    let lines: Vec<_> = log.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+    lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+}
+
+/// Compares every map that is pinned already with what the object wants.
+fn check_pins(pins: &Pins, sizes: &[(&'static str, u32)]) -> Result<(), DatapathError> {
+    let object = aya_obj::Object::parse(OBJECT)
+        .map_err(|e| DatapathError::Object { source: Box::new(aya::EbpfError::ParseError(e)) })?;
+    for name in map::ALL {
+        let wanted = object.maps.get(name).ok_or(DatapathError::Incomplete { name })?;
+        let wanted = Layout {
+            map_type: wanted.map_type(),
+            key_size: wanted.key_size(),
+            value_size: wanted.value_size(),
+            max_entries: sizes.iter().find(|s| s.0 == name).map_or(wanted.max_entries(), |s| s.1),
+            flags: wanted.map_flags(),
+        };
+        let path = pins.map(name);
+        let pinned = match RawMap::open(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            other => other.map_err(|e| DatapathError::pin(&path, e))?,
+        };
+        Layout::from(pinned.info())
+            .serves(&wanted)
+            .map_err(|reason| DatapathError::Layout { path, reason })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verifier_log_is_cut_to_its_end() {
+        let log = (0..100).map(|i| format!("{i}: r0 = 0\n\n")).collect::<String>();
+        let last = last_lines(&log);
+        assert_eq!(last.lines().count(), LOG_LINES);
+        assert!(last.ends_with("99: r0 = 0"), "{last}");
+    }
+
+    #[test]
+    fn twins_of_a_map_are_sized_alike() {
+        let all = sizes(&MapSizes::default());
+        let of = |name| all.iter().find(|s| s.0 == name).unwrap().1;
+        assert_eq!(of(map::BACKENDS), of(map::BACKEND_ADDRS));
+        assert!(all.iter().all(|(name, _)| map::ALL.contains(name)));
+    }
+}
