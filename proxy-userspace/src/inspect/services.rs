@@ -414,7 +414,7 @@ mod tests {
         Backend { addr: ip(last), port: Port::new(8080), proto: Proto::TCP, flags, reserved: 0 }
     }
 
-    fn flow(sport: u16, dst: Addr, dport: u16, backend: u32, state: u32) -> (CtKey, CtEntry) {
+    fn flow(sport: u16, dst: Addr, dport: u16, backend: u32, state: u64) -> (CtKey, CtEntry) {
         let key = CtKey::new(ip(200), Port::new(sport), dst, Port::new(dport), Proto::TCP, Half::Ingress);
         let mut entry: CtEntry = bytemuck::Zeroable::zeroed();
         (entry.flags, entry.service, entry.backend, entry.state) =

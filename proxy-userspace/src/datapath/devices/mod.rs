@@ -323,7 +323,9 @@ mod tests {
         let new = |devices: &mut Devices, master: u32| {
             deliver(devices, RTM_NEWLINK, &ifinfo(0, 1, 7), |r| {
                 r.attribute(3, b"veth7\0").attribute(10, &master.to_ne_bytes()).attribute(37, &[0; 4]);
-                r.nested(18, |info| drop(info.attribute(1, b"veth\0")));
+                r.nested(18, |info| {
+                    info.attribute(1, b"veth\0");
+                });
             })
         };
         assert_eq!(new(&mut devices, 0), Some(Change::Link(7)));
@@ -335,7 +337,9 @@ mod tests {
 
         let mut address = [0u8; 8];
         (address[0], address[1], address[4]) = (libc::AF_INET as u8, 24, 7);
-        let local = |r: &mut Request| drop(r.attribute(1, &[10, 0, 0, 9]).attribute(2, &[10, 0, 0, 1]));
+        let local = |r: &mut Request| {
+            r.attribute(1, &[10, 0, 0, 9]).attribute(2, &[10, 0, 0, 1]);
+        };
         assert_eq!(deliver(&mut devices, RTM_NEWADDR, &address, local), Some(Change::Addresses));
         assert!(devices.addresses.contains_key(&(7, "10.0.0.1".parse().unwrap())), "our own end");
 
