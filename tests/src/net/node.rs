@@ -160,6 +160,16 @@ impl Node {
         }
     }
 
+    /// Fails when shunt has ended by itself.
+    pub fn still_runs(&self) -> Result<()> {
+        let mut running = self.shunt.lock().expect("no holder panics");
+        let shunt = running.as_mut().with_context(|| format!("{} has no shunt", self.name))?;
+        match shunt.ended()? {
+            Some(status) => bail!("shunt on {} ended with {status}", self.name),
+            None => Ok(()),
+        }
+    }
+
     /// The HTTP status of a path of shunt's health server.
     pub fn health(&self, path: &str) -> Result<u16> {
         let client = Client::at(&Place::inside(self.netns.clone()));

@@ -130,6 +130,10 @@ impl Tally {
         self.0.get(backend).copied().unwrap_or_default()
     }
 
+    pub fn iter(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.0.iter().map(|(name, count)| (name.as_str(), *count))
+    }
+
     /// Panics unless exactly these backends answered, none more than once more often than another.
     #[track_caller]
     pub fn even_over(&self, backends: &[&str]) {

@@ -1,0 +1,242 @@
+//! Scheduler, kubelet and endpoint controller: Deployments become pods, selectors become EndpointSlices.
+
+use std::{collections::BTreeMap, thread, time::Duration};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use super::{
+    allocate::{Allocator, Key, key},
+    objects::{Deployment, Objects, PodSpec},
+};
+use crate::net::{
+    Cluster, Pod,
+    plan::{BOTH, Family},
+};
+
+/// How long a pod that leaves still answers after its endpoint is gone, as under a kubelet.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// The demo's control plane.
+#[derive(Debug, Default)]
+pub struct Control {
+    pods: Vec<RunningPod>,
+    started: BTreeMap<Key, usize>,
+    allocator: Allocator,
+    services: Vec<Value>,
+}
+
+#[derive(Clone, Debug)]
+struct RunningPod {
+    owner: Key,
+    labels: BTreeMap<String, String>,
+    spec: PodSpec,
+    pod: Pod,
+}
+
+impl Control {
+    /// Makes the cluster what `objects` say; tells `say` what it does.
+    pub fn reconcile(
+        &mut self,
+        cluster: &Cluster,
+        objects: &Objects,
+        mut say: impl FnMut(&str),
+    ) -> Result<()> {
+        let leaving = self.leaving(objects);
+        for deployment in &objects.deployments {
+            self.start_missing(cluster, deployment, &leaving, &mut say)?;
+        }
+        self.services = objects.services.clone();
+        for service in &mut self.services {
+            let what = key(service);
+            self.allocator
+                .complete(service, &objects.services)
+                .with_context(|| format!("Service {}/{}", what.0, what.1))?;
+        }
+        let staying: Vec<_> =
+            self.pods.iter().filter(|pod| !leaving.contains(&pod.pod.name().to_owned())).collect();
+        let mut items = self.services.clone();
+        for service in &self.services {
+            items.extend(slices(service, &staying));
+        }
+        items.extend(objects.rest.clone());
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
+        cluster.apply("cluster.json", &serde_json::to_string_pretty(&list)?)?;
+        if !leaving.is_empty() {
+            thread::sleep(GRACE);
+        }
+        for name in leaving {
+            if let Some(at) = self.pods.iter().position(|pod| pod.pod.name() == name) {
+                let gone = self.pods.remove(at);
+                cluster.remove_pod(&gone.pod)?;
+                say(&format!("pod {name} is gone"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The pods of a Deployment in namespace `default`.
+    pub fn pods_of<'a>(&'a self, deployment: &'a str) -> impl Iterator<Item = &'a Pod> {
+        self.pods.iter().filter(move |pod| pod.owner.1 == deployment).map(|pod| &pod.pod)
+    }
+
+    /// All pods.
+    pub fn pods(&self) -> impl Iterator<Item = &Pod> {
+        self.pods.iter().map(|pod| &pod.pod)
+    }
+
+    /// The first clusterIP of a Service.
+    pub fn cluster_ip(&self, service: &str) -> Option<&str> {
+        self.services.iter().find(|item| key(item).1 == service)?["spec"]["clusterIP"].as_str()
+    }
+
+    /// All clusterIPs of a Service.
+    pub fn cluster_ips(&self, service: &str) -> Vec<&str> {
+        let found = self.services.iter().find(|item| key(item).1 == service);
+        let ips = found.and_then(|item| item["spec"]["clusterIPs"].as_array());
+        ips.into_iter().flatten().filter_map(Value::as_str).collect()
+    }
+
+    /// Pods no Deployment wants any more, or wants otherwise.
+    fn leaving(&self, objects: &Objects) -> Vec<String> {
+        let mut wanted: BTreeMap<Key, (usize, &Deployment)> = objects
+            .deployments
+            .iter()
+            .map(|deployment| (owner(deployment), (deployment.spec.replicas, deployment)))
+            .collect();
+        let mut leaving = Vec::new();
+        for running in &self.pods {
+            let stays = wanted.get_mut(&running.owner).is_some_and(|(left, deployment)| {
+                let template = &deployment.spec.template;
+                let same = template.spec == running.spec && template.metadata.labels == running.labels;
+                let stays = same && *left > 0;
+                *left -= usize::from(stays);
+                stays
+            });
+            if !stays {
+                leaving.push(running.pod.name().to_owned());
+            }
+        }
+        leaving
+    }
+
+    fn start_missing(
+        &mut self,
+        cluster: &Cluster,
+        deployment: &Deployment,
+        leaving: &[String],
+        say: &mut impl FnMut(&str),
+    ) -> Result<()> {
+        let owner = owner(deployment);
+        let template = &deployment.spec.template;
+        loop {
+            let mine = self
+                .pods
+                .iter()
+                .filter(|pod| pod.owner == owner && !leaving.iter().any(|name| name == pod.pod.name()));
+            let mine: Vec<_> = mine.map(|pod| pod.pod.node()).collect();
+            if mine.len() >= deployment.spec.replicas {
+                return Ok(());
+            }
+            let node = match &template.spec.node_name {
+                Some(name) => cluster
+                    .nodes()
+                    .iter()
+                    .position(|node| node.name() == name)
+                    .with_context(|| format!("Deployment {}: there is no node {name}", owner.1))?,
+                // Where the fewest of its siblings are.
+                None => (0..cluster.nodes().len())
+                    .min_by_key(|node| mine.iter().filter(|taken| *taken == node).count())
+                    .context("a cluster without nodes")?,
+            };
+            let nth = self.started.entry(owner.clone()).or_default();
+            *nth += 1;
+            let pod = cluster.add_pod(node, &format!("{}-{nth}", owner.1))?;
+            for port in template.spec.ports() {
+                match port.protocol.as_str() {
+                    "UDP" => pod.serve_udp(port.container_port)?,
+                    _ => pod.serve_tcp(port.container_port)?,
+                }
+            }
+            say(&format!("pod {} runs on {} at {}", pod.name(), cluster.node(node).name(), pod.addr().v4));
+            let (labels, spec) = (template.metadata.labels.clone(), template.spec.clone());
+            self.pods.push(RunningPod { owner: owner.clone(), labels, spec, pod });
+        }
+    }
+}
+
+fn owner(deployment: &Deployment) -> Key {
+    (deployment.metadata.namespace.clone(), deployment.metadata.name.clone())
+}
+
+/// The EndpointSlices of a Service with a selector, one for each of its families.
+fn slices(service: &Value, pods: &[&RunningPod]) -> Vec<Value> {
+    let Some(selector) = service["spec"]["selector"].as_object().filter(|selector| !selector.is_empty())
+    else {
+        return Vec::new();
+    };
+    let (namespace, name) = key(service);
+    let selected: Vec<_> = pods
+        .iter()
+        .filter(|pod| {
+            pod.owner.0 == namespace
+                && selector
+                    .iter()
+                    .all(|(label, want)| pod.labels.get(label).map(String::as_str) == want.as_str())
+        })
+        .collect();
+    let families = service["spec"]["ipFamilies"].as_array().cloned().unwrap_or_default();
+    let mut slices = Vec::new();
+    for family in BOTH {
+        let kind = match family {
+            Family::V4 => "IPv4",
+            Family::V6 => "IPv6",
+        };
+        if !families.iter().any(|wanted| wanted == kind) {
+            continue;
+        }
+        let endpoints: Vec<_> = selected
+            .iter()
+            .map(|running| {
+                json!({
+                    "addresses": [running.pod.addr().of(family)],
+                    "conditions": {"ready": true, "serving": true, "terminating": false},
+                    "nodeName": format!("node-{}", running.pod.node() + 1),
+                    "targetRef": {"kind": "Pod", "namespace": namespace, "name": running.pod.name()},
+                })
+            })
+            .collect();
+        slices.push(json!({
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {
+                "name": format!("{name}-{}", kind.to_lowercase()),
+                "namespace": namespace,
+                "labels": {"kubernetes.io/service-name": name},
+            },
+            "addressType": kind,
+            "ports": slice_ports(service, &selected),
+            "endpoints": endpoints,
+        }));
+    }
+    slices
+}
+
+/// The Service's ports with target ports resolved: a name is looked up among the container ports.
+fn slice_ports(service: &Value, pods: &[&&RunningPod]) -> Vec<Value> {
+    let ports = service["spec"]["ports"].as_array().into_iter().flatten();
+    ports
+        .filter_map(|port| {
+            let target = match &port["targetPort"] {
+                Value::String(name) => {
+                    let found = pods.iter().flat_map(|pod| pod.spec.ports()).find(|port| port.name == *name);
+                    json!(found?.container_port)
+                }
+                Value::Number(number) => json!(number),
+                _ => port["port"].clone(),
+            };
+            let protocol = port["protocol"].as_str().unwrap_or("TCP");
+            Some(json!({"name": port["name"].as_str().unwrap_or_default(), "protocol": protocol, "port": target}))
+        })
+        .collect()
+}

@@ -1,0 +1,73 @@
+//! How a user gets into the demo's machines: a small script for each, and what to try with them.
+
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+
+use anyhow::Result;
+
+use super::stage::Stage;
+use crate::net::shunt;
+
+/// Writes one script per node, pod and for outside: `node-1 COMMAND...` runs the command there.
+pub fn write_entrances(stage: &Stage) -> Result<()> {
+    let dir = stage.cluster.files().join("in");
+    fs::create_dir_all(&dir)?;
+    let shunt = shunt::binary()?;
+    for node in stage.cluster.nodes() {
+        // Into the node's cgroup first: the socket hooks are there. bpffs must stay visible: nsenter, not `ip netns`.
+        let body = format!(
+            "echo $$ > {cgroup}/cgroup.procs\n\
+             if [ \"$1\" = shunt ]; then shift; set -- {shunt} \"$@\" --bpffs {bpffs}; fi\n\
+             exec nsenter --net={netns} \"$@\"\n",
+            cgroup = node.cgroup().display(),
+            shunt = shunt.display(),
+            bpffs = node.bpffs().display(),
+            netns = node.netns().path().display(),
+        );
+        write(&dir.join(node.name()), &body)?;
+    }
+    let pods = stage.control.pods().map(|pod| (pod.name(), pod.place()));
+    for (name, place) in pods.chain([("outside", stage.cluster.outside())]) {
+        write(&dir.join(name), &format!("exec nsenter --net={} \"$@\"\n", place.netns().path().display()))?;
+    }
+    Ok(())
+}
+
+fn write(path: &Path, body: &str) -> Result<()> {
+    fs::write(path, format!("#!/bin/sh\n{body}"))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
+
+/// Says what there is and what to try.
+pub fn print(stage: &Stage) {
+    let become_root = if std::env::var_os("SUDO_USER").is_some() { "sudo " } else { "" };
+    let into = format!("{become_root}{}/in", stage.cluster.files().display());
+    println!("\nThe cluster is up:");
+    for node in stage.cluster.nodes() {
+        println!("  {}  {}  shunt's pins in {}", node.name(), node.addr().v4, node.bpffs().display());
+    }
+    for pod in stage.control.pods() {
+        println!("  pod {:<14} {:<14} on node-{}", pod.name(), pod.addr().v4, pod.node() + 1);
+    }
+    println!("  outside  {}", stage.cluster.outside_addr().v4);
+    let vip = stage.control.cluster_ip("new-nginx").unwrap_or("CLUSTER-IP");
+    let client = stage.control.pods_of("client").next().map_or("POD", |pod| pod.name());
+    println!("\nIn another terminal:");
+    for line in [
+        "node-1 shunt service list".to_owned(),
+        format!("node-1 curl -s http://{vip}/"),
+        format!("{client} curl -s http://{vip}/"),
+        "node-1 shunt conntrack list".to_owned(),
+        "node-2 shunt map dump FRONTENDS".to_owned(),
+        format!("outside ping -c 1 {vip}"),
+    ] {
+        println!("  {into}/{line}");
+    }
+    println!(
+        "\nChange the manifests in {}: make new-nginx a NodePort, scale it,",
+        stage.manifests().display()
+    );
+    println!("set externalTrafficPolicy, add files; pods and Services follow. `outside` then reaches it by");
+    println!("  {into}/outside curl -s http://192.168.8.201:NODEPORT/");
+    println!("\nCtrl-C takes everything down.");
+}

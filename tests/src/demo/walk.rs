@@ -1,0 +1,71 @@
+//! The walk-through: each step says what it does and what is expected, then what was seen.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+
+use super::{interrupt, stage::Stage, steps};
+
+/// A change reaches the datapath within this; a step that looks too early looks again.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// What a step saw.
+#[derive(Debug)]
+pub struct Seen {
+    pub text: String,
+    pub as_expected: bool,
+}
+
+impl Seen {
+    pub fn new(as_expected: bool, text: impl Into<String>) -> Self {
+        Self { text: text.into(), as_expected }
+    }
+}
+
+/// One step.
+pub struct Step {
+    pub title: &'static str,
+    /// What the user would type.
+    pub command: &'static str,
+    pub expected: &'static str,
+    /// Done once, before looking.
+    pub act: fn(&mut Stage) -> Result<()>,
+    pub look: fn(&Stage) -> Result<Seen>,
+}
+
+/// Walks all steps; fails when one saw something else than was expected.
+pub fn all(stage: &mut Stage) -> Result<()> {
+    let steps = steps::all();
+    let mut wrong = Vec::new();
+    for (nth, step) in steps.iter().enumerate() {
+        println!("\n{:>2}. {}", nth + 1, step.title);
+        (step.act)(stage)?;
+        println!("    $ {}", step.command.replace('\n', "\n    $ "));
+        println!("    expected: {}", step.expected);
+        let seen = look(stage, step)?;
+        println!("    seen:     {}", seen.text.replace('\n', "\n              "));
+        println!("    {}", if seen.as_expected { "as expected" } else { "NOT AS EXPECTED" });
+        if !seen.as_expected {
+            wrong.push(nth + 1);
+        }
+        if interrupt::noted() {
+            bail!("interrupted");
+        }
+    }
+    println!("\n{} of {} steps as expected", steps.len() - wrong.len(), steps.len());
+    if wrong.is_empty() { Ok(()) } else { bail!("not as expected: steps {wrong:?}") }
+}
+
+fn look(stage: &Stage, step: &Step) -> Result<Seen> {
+    let start = Instant::now();
+    loop {
+        let seen = (step.look)(stage)?;
+        if seen.as_expected || start.elapsed() > SETTLE || interrupt::noted() {
+            return Ok(seen);
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+}
