@@ -6,6 +6,7 @@
 mod bare;
 mod cluster_ip;
 mod cni_rules;
+mod demo;
 mod devices;
 mod distribution;
 mod external_local;
