@@ -1,6 +1,8 @@
 //! shunt's controller and command line as a library, so that the suites under `tests/` can reach it.
 
 pub mod bpf;
+pub mod check;
+pub mod cleanup;
 pub mod cli;
 pub mod compile;
 pub mod config;

@@ -3,7 +3,7 @@
 use std::{error::Error, fmt::Write as _, io, process::ExitCode};
 
 use super::resolve::UsageError;
-use crate::inspect::InspectError;
+use crate::{cleanup::CleanupError, inspect::InspectError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -11,6 +11,10 @@ pub enum Failure {
     Usage(#[from] UsageError),
     #[error(transparent)]
     Inspect(#[from] InspectError),
+    #[error(transparent)]
+    Cleanup(#[from] CleanupError),
+    #[error("{failed} of the checks above failed: shunt cannot work here until that is fixed")]
+    Unfit { failed: usize },
     #[error("writing the output failed")]
     Output(#[from] io::Error),
     #[error("{what} is not in this build yet")]

@@ -11,13 +11,18 @@ use std::io::Write as _;
 
 use clap::CommandFactory as _;
 
+pub(crate) use self::resolve::mount_of;
 use self::{
     args::{Cli, Command},
     failure::Failure,
     output::Output,
     resolve::{Surroundings, run_config},
 };
-use crate::inspect::pins::Pins;
+use crate::{
+    check,
+    cleanup::{cleanup, print_report_into},
+    inspect::pins::Pins,
+};
 
 /// Carries out one command line.
 pub fn run(cli: Cli) -> Result<(), Failure> {
@@ -43,8 +48,18 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
             output.print(|out| out.write_all(&script))
         }
         Command::Version => show::version(&output),
-        Command::Compile(_) | Command::Check(_) | Command::Cleanup(_) => {
-            Err(Failure::Missing { what: "this command", config: None })
+        Command::Check(args) => {
+            let findings = check::examine(&cli.global.bpffs, args.cgroup.as_deref());
+            output.print_view(&findings, |out| {
+                check::print_findings_into(out, &findings, output::colour_on_stdout())
+            })?;
+            let failed = findings.iter().filter(|finding| finding.level == check::Level::Fail).count();
+            if failed == 0 { Ok(()) } else { Err(Failure::Unfit { failed }) }
         }
+        Command::Cleanup(args) => {
+            let report = cleanup(&cli.global.bpffs, args.force)?;
+            output.print_view(&[&report], |out| print_report_into(out, &report))
+        }
+        Command::Compile(_) => Err(Failure::Missing { what: "this command", config: None }),
     }
 }

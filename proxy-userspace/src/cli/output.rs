@@ -79,6 +79,11 @@ impl Output {
     }
 }
 
+/// Whether stdout shows colours: a terminal, and neither NO_COLOR nor TERM=dumb says otherwise.
+pub fn colour_on_stdout() -> bool {
+    anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,4 +1,4 @@
-//! `shunt link list`: where the programs are attached, from the pinned links.
+//! `shunt link list`: where the programs are attached, from the pinned links and clsact's filters.
 
 use std::{
     collections::HashMap,
@@ -10,13 +10,17 @@ use std::{
 use serde::Serialize;
 
 use super::{InspectError, pins::Pins, programs, table::print_table_into};
-use crate::bpf::link::{LinkInfo, TYPE_CGROUP, TYPE_TCX};
+use crate::{
+    bpf::link::{LinkInfo, TYPE_CGROUP, TYPE_TCX},
+    datapath::{attach::Direction, clsact, devices::Devices, netlink::Socket},
+};
 
 /// One attachment; names as `bpftool link list -j` has them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct LinkView {
+    /// 0 for a filter, which is no link.
     pub id: u32,
-    /// `tcx` or `cgroup`.
+    /// `tcx`, `cgroup` or `clsact`.
     #[serde(rename = "type")]
     pub link_type: String,
     pub prog_id: u32,
@@ -59,9 +63,39 @@ pub fn list(pins: &Pins) -> Result<Vec<LinkView>, InspectError> {
             })
         })
         .collect::<Result<Vec<_>, InspectError>>()?;
+    views.extend(filters(&names)?);
     views.sort_by(|a, b| {
         (&a.link_type, a.ifindex, &a.attach_type, a.id).cmp(&(&b.link_type, b.ifindex, &b.attach_type, b.id))
     });
+    Ok(views)
+}
+
+/// Filters on clsact, which kernels without tcx have instead of links and which cannot be pinned: those of
+/// this network namespace that run a pinned program.
+fn filters(programs: &HashMap<u32, String>) -> Result<Vec<LinkView>, InspectError> {
+    let failed = |source| InspectError::Netlink { what: "filters", source };
+    let mut netlink = Socket::open().map_err(failed)?;
+    let devices = Devices::dump(&mut netlink).map_err(failed)?;
+    let mut views = Vec::new();
+    for link in devices.links.values() {
+        for (direction, name) in
+            [(Direction::Ingress, "clsact_ingress"), (Direction::Egress, "clsact_egress")]
+        {
+            let id = clsact::attached(&mut netlink, link.index, direction).map_err(failed)?;
+            let Some((id, program)) = id.and_then(|id| programs.get_key_value(&id)) else { continue };
+            views.push(LinkView {
+                id: 0,
+                link_type: "clsact".to_owned(),
+                prog_id: *id,
+                prog_name: program.clone(),
+                attach_type: name.to_owned(),
+                ifindex: Some(link.index),
+                devname: Some(link.name.clone()),
+                cgroup_id: None,
+                pinned: Vec::new(),
+            });
+        }
+    }
     Ok(views)
 }
 

@@ -1,0 +1,122 @@
+//! What the kernel can do: each feature is tried (`bpf::probe`), so a backport counts and a version does not.
+
+use std::{fs, io};
+
+use super::Finding;
+use crate::bpf::probe::{Features, kernel_release};
+
+pub(super) fn examine() -> Vec<Finding> {
+    let mut findings = vec![Finding::ok("kernel", kernel_release())];
+    findings.extend(judge(Features::probe()));
+    findings.extend(judge_jit(&fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").unwrap_or_default()));
+    findings
+}
+
+fn judge(probed: io::Result<Features>) -> Vec<Finding> {
+    let features = match probed {
+        Ok(features) => features,
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return vec![Finding::fail(
+                "bpf programs",
+                "the kernel refuses to load them",
+                "run as root or with CAP_BPF and CAP_NET_ADMIN; where that is given, look for kernel lockdown \
+                 (/sys/kernel/security/lockdown) or a seccomp filter that forbids bpf(2)",
+            )];
+        }
+        Err(error) => {
+            return vec![Finding::fail(
+                "bpf programs",
+                format!("loading one fails: {error}"),
+                "use a kernel with CONFIG_BPF_SYSCALL, CONFIG_NET_CLS_BPF and CONFIG_CGROUP_BPF",
+            )];
+        }
+    };
+    let mut findings = vec![Finding::ok("bpf programs", "load and run")];
+    findings.push(if features.atomic_fetch {
+        Finding::ok("atomic fetch", "round robin is exact")
+    } else {
+        Finding::fail(
+            "atomic fetch",
+            "no atomic fetch-and-add instructions in BPF programs: round robin needs them",
+            "use a kernel that has them: Linux 5.12 and newer, or a distribution's backport",
+        )
+    });
+    findings.push(if features.netns_cookie {
+        Finding::ok("socket hooks", "know their network namespace")
+    } else {
+        Finding::fail(
+            "socket hooks",
+            "no bpf_get_netns_cookie in cgroup socket-address programs",
+            "use Linux 5.7 or newer with CONFIG_CGROUP_BPF",
+        )
+    });
+    findings.push(if features.set_retval {
+        Finding::ok("set_retval", "the node's own processes see \"connection refused\"")
+    } else {
+        Finding::warn(
+            "set_retval",
+            "no bpf_set_retval: the node's own processes see \"operation not permitted\" where a Service has no \
+             endpoint",
+            "nothing needs it; Linux 5.18 and newer have it",
+        )
+    });
+    findings.push(if features.tcx {
+        Finding::ok("tc hooks", "tcx links")
+    } else {
+        Finding::ok("tc hooks", "clsact filters (no tcx before Linux 6.6)")
+    });
+    findings
+}
+
+/// 0 is the interpreter; a kernel without the file has no choice to offer.
+fn judge_jit(text: &str) -> Option<Finding> {
+    match text.trim() {
+        "" => None,
+        "0" => Some(Finding::warn(
+            "bpf jit",
+            "off: programs are interpreted, several times slower",
+            "sysctl -w net.core.bpf_jit_enable=1",
+        )),
+        _ => Some(Finding::ok("bpf jit", "on")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::Level;
+
+    const ALL: Features =
+        Features { atomic_fetch: true, netns_cookie: true, set_retval: true, tcx: true, csum_ipv6: true };
+
+    fn worst(findings: &[Finding]) -> Level {
+        findings.iter().map(|finding| finding.level).max().unwrap()
+    }
+
+    #[test]
+    fn what_is_needed_fails_and_what_is_not_does_not() {
+        assert_eq!(worst(&judge(Ok(ALL))), Level::Ok);
+        assert_eq!(worst(&judge(Ok(Features { tcx: false, csum_ipv6: false, ..ALL }))), Level::Ok);
+        assert_eq!(worst(&judge(Ok(Features { set_retval: false, ..ALL }))), Level::Warn);
+        for lacking in [Features { atomic_fetch: false, ..ALL }, Features { netns_cookie: false, ..ALL }] {
+            assert_eq!(worst(&judge(Ok(lacking))), Level::Fail);
+        }
+        assert!(
+            judge(Ok(Features { atomic_fetch: false, ..ALL })).iter().any(|it| it.detail.contains("atomic"))
+        );
+    }
+
+    #[test]
+    fn a_refusal_is_not_a_missing_feature() {
+        let findings = judge(Err(io::ErrorKind::PermissionDenied.into()));
+        assert_eq!((findings.len(), worst(&findings)), (1, Level::Fail));
+        assert!(findings[0].fix.contains("CAP_BPF"));
+    }
+
+    #[test]
+    fn an_interpreter_is_slow() {
+        assert_eq!(judge_jit("0\n").unwrap().level, Level::Warn);
+        assert_eq!(judge_jit("1\n").unwrap().level, Level::Ok);
+        assert_eq!(judge_jit(""), None);
+    }
+}

@@ -1,0 +1,309 @@
+//! `shunt cleanup`: detaches and removes what shunt left under `--bpffs`, and nothing else. Hooks go before
+//! programs and maps, so that no packet meets half of it. Idempotent.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::{self, Write},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use proxy_common::map;
+use serde::Serialize;
+
+use crate::{
+    bpf::{
+        self,
+        link::{self, LinkInfo, TYPE_CGROUP, TYPE_TCX},
+        map::MapInfo,
+        prog::ProgInfo,
+    },
+    datapath::{
+        DatapathError, attach::Direction, clsact, devices::Devices, load::PROGRAMS, netlink::Socket,
+        pins::Pins,
+    },
+    inspect::{self, status},
+};
+
+/// The kernel keeps the first 15 bytes of a name.
+const NAME_LEN: usize = 15;
+/// Ends the name of a pin that was about to replace another when its maker died.
+const UNFINISHED: &str = "__new";
+
+/// Why nothing (more) was removed.
+#[derive(Debug, thiserror::Error)]
+pub enum CleanupError {
+    #[error(
+        "shunt is running with {} (pid {pid}, last heard {seconds} s ago): stop it first, or use --force, and the \
+         node's Services stop working at once",
+        root.display()
+    )]
+    Alive { root: PathBuf, pid: u32, seconds: u64 },
+    #[error("{source}; stop it first, or use --force, and the node's Services stop working at once")]
+    Owned { source: DatapathError },
+    #[error("{action} {}", path.display())]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("looking for clsact filters failed")]
+    Netlink(#[source] io::Error),
+}
+
+/// What was done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Paths of pins, and `DEVICE DIRECTION` of filters.
+    pub removed: Vec<String>,
+    /// Found under the pin directories and left there, for it is none of shunt's.
+    pub kept: Vec<String>,
+}
+
+/// Removes everything that is recognised under `bpffs`.
+pub fn cleanup(bpffs: &Path, force: bool) -> Result<Report, CleanupError> {
+    let pins = Pins::under(bpffs);
+    let mut report = Report::default();
+    if !pins.root().is_dir() {
+        return Ok(report);
+    }
+    if !force {
+        refuse_while_alive(bpffs, &pins)?;
+    }
+    // Held until the end: an agent that starts meanwhile is told that the pins are not its own.
+    let lock = if force { None } else { Some(pins.lock().map_err(|source| CleanupError::Owned { source })?) };
+    let programs = ours_among_programs(&pins)?;
+    let ids: BTreeSet<u32> = programs.iter().map(|(_, id)| *id).collect();
+    remove_filters(&ids, &mut report)?;
+    sweep(&pins.links(), &mut report, |fd, _| match LinkInfo::of(fd.as_fd()) {
+        Ok(info) if kind_of(fd) == Kind::Link => {
+            let known = matches!(info.link_type, TYPE_CGROUP | TYPE_TCX) && is_ours(info.prog_id, &ids);
+            if known { link::detach(fd.as_fd()).or_else(already_gone).map(|()| true) } else { Ok(false) }
+        }
+        _ => Ok(false),
+    })?;
+    sweep(&pins.progs(), &mut report, |fd, name| Ok(program_of(fd, name).is_some()))?;
+    sweep(&pins.maps(), &mut report, |fd, name| Ok(is_our_map(fd, name)))?;
+    drop(lock);
+    for dir in [pins.links(), pins.progs(), pins.maps(), pins.root().to_owned(), bpffs.to_owned()] {
+        remove_empty(&dir)?;
+    }
+    Ok(report)
+}
+
+fn refuse_while_alive(bpffs: &Path, pins: &Pins) -> Result<(), CleanupError> {
+    let now = status::unix_now();
+    match status::agent(&inspect::pins::Pins::new(bpffs)) {
+        Ok(Some(agent)) if status::is_alive(&agent, now) => Err(CleanupError::Alive {
+            root: pins.root().to_owned(),
+            pid: agent.pid,
+            seconds: now.saturating_sub(agent.heartbeat),
+        }),
+        // Maps that cannot be read cannot say who is alive; the lock can.
+        _ => Ok(()),
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Map,
+    Program,
+    Link,
+    Other,
+}
+
+/// What is behind a pin: bpf(2) answers questions about any of the three kinds, in words of that kind.
+fn kind_of(fd: &OwnedFd) -> Kind {
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap_or_default();
+    kind_in(&text)
+}
+
+fn kind_in(fdinfo: &str) -> Kind {
+    let has = |field: &str| fdinfo.lines().any(|line| line.starts_with(field));
+    match (has("link_type:"), has("prog_type:"), has("map_type:")) {
+        (true, ..) => Kind::Link,
+        (_, true, _) => Kind::Program,
+        (_, _, true) => Kind::Map,
+        _ => Kind::Other,
+    }
+}
+
+/// The name that a pin would have had, had it been finished.
+fn finished(name: &str) -> &str {
+    name.strip_suffix(UNFINISHED).unwrap_or(name)
+}
+
+fn cut(name: &str) -> &str {
+    &name[..name.len().min(NAME_LEN)]
+}
+
+/// The id of the program behind a pin, if it is one of ours: pinned under its own name.
+fn program_of(fd: &OwnedFd, name: &str) -> Option<u32> {
+    let info = (kind_of(fd) == Kind::Program).then(|| ProgInfo::of(fd.as_fd()).ok()).flatten()?;
+    let known = PROGRAMS.iter().any(|program| *program == finished(name) && cut(program) == info.name());
+    known.then_some(info.id)
+}
+
+fn is_our_map(fd: &OwnedFd, name: &str) -> bool {
+    kind_of(fd) == Kind::Map
+        && map::ALL.contains(&finished(name))
+        && MapInfo::of(fd.as_fd()).is_ok_and(|info| info.name() == cut(finished(name)))
+}
+
+/// Whether a link's program is ours: pinned beside it, or, where the pin is gone, named as ours.
+fn is_ours(prog_id: u32, pinned: &BTreeSet<u32>) -> bool {
+    let named = || {
+        let fd = bpf::prog::by_id(prog_id).ok()?;
+        ProgInfo::of(fd.as_fd()).ok()
+    };
+    pinned.contains(&prog_id)
+        || named().is_some_and(|info| PROGRAMS.iter().any(|program| cut(program) == info.name()))
+}
+
+/// Detaching what has lost its device or cgroup fails with ENOLINK: that is as good as done. So is a kernel
+/// that cannot detach (EOPNOTSUPP): then the pin held the last reference.
+fn already_gone(error: io::Error) -> io::Result<()> {
+    match error.raw_os_error() {
+        Some(libc::ENOLINK | libc::EOPNOTSUPP) => Ok(()),
+        _ => Err(error),
+    }
+}
+
+fn ours_among_programs(pins: &Pins) -> Result<Vec<(String, u32)>, CleanupError> {
+    let mut found = Vec::new();
+    for (path, name) in entries(&pins.progs())? {
+        let id = open(&path)?.and_then(|fd| program_of(&fd, &name));
+        found.extend(id.map(|id| (name, id)));
+    }
+    Ok(found)
+}
+
+/// Removes every pin in `dir` that `recognise` says yes to; it may do more to it first.
+fn sweep(
+    dir: &Path,
+    report: &mut Report,
+    recognise: impl Fn(&OwnedFd, &str) -> io::Result<bool>,
+) -> Result<(), CleanupError> {
+    for (path, name) in entries(dir)? {
+        let known = match open(&path)? {
+            Some(fd) => recognise(&fd, &name).map_err(|source| CleanupError::Io {
+                action: "detaching",
+                path: path.clone(),
+                source,
+            })?,
+            None => false,
+        };
+        if known {
+            bpf::remove_pin(&path).map_err(|source| CleanupError::Io {
+                action: "removing",
+                path: path.clone(),
+                source,
+            })?;
+            report.removed.push(path.display().to_string());
+        } else {
+            report.kept.push(path.display().to_string());
+        }
+    }
+    Ok(())
+}
+
+/// Paths and names in a directory, sorted; an absent one has none.
+fn entries(dir: &Path) -> Result<Vec<(PathBuf, String)>, CleanupError> {
+    let mut names = Pins::names(dir).map_err(|source| CleanupError::Io {
+        action: "listing",
+        path: dir.to_owned(),
+        source,
+    })?;
+    names.sort();
+    Ok(names.into_iter().map(|name| (dir.join(&name), name)).collect())
+}
+
+/// What is pinned at `path`; none when it is no pin (a directory, say).
+fn open(path: &Path) -> Result<Option<OwnedFd>, CleanupError> {
+    match bpf::obj_get(path) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM)) => Err(CleanupError::Io {
+            action: "opening (run as root, or with CAP_BPF)",
+            path: path.to_owned(),
+            source: error,
+        }),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Filters on kernels without tcx: on any device of this network namespace, if they run one of our programs.
+fn remove_filters(ids: &BTreeSet<u32>, report: &mut Report) -> Result<(), CleanupError> {
+    let mut netlink = Socket::open().map_err(CleanupError::Netlink)?;
+    let devices = Devices::dump(&mut netlink).map_err(CleanupError::Netlink)?;
+    for link in devices.links.values() {
+        for (direction, word) in [(Direction::Ingress, "ingress"), (Direction::Egress, "egress")] {
+            let attached =
+                clsact::attached(&mut netlink, link.index, direction).map_err(CleanupError::Netlink)?;
+            if attached.is_some_and(|id| is_ours(id, ids)) {
+                clsact::detach(&mut netlink, link.index, direction).map_err(CleanupError::Netlink)?;
+                report.removed.push(format!("clsact filter {} {word}", link.name));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes a directory that holds nothing; one that does, that is a mount point, or that is not there, stays.
+fn remove_empty(dir: &Path) -> Result<(), CleanupError> {
+    match fs::remove_dir(dir) {
+        Err(error)
+            if !matches!(
+                error.raw_os_error(),
+                Some(libc::ENOENT | libc::ENOTEMPTY | libc::EEXIST | libc::EBUSY)
+            ) =>
+        {
+            Err(CleanupError::Io { action: "removing", path: dir.to_owned(), source: error })
+        }
+        _ => Ok(()),
+    }
+}
+
+pub fn print_report_into(out: &mut impl Write, report: &Report) -> io::Result<()> {
+    for what in &report.removed {
+        writeln!(out, "removed {what}")?;
+    }
+    for what in &report.kept {
+        writeln!(out, "kept    {what} (not shunt's)")?;
+    }
+    if report.removed.is_empty() && report.kept.is_empty() {
+        writeln!(out, "nothing to remove")?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_by_their_fdinfo() {
+        assert_eq!(kind_in("pos:\t0\nmap_type:\t1\n"), Kind::Map);
+        assert_eq!(kind_in("prog_type:\t3\nprog_tag:\tff\n"), Kind::Program);
+        assert_eq!(kind_in("link_type:\ttcx\nlink_id:\t3\nprog_tag:\tff\n"), Kind::Link);
+        assert_eq!(kind_in("pos:\t0\n"), Kind::Other);
+    }
+
+    #[test]
+    fn an_unfinished_pin_has_its_future_name() {
+        assert_eq!(finished("SLOTS__new"), "SLOTS");
+        assert_eq!(finished("SLOTS"), "SLOTS");
+        assert_eq!(cut("a_name_longer_than_fifteen"), "a_name_longer_t");
+    }
+
+    #[test]
+    fn where_nothing_is_nothing_is_removed() {
+        let report = cleanup(Path::new("/nonexistent/shunt"), false).unwrap();
+        assert_eq!(report, Report::default());
+        let mut out = Vec::new();
+        print_report_into(&mut out, &report).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), "nothing to remove\n");
+    }
+
+    #[test]
+    fn what_is_lost_already_is_detached() {
+        assert!(already_gone(io::Error::from_raw_os_error(libc::ENOLINK)).is_ok());
+        assert!(already_gone(io::Error::from_raw_os_error(libc::EPERM)).is_err());
+    }
+}
