@@ -76,9 +76,9 @@ pub fn print_findings_into(out: &mut impl Write, findings: &[Finding], colour: b
         } else {
             write!(out, "{word}")?;
         }
-        writeln!(out, "  {:<16}{}", finding.check, finding.detail)?;
+        writeln!(out, "  {:<18}{}", finding.check, finding.detail)?;
         if !finding.fix.is_empty() {
-            writeln!(out, "{:22}fix: {}", "", finding.fix)?;
+            writeln!(out, "{:24}fix: {}", "", finding.fix)?;
         }
     }
     let count = |level| findings.iter().filter(|finding| finding.level == level).count();
@@ -97,8 +97,8 @@ mod tests {
         print_findings_into(&mut out, &findings, false).unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),
-            "ok    bpffs           at /sys/fs/bpf\n\
-             fail  cgroup2         not mounted\n                      fix: mount it\n\
+            "ok    bpffs             at /sys/fs/bpf\n\
+             fail  cgroup2           not mounted\n                        fix: mount it\n\
              1 ok, 0 to know, 1 to fix\n"
         );
         assert_eq!(serde_json::to_value(&findings[1]).unwrap()["level"], "fail");

@@ -3,6 +3,7 @@
 use std::{fs, path::Path};
 
 use super::Finding;
+use crate::datapath::{devices::Devices, netlink::Socket};
 
 pub(super) fn examine() -> Vec<Finding> {
     let sysctl = |name: &str| fs::read_to_string(Path::new("/proc/sys/net").join(name)).ok();
@@ -16,9 +17,11 @@ pub(super) fn examine() -> Vec<Finding> {
     ]
 }
 
+/// Whether this network namespace has a bridge. Not from /sys/class/net, which shows the namespace that sysfs
+/// was mounted in.
 fn has_bridge() -> bool {
-    let devices = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
-    devices.into_iter().any(|device| device.path().join("bridge").is_dir())
+    let devices = Socket::open().and_then(|mut netlink| Devices::dump(&mut netlink));
+    devices.is_ok_and(|devices| devices.links.values().any(|link| link.kind == "bridge"))
 }
 
 fn is_on(value: Option<&str>) -> bool {
