@@ -1,8 +1,8 @@
 //! Atomic access to fields of map values (kernel 5.12).
 //!
-//! Assembly, because `core::sync::atomic` has no read-modify-write operation for this target, and because the
-//! code generator knows these instructions only together with 32-bit registers (`-C target-cpu=v3`), with which
-//! LLVM 22 dies over aya-log's macros. All fields are 64 bits wide for the same reason.
+//! Assembly, because `core::sync::atomic` has no read-modify-write operation for this target (the oldest eBPF has
+//! none), and the compiler's intrinsics are internal to it. All fields are 64 bits wide: 32-bit registers cannot
+//! be named in assembly for the default instruction set.
 
 use core::arch::asm;
 
