@@ -6,8 +6,11 @@
 mod apt;
 mod build;
 mod kernels;
+mod licences;
+mod lint;
 mod process;
 mod run;
+mod schema;
 mod setup;
 mod test;
 mod workspace;
@@ -32,6 +35,10 @@ enum Task {
     Setup,
     /// Build shunt (and the eBPF object it embeds), the demo and the bench.
     Build(build::Args),
+    /// Check format, clippy (user space, then eBPF), licences and the map schema.
+    Lint,
+    /// Record the layout of the map types for the version in proxy-common's SCHEMA.
+    Schema(schema::Args),
     /// Run the tests: every level, or those named.
     Test(test::Args),
     /// Build, then `shunt run ARGS` as root; without `--manifests` start the demo.
@@ -40,11 +47,21 @@ enum Task {
     Demo(run::DemoArgs),
 }
 
-fn main() -> anyhow::Result<ExitCode> {
+fn main() -> ExitCode {
+    work().unwrap_or_else(|error| {
+        // Without the backtrace that RUST_BACKTRACE, meant for the tests, would add.
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn work() -> anyhow::Result<ExitCode> {
     let workspace = Workspace::find()?;
     match Cli::parse().task {
         Task::Setup => setup::run(&workspace)?,
         Task::Build(args) => build::run(&workspace, &args)?,
+        Task::Lint => lint::run(&workspace)?,
+        Task::Schema(args) => schema::write(&workspace, &args)?,
         Task::Test(args) => return test::run(&workspace, &args),
         Task::Run(args) => run::run(&workspace, args)?,
         Task::Demo(args) => run::demo(&workspace, args)?,
