@@ -1,5 +1,7 @@
 //! The inspect commands say what is so, while shunt runs and while it is stopped.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result};
 use serde_json::Value;
 use tests::net::{Plan, plan::BOTH};
@@ -95,5 +97,43 @@ fn cleanup_leaves_nothing() -> Result<()> {
     let left: Vec<_> = std::fs::read_dir(node.bpffs())?.flatten().map(|entry| entry.path()).collect();
     assert!(left.is_empty(), "{left:?}");
     assert!(!matches!(world.pod().tcp(web(BOTH[0])).outcome, tests::traffic::Outcome::Answered(_)));
+    Ok(())
+}
+
+/// Flows that are forgotten begin anew or end; none hangs.
+#[test]
+fn flushing_forgets_flows_and_hangs_none() -> Result<()> {
+    let world = World::start(Plan::default(), |world| world.web().yaml())?;
+    let node = world.cluster.node(0);
+    let stream = world.pod().patience(Duration::from_secs(3)).stream(web(BOTH[0]));
+    let socket = world.pod().udp_connected(web(BOTH[0]))?;
+    stream.steady(2);
+    socket.ask()?;
+    let of_web = || array(node.shunt_json(&["conntrack", "list", "--service", "default/web"])?);
+    assert!(of_web()?.len() >= 2, "{:?}", of_web()?);
+    node.shunt_command(&["conntrack", "flush", "--service", "default/other"])?;
+    assert!(of_web()?.len() >= 2, "another Service's flush took {:?}", of_web()?);
+    node.shunt_command(&["conntrack", "flush", "--service", "default/web"])?;
+    assert!(of_web()?.is_empty(), "{:?}", of_web()?);
+    socket.ask()?;
+    let start = Instant::now();
+    // Whether its backend is found again or its end is told: not silence.
+    if let Err(error) = stream.ask() {
+        assert!(start.elapsed() < Duration::from_secs(1), "{error} only after {:?}", start.elapsed());
+    }
+    world.pod().tcp(web(BOTH[0])).answered();
+    Ok(())
+}
+
+/// The offline view of the same manifests names the same addresses.
+#[test]
+fn compile_agrees_with_what_runs() -> Result<()> {
+    let world = World::start(Plan::default(), |world| world.web().yaml())?;
+    let node = world.cluster.node(0);
+    let manifests = node.manifests().to_string_lossy().into_owned();
+    let text = node.shunt_command(&["compile", "-f", &manifests, "--node-name", node.name()])?;
+    for word in ["10.68.0.10", "fd00:10:68::a", "30080", "172.20.0.2", "172.20.1.2"] {
+        assert!(text.contains(word), "no {word} in:\n{text}");
+    }
     Ok(())
 }

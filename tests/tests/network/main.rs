@@ -16,6 +16,7 @@ mod inspection;
 mod manifests;
 mod node_backends;
 mod node_port;
+mod options;
 mod ping;
 mod refusal;
 mod restart;
