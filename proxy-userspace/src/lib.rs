@@ -1,5 +1,6 @@
 //! shunt's controller and command line as a library, so that the suites under `tests/` can reach it.
 
+pub mod api;
 pub mod bpf;
 pub mod check;
 pub mod cleanup;

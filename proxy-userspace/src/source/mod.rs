@@ -1,5 +1,9 @@
 //! Where objects come from. A source turns what it reads into [`Event`]s; it decides nothing about Services.
 
+pub mod directory;
+mod documents;
+pub mod files;
+
 use std::sync::Arc;
 
 use crate::model::{EndpointSlice, Node, ObjectKey, Service, ServiceKey};

@@ -1,0 +1,57 @@
+//! Metadata that every object has.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{
+    FieldError,
+    validate::{field, label, subdomain},
+};
+use crate::model::ObjectKey;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ObjectMeta {
+    pub name: Option<String>,
+    pub namespace: Option<String>,
+    /// Values are looked at only where they matter: an unquoted `1.0` or `y` elsewhere harms nobody.
+    pub labels: Option<BTreeMap<String, Value>>,
+    pub annotations: Option<BTreeMap<String, Value>>,
+    pub creation_timestamp: Option<String>,
+}
+
+impl ObjectMeta {
+    /// Namespace and name; names of Services are labels, those of other kinds may have dots.
+    pub fn key(&self, name_is_label: bool) -> Result<ObjectKey, FieldError> {
+        let namespace = self.namespace.as_deref().filter(|ns| !ns.is_empty()).unwrap_or("default");
+        label("metadata.namespace", namespace)?;
+        let name = self.name()?;
+        if name_is_label {
+            label("metadata.name", name)?;
+        } else {
+            subdomain("metadata.name", name)?;
+        }
+        Ok(ObjectKey::new(namespace, name))
+    }
+
+    pub fn name(&self) -> Result<&str, FieldError> {
+        let name = self.name.as_deref().filter(|name| !name.is_empty());
+        name.ok_or_else(|| field("metadata.name", super::Reason::Required))
+    }
+
+    pub fn label(&self, key: &str) -> Option<&str> {
+        Some(self.labels.as_ref()?.get(key)?.as_str().unwrap_or(""))
+    }
+
+    /// Whether a label says `true`, quoted or not.
+    pub fn is_true(&self, key: &str) -> bool {
+        let value = self.labels.as_ref().and_then(|labels| labels.get(key));
+        value.is_some_and(|value| value == "true" || value == &Value::Bool(true))
+    }
+
+    pub fn annotation(&self, key: &str) -> Option<&str> {
+        Some(self.annotations.as_ref()?.get(key)?.as_str().unwrap_or(""))
+    }
+}
