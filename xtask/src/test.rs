@@ -106,7 +106,7 @@ fn run_level(workspace: &Workspace, level: Level, only: Option<&str>) -> Result<
         );
     }
     if level != Level::Unit && !has_suite(workspace, level)? {
-        anyhow::bail!("there is no tests/tests/{}*.rs", level.name());
+        anyhow::bail!("there is no tests/tests/{0}*.rs and no tests/tests/{0}*/main.rs", level.name());
     }
     if level == Level::Vm {
         kernels::fetch_all(workspace)?;
@@ -157,7 +157,7 @@ fn has_suite(workspace: &Workspace, level: Level) -> Result<bool> {
     Ok(entries.filter_map(Result::ok).any(|entry| {
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        name.starts_with(level.name()) && name.ends_with(".rs")
+        name.starts_with(level.name()) && (name.ends_with(".rs") || entry.path().join("main.rs").is_file())
     }))
 }
 
