@@ -45,6 +45,8 @@ enum Task {
     Run(run::RunArgs),
     /// Build, then start the demo: a cluster of network namespaces on this machine.
     Demo(run::DemoArgs),
+    /// Build with optimisations, then measure.
+    Bench(run::BenchArgs),
 }
 
 fn main() -> ExitCode {
@@ -65,6 +67,7 @@ fn work() -> anyhow::Result<ExitCode> {
         Task::Test(args) => return test::run(&workspace, &args),
         Task::Run(args) => run::run(&workspace, args)?,
         Task::Demo(args) => run::demo(&workspace, args)?,
+        Task::Bench(args) => run::bench(&workspace, args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

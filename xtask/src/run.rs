@@ -1,4 +1,4 @@
-//! `cargo xtask run` and `demo`: built as the user, run as root.
+//! `cargo xtask run`, `demo` and `bench`: built as the user, run as root.
 //!
 //! The last step replaces this process: Ctrl-C and every other signal reach the program itself, and whoever
 //! started us waits for it.
@@ -27,6 +27,13 @@ pub struct DemoArgs {
     args: Vec<String>,
 }
 
+#[derive(Debug, clap::Args)]
+pub struct BenchArgs {
+    /// Arguments of the bench.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<String>,
+}
+
 pub fn run(workspace: &Workspace, args: RunArgs) -> Result<()> {
     if !names_manifests(&args.args) {
         if !args.args.is_empty() {
@@ -48,6 +55,13 @@ pub fn demo(workspace: &Workspace, args: DemoArgs) -> Result<()> {
     setup::ensure(workspace, Need::Run)?;
     build::cargo_build(workspace, false, &["-p", "proxy-userspace", "-p", "tests", "--bins"])?;
     become_root(&workspace.binary("debug", "shunt-demo"), &args.args)
+}
+
+/// With optimisations: the bench times user space too.
+pub fn bench(workspace: &Workspace, args: BenchArgs) -> Result<()> {
+    setup::ensure(workspace, Need::Run)?;
+    build::cargo_build(workspace, true, &["-p", "proxy-userspace", "-p", "tests", "--bins"])?;
+    become_root(&workspace.binary("release", "shunt-bench"), &args.args)
 }
 
 fn names_manifests(args: &[String]) -> bool {
