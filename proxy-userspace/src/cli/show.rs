@@ -85,8 +85,8 @@ pub fn map(pins: &Pins, output: &Output, command: &MapCommand) -> Done {
             output.print_view(&views, |out| maps::print_maps_into(out, &views, output.headers))
         }
         MapCommand::Dump { words, all } => {
-            let elements = maps::dump(pins, words, *all)?;
-            output.print_view(&elements, |out| maps::print_dump_into(out, &elements))
+            let (elements, left_out) = maps::dump(pins, words, *all)?;
+            output.print_view(&elements, |out| maps::print_dump_into(out, &elements, left_out))
         }
         MapCommand::Lookup { words } => {
             let element = maps::lookup(pins, words)?;

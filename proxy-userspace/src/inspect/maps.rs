@@ -137,18 +137,21 @@ fn open(pins: &Pins, meant: &MapRef) -> Result<(RawMap, PathBuf, Option<&'static
     Ok((map, path, layout))
 }
 
-/// All elements of a map; an array's zero elements only when asked for.
-pub fn dump(pins: &Pins, words: &[String], all: bool) -> Result<Vec<Element>, InspectError> {
+/// All elements of a map, and how many were left out: an array's zero elements are shown only when asked for.
+pub fn dump(pins: &Pins, words: &[String], all: bool) -> Result<(Vec<Element>, usize), InspectError> {
     let (map, path, layout) = open(pins, &map_words::map_alone(words)?)?;
     let skip_zero = map.is_array() && !all;
     let mut elements = Vec::new();
+    let mut left_out = 0;
     map.for_each(|key, value| {
-        if !(skip_zero && value.iter().all(|byte| *byte == 0)) {
+        if skip_zero && value.iter().all(|byte| *byte == 0) {
+            left_out += 1;
+        } else {
             elements.push(element(layout, map.info().value_size as usize, key, value));
         }
     })
     .map_err(|error| InspectError::io("reading the map", path, error))?;
-    Ok(elements)
+    Ok((elements, left_out))
 }
 
 /// One element by its key.
@@ -240,12 +243,16 @@ pub fn print_element_into(out: &mut impl Write, element: &Element) -> io::Result
     writeln!(out)
 }
 
-pub fn print_dump_into(out: &mut impl Write, elements: &[Element]) -> io::Result<()> {
+pub fn print_dump_into(out: &mut impl Write, elements: &[Element], left_out: usize) -> io::Result<()> {
     for element in elements {
         print_element_into(out, element)?;
     }
     let plural = if elements.len() == 1 { "" } else { "s" };
-    writeln!(out, "Found {} element{plural}", elements.len())
+    write!(out, "Found {} element{plural}", elements.len())?;
+    if left_out > 0 {
+        write!(out, " ({left_out} more are all zero; --all shows them)")?;
+    }
+    writeln!(out)
 }
 
 #[cfg(test)]
@@ -260,8 +267,11 @@ mod tests {
             r#"{"key":["0x01","0x00","0x00","0x00"],"value":["0x07","0x00","0x00","0x00"],"formatted":{"key":{"index":1},"value":{"backend":7}}}"#
         );
         let mut out = Vec::new();
-        print_dump_into(&mut out, &[element]).unwrap();
-        assert_eq!(String::from_utf8(out).unwrap(), "key: index=1  value: backend=7\nFound 1 element\n");
+        print_dump_into(&mut out, &[element], 3).unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "key: index=1  value: backend=7\nFound 1 element (3 more are all zero; --all shows them)\n"
+        );
     }
 
     #[test]

@@ -300,7 +300,7 @@ pub fn print_services_into(
     };
     if headers {
         rows.push(row(
-            ["PROT", "ADDRESS:PORT", "SCHEDULER", "KIND", "POLICY", "SERVICE", ""],
+            ["PROT", "ADDRESS:PORT", "SERVICE", "SCHEDULER", "KIND", "POLICY", ""],
             ["AFFINITY".to_owned(), "ID".to_owned()],
         ));
         rows.push(row(
@@ -314,7 +314,7 @@ pub fn print_services_into(
             seconds => format!("{seconds}s"),
         };
         rows.push(row(
-            [&view.protocol, &view.endpoint(), view.scheduler, view.kind, view.policy, &view.title(), ""],
+            [&view.protocol, &view.endpoint(), &view.title(), view.scheduler, view.kind, view.policy, ""],
             [affinity, view.id.to_string()],
         ));
         for backend in &view.backends {
@@ -468,16 +468,15 @@ mod tests {
         let mut out = Vec::new();
         print_services_into(&mut out, &maps().views(), true, false).unwrap();
         let want = "\
-PROT   ADDRESS:PORT    SCHEDULER   KIND        POLICY        SERVICE            
-  ->   BACKEND         NODE        WHERE       STATE         ACTIVE             INACTIVE
-TCP    10.0.0.100:80   rr          ClusterIP   Cluster       default/web:http
-  ->   10.0.0.1:8080   node-1      local       ready         1                  1
-  ->   10.0.0.2:8080   node-2      remote      terminating   1                  0
-TCP    0.0.0.0:30080   rr          NodePort    Local         default/web:http
-  ->   10.0.0.1:8080   node-1      local       ready         0                  1
-  ->   10.0.0.2:8080   node-2      remote      terminating   0                  0
+PROT   ADDRESS:PORT    SERVICE            SCHEDULER   KIND          POLICY
+  ->   BACKEND         NODE               WHERE       STATE         ACTIVE    INACTIVE
+TCP    10.0.0.100:80   default/web:http   rr          ClusterIP     Cluster
+  ->   10.0.0.1:8080   node-1             local       ready         1         1
+  ->   10.0.0.2:8080   node-2             remote      terminating   1         0
+TCP    0.0.0.0:30080   default/web:http   rr          NodePort      Local
+  ->   10.0.0.1:8080   node-1             local       ready         0         1
+  ->   10.0.0.2:8080   node-2             remote      terminating   0         0
 ";
-        let want: String = want.lines().map(|line| format!("{}\n", line.trim_end())).collect();
         assert_eq!(String::from_utf8(out).unwrap(), want);
     }
 
