@@ -1,4 +1,4 @@
-//! Scheduler, kubelet and endpoint controller: Deployments become pods, selectors become EndpointSlices.
+//! Scheduler and kubelet: Deployments become pods. What the pods are endpoints of is [`super::endpoints`]' affair.
 
 use std::{collections::BTreeMap, thread, time::Duration};
 
@@ -7,12 +7,10 @@ use serde_json::{Value, json};
 
 use super::{
     allocate::{Allocator, Key, key},
+    endpoints::{self, Candidate},
     objects::{Deployment, Objects, PodSpec},
 };
-use crate::net::{
-    Cluster, Pod,
-    plan::{BOTH, Family},
-};
+use crate::net::{Cluster, Pod};
 
 /// How long a pod that leaves still answers after its endpoint is gone, as under a kubelet.
 const GRACE: Duration = Duration::from_millis(500);
@@ -34,6 +32,19 @@ struct RunningPod {
     pod: Pod,
 }
 
+impl RunningPod {
+    fn candidate(&self) -> Candidate<'_> {
+        Candidate {
+            namespace: &self.owner.0,
+            name: self.pod.name(),
+            labels: &self.labels,
+            spec: &self.spec,
+            addr: self.pod.addr(),
+            node: format!("node-{}", self.pod.node() + 1),
+        }
+    }
+}
+
 impl Control {
     /// Makes the cluster what `objects` say; tells `say` what it does.
     pub fn reconcile(
@@ -53,11 +64,15 @@ impl Control {
                 .complete(service, &objects.services)
                 .with_context(|| format!("Service {}/{}", what.0, what.1))?;
         }
-        let staying: Vec<_> =
-            self.pods.iter().filter(|pod| !leaving.contains(&pod.pod.name().to_owned())).collect();
+        let staying: Vec<_> = self
+            .pods
+            .iter()
+            .filter(|pod| !leaving.iter().any(|name| name == pod.pod.name()))
+            .map(RunningPod::candidate)
+            .collect();
         let mut items = self.services.clone();
         for service in &self.services {
-            items.extend(slices(service, &staying));
+            items.extend(endpoints::slices(service, &staying));
         }
         items.extend(objects.rest.clone());
         let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
@@ -167,76 +182,4 @@ impl Control {
 
 fn owner(deployment: &Deployment) -> Key {
     (deployment.metadata.namespace.clone(), deployment.metadata.name.clone())
-}
-
-/// The EndpointSlices of a Service with a selector, one for each of its families.
-fn slices(service: &Value, pods: &[&RunningPod]) -> Vec<Value> {
-    let Some(selector) = service["spec"]["selector"].as_object().filter(|selector| !selector.is_empty())
-    else {
-        return Vec::new();
-    };
-    let (namespace, name) = key(service);
-    let selected: Vec<_> = pods
-        .iter()
-        .filter(|pod| {
-            pod.owner.0 == namespace
-                && selector
-                    .iter()
-                    .all(|(label, want)| pod.labels.get(label).map(String::as_str) == want.as_str())
-        })
-        .collect();
-    let families = service["spec"]["ipFamilies"].as_array().cloned().unwrap_or_default();
-    let mut slices = Vec::new();
-    for family in BOTH {
-        let kind = match family {
-            Family::V4 => "IPv4",
-            Family::V6 => "IPv6",
-        };
-        if !families.iter().any(|wanted| wanted == kind) {
-            continue;
-        }
-        let endpoints: Vec<_> = selected
-            .iter()
-            .map(|running| {
-                json!({
-                    "addresses": [running.pod.addr().of(family)],
-                    "conditions": {"ready": true, "serving": true, "terminating": false},
-                    "nodeName": format!("node-{}", running.pod.node() + 1),
-                    "targetRef": {"kind": "Pod", "namespace": namespace, "name": running.pod.name()},
-                })
-            })
-            .collect();
-        slices.push(json!({
-            "apiVersion": "discovery.k8s.io/v1",
-            "kind": "EndpointSlice",
-            "metadata": {
-                "name": format!("{name}-{}", kind.to_lowercase()),
-                "namespace": namespace,
-                "labels": {"kubernetes.io/service-name": name},
-            },
-            "addressType": kind,
-            "ports": slice_ports(service, &selected),
-            "endpoints": endpoints,
-        }));
-    }
-    slices
-}
-
-/// The Service's ports with target ports resolved: a name is looked up among the container ports.
-fn slice_ports(service: &Value, pods: &[&&RunningPod]) -> Vec<Value> {
-    let ports = service["spec"]["ports"].as_array().into_iter().flatten();
-    ports
-        .filter_map(|port| {
-            let target = match &port["targetPort"] {
-                Value::String(name) => {
-                    let found = pods.iter().flat_map(|pod| pod.spec.ports()).find(|port| port.name == *name);
-                    json!(found?.container_port)
-                }
-                Value::Number(number) => json!(number),
-                _ => port["port"].clone(),
-            };
-            let protocol = port["protocol"].as_str().unwrap_or("TCP");
-            Some(json!({"name": port["name"].as_str().unwrap_or_default(), "protocol": protocol, "port": target}))
-        })
-        .collect()
 }

@@ -5,6 +5,7 @@
 
 pub mod allocate;
 pub mod control;
+pub mod endpoints;
 pub mod guide;
 pub mod interrupt;
 pub mod objects;
