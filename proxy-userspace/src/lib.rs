@@ -14,6 +14,7 @@ pub mod maps;
 pub mod model;
 pub mod node;
 pub mod object;
+pub mod offline;
 pub mod problem;
 pub mod snapshot;
 pub mod source;

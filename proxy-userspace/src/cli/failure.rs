@@ -15,6 +15,10 @@ pub enum Failure {
     Cleanup(#[from] CleanupError),
     #[error("{failed} of the checks above failed: shunt cannot work here until that is fixed")]
     Unfit { failed: usize },
+    #[error(transparent)]
+    Offline(#[from] crate::offline::OfflineError),
+    #[error("refused, see above: {documents}")]
+    Refused { documents: usize },
     #[error("writing the output failed")]
     Output(#[from] io::Error),
     #[error("{what} is not in this build yet")]

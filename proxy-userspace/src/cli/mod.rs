@@ -2,6 +2,7 @@
 //! module that knows how. Not here: what `run` and `compile` do, and everything that reads the kernel.
 
 pub mod args;
+pub mod compile;
 mod failure;
 mod output;
 mod resolve;
@@ -60,6 +61,6 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
             let report = cleanup(&cli.global.bpffs, args.force)?;
             output.print_view(&[&report], |out| print_report_into(out, &report))
         }
-        Command::Compile(_) => Err(Failure::Missing { what: "this command", config: None }),
+        Command::Compile(args) => compile::run(&args, &output),
     }
 }

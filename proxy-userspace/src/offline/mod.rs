@@ -1,0 +1,85 @@
+//! `shunt compile`: the tables a node would get from a directory of manifests, without touching a kernel.
+//!
+//! The whole config line runs as it does under `shunt run`, but with maps in memory and, in place of the
+//! machine's addresses, those of the Node object. Called by the command line and by the golden suite.
+
+mod print;
+mod view;
+
+use std::{net::IpAddr, path::Path};
+
+pub use self::{print::print_tables_into, view::TablesView};
+use crate::{
+    config::{CompileConfig, MapSizes},
+    controller::{Controller, NodeAddress, SyncError, SyncReport},
+    maps::memory::MemoryStore,
+    problem::Problem,
+    source::{
+        Event,
+        directory::{Directory, Ignored, Refused},
+        files::{self, FilesError},
+    },
+};
+
+/// Why there are no tables to show.
+#[derive(Debug, thiserror::Error)]
+pub enum OfflineError {
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    #[error(transparent)]
+    Sync(#[from] SyncError),
+}
+
+/// A node's tables, compiled from manifests alone.
+#[derive(Debug)]
+pub struct Offline {
+    pub controller: Controller,
+    pub store: MemoryStore,
+    directory: Directory,
+}
+
+impl Offline {
+    /// Compiles a manifest file, or every manifest of a directory.
+    pub fn compile(path: &Path, node_name: &str, config: CompileConfig) -> Result<Self, OfflineError> {
+        let (directory, events) = files::read(path)?;
+        let controller = Controller::new(node_name, config, MapSizes::default());
+        let mut offline = Self { controller, store: MemoryStore::default(), directory };
+        offline.apply(events)?;
+        Ok(offline)
+    }
+
+    /// Takes further events, as if they came later.
+    pub fn apply(&mut self, events: Vec<Event>) -> Result<SyncReport, OfflineError> {
+        events.into_iter().for_each(|event| self.controller.apply(event));
+        self.controller.set_node_addresses(assumed_addresses(&self.controller), &[]);
+        Ok(self.controller.sync(&mut self.store)?)
+    }
+
+    /// Documents that were not taken over.
+    pub fn refused(&self) -> Vec<Refused> {
+        self.directory.refused()
+    }
+
+    /// Kinds that are not for a proxy.
+    pub fn ignored(&self) -> Vec<Ignored> {
+        self.directory.ignored()
+    }
+
+    /// Services that are not served as they ask.
+    pub fn problems(&self) -> Vec<Problem> {
+        self.controller.problems()
+    }
+
+    pub fn view(&self) -> TablesView {
+        TablesView::new(self.controller.tables())
+    }
+}
+
+/// The addresses a node has for certain: those of its object, and loopback.
+fn assumed_addresses(controller: &Controller) -> Vec<NodeAddress> {
+    let node = controller.node();
+    let loopback = [IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];
+    let own = node.internal_ips.iter().chain(&node.other_ips);
+    let own = own.map(|addr| NodeAddress { addr: *addr, device: String::new() });
+    own.chain(loopback.map(|addr| NodeAddress { addr, device: "lo".into() })).collect()
+}
