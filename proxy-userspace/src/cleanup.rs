@@ -26,6 +26,8 @@ use crate::{
     inspect::{self, status},
 };
 
+/// The directory that shunt makes for itself.
+pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf/shunt";
 /// The kernel keeps the first 15 bytes of a name.
 const NAME_LEN: usize = 15;
 /// Ends the name of a pin that was about to replace another when its maker died.
@@ -82,8 +84,12 @@ pub fn cleanup(bpffs: &Path, force: bool) -> Result<Report, CleanupError> {
     sweep(&pins.progs(), &mut report, |fd, name| Ok(program_of(fd, name).is_some()))?;
     sweep(&pins.maps(), &mut report, |fd, name| Ok(is_our_map(fd, name)))?;
     drop(lock);
-    for dir in [pins.links(), pins.progs(), pins.maps(), pins.root().to_owned(), bpffs.to_owned()] {
+    for dir in [pins.links(), pins.progs(), pins.maps(), pins.root().to_owned()] {
         remove_empty(&dir)?;
+    }
+    // Another directory was somebody's choice, and may have been made by them.
+    if bpffs == Path::new(DEFAULT_BPFFS) {
+        remove_empty(bpffs)?;
     }
     Ok(report)
 }

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 
+use crate::cleanup::DEFAULT_BPFFS;
+
 /// A Kubernetes Service proxy on eBPF.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "shunt", version, about, propagate_version = false, disable_help_subcommand = true)]
@@ -20,7 +22,7 @@ pub struct Cli {
 #[derive(Args, Clone, Debug)]
 pub struct GlobalArgs {
     /// Directory on a bpffs that holds shunt's pins
-    #[arg(long, global = true, value_name = "DIR", default_value = "/sys/fs/bpf/shunt", value_hint = ValueHint::DirPath)]
+    #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_BPFFS, value_hint = ValueHint::DirPath)]
     pub bpffs: PathBuf,
     /// Output format
     #[arg(short, long, global = true, value_enum, default_value_t = OutputFormat::Table, value_name = "FORMAT")]

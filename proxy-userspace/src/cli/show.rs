@@ -41,15 +41,21 @@ pub fn backends(pins: &Pins, output: &Output) -> Done {
 }
 
 pub fn conntrack(pins: &Pins, output: &Output, command: &ConntrackCommand) -> Done {
+    let flows = Flows::read(pins)?;
+    let (ConntrackCommand::List { service, .. } | ConntrackCommand::Flush { service }) = command;
+    if let Some(name) = service
+        && flows.ids_of(name)?.is_empty()
+    {
+        eprintln!("note: no Service {name:?} in the maps, so it has no flows");
+    }
     match command {
         ConntrackCommand::List { service, halves } => {
-            let flows = Flows::read(pins)?;
             let views = flows.views(service.as_deref(), *halves, clock()?)?;
             output
                 .print_view(&views, |out| flows::print_flows_into(out, &views, output.headers, output.wide()))
         }
         ConntrackCommand::Flush { service } => {
-            let count = flows::flush(pins, service.as_deref())?;
+            let count = flows::flush(pins, &flows, service.as_deref())?;
             let plural = if count == 1 { "" } else { "s" };
             output.print_view(&[serde_json::json!({ "flushed": count })], |out| {
                 writeln!(out, "{count} flow{plural} forgotten")

@@ -52,16 +52,15 @@ impl Flows {
         })
     }
 
-    /// The ids of a Service's ports.
-    fn ids_of(&self, name: &str) -> Result<HashSet<u32>, InspectError> {
+    /// The ids of a Service's ports; none when the maps do not know it, for then it has no flows either.
+    pub fn ids_of(&self, name: &str) -> Result<HashSet<u32>, InspectError> {
         let (namespace, service) = split_name(name)?;
-        let ids: HashSet<u32> = self
+        Ok(self
             .services
             .iter()
             .filter(|(_, meta)| meta.namespace.as_str() == namespace && meta.name.as_str() == service)
             .map(|(id, _)| *id)
-            .collect();
-        if ids.is_empty() { Err(InspectError::NoSuchService(name.to_owned())) } else { Ok(ids) }
+            .collect())
     }
 
     /// Views of whole flows, or of every half; of one Service's, or all.
@@ -195,10 +194,9 @@ struct Tuple {
     direction: &'static str,
 }
 
-/// Forgets flows and says how many. A reply half is its flow's reservation, so it goes last: until then
+/// Forgets the flows of `doomed` and says how many. A reply half is its flow's reservation, so it goes last: until then
 /// nothing new can take the same middle tuple and be half deleted.
-pub fn flush(pins: &Pins, service: Option<&str>) -> Result<usize, InspectError> {
-    let flows = Flows::read(pins)?;
+pub fn flush(pins: &Pins, flows: &Flows, service: Option<&str>) -> Result<usize, InspectError> {
     let (mut keys, count) = flows.doomed(service)?;
     let is_reply = |key: &CtKey| flows.entries.get(key).is_some_and(|entry| entry.has(CtEntry::REPLY));
     keys.sort_by_key(is_reply);
@@ -341,7 +339,8 @@ TCP        10.0.0.1:2000   10.0.0.3:8080   10.0.0.3:8080   ESTABLISHED   request
         let (keys, count) = flows.doomed(Some("default/web")).unwrap();
         assert_eq!((keys.len(), count), (4, 1));
         assert_eq!(flows.doomed(None).unwrap().0.len(), 5);
-        assert!(matches!(flows.doomed(Some("default/none")), Err(InspectError::NoSuchService(_))));
+        assert_eq!(flows.doomed(Some("default/none")).unwrap(), (Vec::new(), 0));
+        assert!(flows.doomed(Some("none")).unwrap_err().is_usage());
     }
 
     #[test]
