@@ -1,13 +1,27 @@
 //! What the kernel can do: each feature is tried (`bpf::probe`), so a backport counts and a version does not.
 
-use std::{fs, io};
+use std::{fs, io, os::fd::AsFd as _, thread};
+
+use nix::sched::{CloneFlags, unshare};
 
 use super::Finding;
-use crate::bpf::probe::{Features, kernel_release};
+use crate::{
+    bpf::{
+        probe::{Features, kernel_release},
+        prog,
+    },
+    datapath::{attach::Direction, clsact, netlink::Socket},
+};
 
 pub(super) fn examine() -> Vec<Finding> {
     let mut findings = vec![Finding::ok("kernel", kernel_release())];
-    findings.extend(judge(Features::probe()));
+    let probed = Features::probe();
+    let tcx = probed.as_ref().is_ok_and(|features| features.tcx);
+    let loads = probed.is_ok();
+    findings.extend(judge(probed));
+    if loads {
+        findings.push(judge_hooks(tcx, try_clsact));
+    }
     findings.extend(judge_jit(&fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").unwrap_or_default()));
     findings
 }
@@ -60,12 +74,52 @@ fn judge(probed: io::Result<Features>) -> Vec<Finding> {
             "nothing needs it; Linux 5.18 and newer have it",
         )
     });
-    findings.push(if features.tcx {
-        Finding::ok("tc hooks", "tcx links")
-    } else {
-        Finding::ok("tc hooks", "clsact filters (no tcx before Linux 6.6)")
-    });
     findings
+}
+
+/// Links where the kernel has tcx, else filters on clsact, which are tried before anything relies on them.
+fn judge_hooks(tcx: bool, clsact: impl FnOnce() -> io::Result<Clsact>) -> Finding {
+    const CHECK: &str = "tc hooks";
+    if tcx {
+        return Finding::ok(CHECK, "tcx links");
+    }
+    match clsact() {
+        Ok(Clsact::Works) => Finding::ok(CHECK, "clsact filters (no tcx, which Linux has since 6.6)"),
+        Ok(Clsact::Untried) => Finding::warn(
+            CHECK,
+            "no tcx; clsact filters are not tried, for that needs a network namespace of our own (SYS_ADMIN)",
+            "run this check as root",
+        ),
+        Err(error) => Finding::fail(
+            CHECK,
+            format!("no tcx, and a clsact filter cannot be made: {error}"),
+            "modprobe sch_ingress cls_bpf, or use a kernel with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF",
+        ),
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Clsact {
+    Works,
+    Untried,
+}
+
+/// Makes a filter on the loopback device of a network namespace that lives as long as the thread that made it.
+fn try_clsact() -> io::Result<Clsact> {
+    const LOOPBACK: u32 = 1;
+    /// `r0 = 0; exit`.
+    const PROGRAM: [u64; 2] = [0xb7, 0x95];
+    let attempt = thread::spawn(|| {
+        match unshare(CloneFlags::CLONE_NEWNET) {
+            Err(nix::errno::Errno::EPERM) => return Ok(Clsact::Untried),
+            other => other?,
+        }
+        let program = prog::load(prog::SCHED_CLS, 0, &PROGRAM)?;
+        let mut netlink = Socket::open()?;
+        clsact::attach(&mut netlink, LOOPBACK, Direction::Ingress, program.as_fd(), "probe")?;
+        Ok(Clsact::Works)
+    });
+    attempt.join().unwrap_or_else(|_| Err(io::Error::other("the probe panicked")))
 }
 
 /// 0 is the interpreter; a kernel without the file has no choice to offer.
@@ -104,6 +158,16 @@ mod tests {
         assert!(
             judge(Ok(Features { atomic_fetch: false, ..ALL })).iter().any(|it| it.detail.contains("atomic"))
         );
+    }
+
+    #[test]
+    fn hooks_of_either_kind_will_do() {
+        let unasked = || -> io::Result<Clsact> { panic!("tcx is enough") };
+        assert_eq!(judge_hooks(true, unasked).level, Level::Ok);
+        assert_eq!(judge_hooks(false, || Ok(Clsact::Works)).level, Level::Ok);
+        assert_eq!(judge_hooks(false, || Ok(Clsact::Untried)).level, Level::Warn);
+        let none = judge_hooks(false, || Err(io::ErrorKind::NotFound.into()));
+        assert!(none.level == Level::Fail && none.fix.contains("sch_ingress"), "{none:?}");
     }
 
     #[test]

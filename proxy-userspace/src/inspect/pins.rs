@@ -8,36 +8,34 @@ use std::{
 };
 
 use bytemuck::Pod;
-use proxy_common::SCHEMA;
 
 use super::{InspectError, contract};
-use crate::bpf::{self, map::RawMap};
+use crate::{
+    bpf::{self, map::RawMap},
+    datapath,
+};
 
-/// `<bpffs>/v<SCHEMA>` of one agent.
+/// The pin directories of one agent, for reading.
 #[derive(Clone, Debug)]
 pub struct Pins {
-    root: PathBuf,
+    dirs: datapath::pins::Pins,
 }
 
 impl Pins {
     pub fn new(bpffs: &Path) -> Self {
-        Self { root: bpffs.join(format!("v{SCHEMA}")) }
-    }
-
-    pub fn root(&self) -> &Path {
-        &self.root
+        Self { dirs: datapath::pins::Pins::under(bpffs) }
     }
 
     pub fn maps(&self) -> PathBuf {
-        self.root.join("maps")
+        self.dirs.maps()
     }
 
     pub fn progs(&self) -> PathBuf {
-        self.root.join("progs")
+        self.dirs.progs()
     }
 
     pub fn links(&self) -> PathBuf {
-        self.root.join("links")
+        self.dirs.links()
     }
 
     /// Opens one of the contract's maps after comparing its layout.
