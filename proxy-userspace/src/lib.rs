@@ -1,5 +1,6 @@
 //! shunt's controller and command line as a library, so that the suites under `tests/` can reach it.
 
+pub mod agent;
 pub mod api;
 pub mod bpf;
 pub mod check;
@@ -9,6 +10,7 @@ pub mod compile;
 pub mod config;
 pub mod controller;
 pub mod datapath;
+pub mod health;
 pub mod inspect;
 pub mod maps;
 pub mod model;

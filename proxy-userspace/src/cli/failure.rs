@@ -3,7 +3,7 @@
 use std::{error::Error, fmt::Write as _, io, process::ExitCode};
 
 use super::resolve::UsageError;
-use crate::{cleanup::CleanupError, inspect::InspectError};
+use crate::{agent::AgentError, cleanup::CleanupError, inspect::InspectError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -22,7 +22,9 @@ pub enum Failure {
     #[error("writing the output failed")]
     Output(#[from] io::Error),
     #[error("{what} is not in this build yet")]
-    Missing { what: &'static str, config: Option<Box<crate::config::Config>> },
+    Missing { what: &'static str },
+    #[error(transparent)]
+    Agent(#[from] AgentError),
 }
 
 impl Failure {

@@ -20,7 +20,7 @@ use self::{
     resolve::{Surroundings, run_config},
 };
 use crate::{
-    check,
+    agent, check,
     cleanup::{cleanup, print_report_into},
     inspect::pins::Pins,
 };
@@ -32,7 +32,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Run(args) => {
             let config = run_config(&args, &cli.global.bpffs, &Surroundings::of_this_machine())?;
-            Err(Failure::Missing { what: "run", config: Some(Box::new(config)) })
+            Ok(agent::run(config)?)
         }
         Command::Service(command) => show::service(&pins, &output, &command),
         Command::Backend(_) => show::backends(&pins, &output),

@@ -7,7 +7,7 @@ use std::{
     fs::File,
     io,
     os::{
-        fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::fs::MetadataExt as _,
     },
     path::{Path, PathBuf},
@@ -162,12 +162,17 @@ impl Attacher {
         Ok(true)
     }
 
-    /// Takes our programs off a device, which may be gone.
+    /// Removes the pins of a device's links, which detaches them: a pin holds a link's last reference.
+    /// Wherever the device is now, so also from one that left the namespace or was deleted.
+    pub fn unpin(&self, ifindex: u32) -> io::Result<()> {
+        Direction::BOTH.into_iter().try_for_each(|d| bpf::remove_pin(&self.pin_path(d, ifindex)))
+    }
+
+    /// Takes our programs off a device of this namespace.
     pub fn unhook(&mut self, ifindex: u32) -> io::Result<()> {
-        for direction in Direction::BOTH {
-            // The pin holds the link's last reference, so removing it detaches, wherever the device is now.
-            bpf::remove_pin(&self.pin_path(direction, ifindex))?;
-            if self.method == Method::Clsact {
+        self.unpin(ifindex)?;
+        if self.method == Method::Clsact {
+            for direction in Direction::BOTH {
                 clsact::detach(&mut self.netlink, ifindex, direction)?;
             }
         }
@@ -265,35 +270,6 @@ pub fn pin_programs(pins: &Pins, loaded: &Loaded) -> Result<(), DatapathError> {
         }
     }
     Ok(())
-}
-
-/// Removes everything pinned under `pins`, and our filters from `devices` (those of DEVICES): `cleanup`.
-pub fn remove_all(pins: &Pins, devices: &[u32]) -> io::Result<()> {
-    let mut netlink = Socket::open()?;
-    for ifindex in devices {
-        for direction in Direction::BOTH {
-            clsact::detach(&mut netlink, *ifindex, direction)?;
-        }
-    }
-    for dir in [pins.links(), pins.progs(), pins.maps()] {
-        for name in Pins::names(&dir)? {
-            bpf::remove_pin(&dir.join(name))?;
-        }
-        remove_dir(&dir)?;
-    }
-    remove_dir(pins.root())
-}
-
-fn remove_dir(dir: &Path) -> io::Result<()> {
-    match std::fs::remove_dir(dir) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
-}
-
-/// A cgroup descriptor's programs of one attach type, for tests and `check`.
-pub fn cgroup_programs(cgroup: &File, attach_type: AttachType) -> io::Result<Vec<u32>> {
-    Ok(prog::query(cgroup.as_raw_fd() as u32, attach_type as u32)?.iter().map(|a| a.prog_id).collect())
 }
 
 #[cfg(test)]

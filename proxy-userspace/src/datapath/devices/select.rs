@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use proxy_common::{Addr, Device};
 
 use super::{Address, Devices, Link};
-use crate::config::DetectLocal;
+use crate::{config::DetectLocal, controller::NodeAddress};
 
 const ARPHRD_ETHER: u16 = 1;
 const ARPHRD_PPP: u16 = 512;
@@ -152,22 +152,35 @@ impl Devices {
             .map(|(ip, _)| ip)
     }
 
-    /// The node's own addresses: all but those that only hold VIPs, and but IPv6 link-local ones, which
-    /// name no node outside their link.
-    pub fn node_addresses(&self) -> Vec<IpAddr> {
-        let mut found: Vec<_> = self
+    /// Every address of this namespace with its device, but IPv6 link-local ones, which name no node outside
+    /// their link. Which of them are the node's own is the controller's to say.
+    pub fn node_addresses(&self) -> Vec<NodeAddress> {
+        let lasting = self
             .addresses
             .keys()
-            .filter(|(index, ip)| {
-                let holder =
-                    self.links.get(index).is_some_and(|link| VIP_HOLDERS.contains(&link.name.as_str()));
-                !holder && !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local())
+            .filter(|(_, ip)| !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local()));
+        lasting
+            .filter_map(|(index, addr)| {
+                Some(NodeAddress { addr: *addr, device: self.links.get(index)?.name.clone() })
             })
-            .map(|(_, ip)| *ip)
-            .collect();
-        found.sort_unstable();
-        found.dedup();
-        found
+            .collect()
+    }
+
+    /// The node's address in each family as far as its devices tell: the default route's source, else the
+    /// first global address of a device that leads to no pod.
+    pub fn primary_addresses(&self, detect: &DetectLocal, preferred: Preferred) -> Vec<IpAddr> {
+        let first = |v4: bool| {
+            self.links
+                .values()
+                .filter(|link| {
+                    link.link_type != ARPHRD_LOOPBACK && !VIP_HOLDERS.contains(&link.name.as_str())
+                })
+                .filter(|link| !self.is_pod_device(link, detect))
+                .find_map(|link| self.source_of(link.index, v4))
+        };
+        let v4 = preferred.v4.map(IpAddr::V4).or_else(|| first(true));
+        let v6 = preferred.v6.map(IpAddr::V6).or_else(|| first(false));
+        v4.into_iter().chain(v6).collect()
     }
 }
 
@@ -357,13 +370,21 @@ mod tests {
     }
 
     #[test]
-    fn holders_of_vips_do_not_make_node_addresses() {
-        let mut found = devices([link(1, "lo", ""), link(2, "eth0", ""), link(3, "kube-ipvs0", "dummy")]);
-        add(&mut found, 1, "127.0.0.1", 8);
-        add(&mut found, 2, "192.168.8.201", 24);
-        add(&mut found, 2, "fe80::1", 64);
-        add(&mut found, 3, "10.68.0.1", 32);
-        let want: Vec<IpAddr> = vec!["127.0.0.1".parse().unwrap(), "192.168.8.201".parse().unwrap()];
-        assert_eq!(found.node_addresses(), want);
+    fn the_nodes_addresses_and_its_primary_ones() {
+        let mut found = devices([
+            Link { link_type: ARPHRD_LOOPBACK, ..link(1, "lo", "") },
+            link(2, "kube-ipvs0", "dummy"),
+            link(3, "eth0", ""),
+        ]);
+        for (index, ip) in [(1, "127.0.0.1"), (2, "10.68.0.1"), (3, "192.168.8.201"), (3, "fe80::1")] {
+            add(&mut found, index, ip, 32);
+        }
+        let all: Vec<_> =
+            found.node_addresses().into_iter().map(|a| format!("{} {}", a.device, a.addr)).collect();
+        assert_eq!(all, ["lo 127.0.0.1", "kube-ipvs0 10.68.0.1", "eth0 192.168.8.201"]);
+        let primary = |preferred| found.primary_addresses(&DetectLocal::Auto, preferred);
+        assert_eq!(primary(Preferred::default())[0], "192.168.8.201".parse::<IpAddr>().unwrap());
+        let routed = Preferred { v4: Some(Ipv4Addr::new(10, 1, 1, 1)), v6: None };
+        assert_eq!(primary(routed)[0], "10.1.1.1".parse::<IpAddr>().unwrap());
     }
 }

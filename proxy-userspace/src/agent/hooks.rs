@@ -1,0 +1,338 @@
+//! The devices of the node kept hooked: what netlink tells, what [`select`](crate::datapath::devices::select)
+//! decides, carried out by [`Attacher`], and DEVICES kept in step.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    os::fd::OwnedFd,
+    time::{Duration, Instant},
+};
+
+use bytemuck::bytes_of;
+use proxy_common::{Device, map};
+
+use crate::{
+    config::{Config, DetectLocal},
+    controller::NodeAddress,
+    datapath::{
+        attach::{Attacher, Direction, Method},
+        clsact,
+        devices::{
+            Change, Devices, Follow,
+            select::{Filter, Hook, Preferred},
+        },
+        load::Loaded,
+        netlink::Socket,
+        pins::Pins,
+    },
+    maps::{MapError, MapStore as _, Op},
+};
+
+/// A device with our programs on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Hooked {
+    hook: Hook,
+    device: Device,
+}
+
+/// How long devices waited for their programs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Latency {
+    pub last: Duration,
+    pub max: Duration,
+}
+
+/// All devices, and what is on them.
+#[derive(Debug)]
+pub struct DeviceHooks {
+    follow: Follow,
+    netlink: Socket,
+    devices: Devices,
+    preferred: Preferred,
+    filter: Filter,
+    detect: DetectLocal,
+    attacher: Attacher,
+    hooked: BTreeMap<u32, Hooked>,
+    /// Devices that were reported as not understood or as failing, so that it is said once.
+    reported: BTreeSet<u32>,
+    /// Nothing is attached before the maps are complete.
+    is_attaching: bool,
+    pub latency: Latency,
+}
+
+/// What came of an event or a repair.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Outcome {
+    /// The node's addresses may have changed.
+    pub addresses: bool,
+    /// Some device could not be hooked or written; try again soon.
+    pub retry: bool,
+}
+
+impl DeviceHooks {
+    /// Begins to follow devices and reads what is there; attaches nothing yet.
+    pub fn open(config: &Config, pins: Pins, method: Method) -> io::Result<Self> {
+        // Listening begins before the dump, so that nothing falls between the two.
+        let follow = Follow::open()?;
+        let mut netlink = Socket::open()?;
+        let devices = Devices::dump(&mut netlink)?;
+        Ok(Self {
+            follow,
+            netlink,
+            devices,
+            preferred: Preferred::ask(),
+            filter: Filter { include: config.devices.clone(), exclude: config.exclude_devices.clone() },
+            detect: config.compile.detect_local.clone(),
+            attacher: Attacher::new(pins, method)?,
+            hooked: BTreeMap::new(),
+            reported: BTreeSet::new(),
+            is_attaching: false,
+            latency: Latency::default(),
+        })
+    }
+
+    /// A descriptor that becomes readable with the next event.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        self.follow.descriptor()
+    }
+
+    /// The addresses of the node's devices, and the primary one of each family.
+    pub fn addresses(&self) -> (Vec<NodeAddress>, Vec<std::net::IpAddr>) {
+        (self.devices.node_addresses(), self.devices.primary_addresses(&self.detect, self.preferred))
+    }
+
+    pub fn count(&self) -> usize {
+        self.hooked.len()
+    }
+
+    /// The maps are complete: hooks every device there is, and takes off what an earlier run left on others.
+    pub fn attach_all(&mut self, loaded: &mut Loaded) -> Result<Outcome, MapError> {
+        self.is_attaching = true;
+        let outcome = self.reconcile(loaded, None)?;
+        self.drop_leftovers();
+        Ok(outcome)
+    }
+
+    /// Links pinned for devices that are not to be hooked, and attachments by the other method.
+    fn drop_leftovers(&mut self) {
+        let pinned = self.attacher.pinned().unwrap_or_default();
+        for ifindex in pinned {
+            let wanted = self.hooked.contains_key(&ifindex) && self.attacher.method() == Method::Tcx;
+            if !wanted && let Err(error) = self.attacher.unpin(ifindex) {
+                tracing::warn!(ifindex, %error, "cannot remove the pins of an earlier run");
+            }
+        }
+        for ifindex in self.devices.links.keys() {
+            if self.attacher.method() == Method::Tcx || !self.hooked.contains_key(ifindex) {
+                for direction in Direction::BOTH {
+                    if let Err(error) = clsact::detach(&mut self.netlink, *ifindex, direction) {
+                        tracing::warn!(ifindex, %error, "cannot remove the filter of an earlier run");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes the events that are waiting.
+    pub fn on_events(&mut self, loaded: &mut Loaded) -> Result<Outcome, EventError> {
+        let began = Instant::now();
+        let happened = self.follow.drain(&mut self.devices)?;
+        if happened.lost {
+            tracing::info!("device events were lost: reading all devices anew");
+            return self.repair(loaded);
+        }
+        // A number may come back at once with another device: what hung on the old one is gone.
+        for change in &happened.changes {
+            if let Change::LinkGone(ifindex) = change {
+                self.forget(loaded, *ifindex)?;
+            }
+        }
+        let mut addresses = !happened.changes.is_empty();
+        if happened.routes {
+            addresses |= self.devices.dump_default_routes(&mut self.netlink)?;
+        }
+        if happened.routes || happened.changes.contains(&Change::Addresses) {
+            let preferred = Preferred::ask();
+            addresses |= preferred != self.preferred;
+            self.preferred = preferred;
+        }
+        if !addresses {
+            return Ok(Outcome::default());
+        }
+        Ok(self.reconcile(loaded, Some(began))?)
+    }
+
+    /// Reads devices anew and compares what is attached with what should be.
+    pub fn repair(&mut self, loaded: &mut Loaded) -> Result<Outcome, EventError> {
+        // Events of before the dump would turn the clock back.
+        self.follow.drain(&mut Devices::default())?;
+        let fresh = Devices::dump(&mut self.netlink)?;
+        if fresh != self.devices {
+            tracing::info!("devices or addresses had changed unseen");
+            self.devices = fresh;
+        }
+        self.preferred = Preferred::ask();
+        let gone: Vec<_> =
+            self.hooked.keys().copied().filter(|index| !self.devices.links.contains_key(index)).collect();
+        for ifindex in gone {
+            self.forget(loaded, ifindex)?;
+        }
+        let hooked: Vec<_> = self.hooked.iter().map(|(ifindex, hooked)| (*ifindex, hooked.hook)).collect();
+        for (ifindex, hook) in hooked {
+            if !matches!(self.attacher.is_hooked(loaded, ifindex, hook), Ok(true)) {
+                tracing::warn!(
+                    ifindex,
+                    device = self.name(ifindex),
+                    "its programs were gone: hooking it again"
+                );
+                self.hooked.remove(&ifindex);
+            }
+        }
+        self.repair_entries(loaded)?;
+        let outcome = self.reconcile(loaded, None)?;
+        Ok(Outcome { addresses: true, ..outcome })
+    }
+
+    /// Brings DEVICES back to what it should hold.
+    fn repair_entries(&mut self, loaded: &mut Loaded) -> Result<(), MapError> {
+        let mut held: BTreeMap<Vec<u8>, Vec<u8>> = loaded.store.read(map::DEVICES)?.into_iter().collect();
+        let mut ops = Vec::new();
+        for (ifindex, hooked) in &self.hooked {
+            let (key, value) = (bytes_of(ifindex).to_vec(), bytes_of(&hooked.device).to_vec());
+            if held.remove(&key).as_ref() != Some(&value) {
+                ops.push(Op::Put { map: map::DEVICES, key, value });
+            }
+        }
+        ops.extend(held.into_keys().map(|key| Op::Delete { map: map::DEVICES, key }));
+        loaded.store.write(&ops).map_err(|(_, error)| error)
+    }
+
+    fn name(&self, ifindex: u32) -> &str {
+        self.devices.links.get(&ifindex).map_or("", |link| &link.name)
+    }
+
+    /// A device is gone: its pins and its entry go too.
+    fn forget(&mut self, loaded: &mut Loaded, ifindex: u32) -> Result<(), MapError> {
+        self.reported.remove(&ifindex);
+        if self.hooked.remove(&ifindex).is_none() {
+            return Ok(());
+        }
+        if let Err(error) = self.attacher.unpin(ifindex) {
+            tracing::warn!(ifindex, %error, "cannot remove the pins of a device that is gone");
+        }
+        self.delete_entry(loaded, ifindex)
+    }
+
+    fn delete_entry(&self, loaded: &mut Loaded, ifindex: u32) -> Result<(), MapError> {
+        let key = bytes_of(&ifindex).to_vec();
+        loaded.store.write(&[Op::Delete { map: map::DEVICES, key }]).map_err(|(_, error)| error)
+    }
+
+    /// Hooks what should be and is not, unhooks what should not be, updates DEVICES. `since`: when the event
+    /// that made it necessary was taken.
+    fn reconcile(&mut self, loaded: &mut Loaded, since: Option<Instant>) -> Result<Outcome, MapError> {
+        let mut outcome = Outcome { addresses: true, retry: false };
+        if !self.is_attaching {
+            return Ok(outcome);
+        }
+        let wanted: Vec<_> = self
+            .devices
+            .links
+            .values()
+            .map(|link| {
+                let hook = self.devices.hook(link, &self.filter);
+                let device = self.devices.describe(link, hook, &self.detect, self.preferred);
+                (link.index, Hooked { hook, device })
+            })
+            .collect();
+        for (ifindex, wanted) in wanted {
+            let now = self.hooked.get(&ifindex).copied();
+            match wanted.hook {
+                Hook::L2 | Hook::L3 if now == Some(wanted) => {}
+                Hook::L2 | Hook::L3 => outcome.retry |= !self.hook(loaded, ifindex, wanted, since)?,
+                Hook::Not | Hook::Excluded | Hook::Unknown(_) => {
+                    self.leave_alone(loaded, ifindex, wanted.hook)?;
+                }
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Whether it worked, or need not be tried again.
+    fn hook(
+        &mut self,
+        loaded: &mut Loaded,
+        ifindex: u32,
+        wanted: Hooked,
+        since: Option<Instant>,
+    ) -> Result<bool, MapError> {
+        let (key, value) = (bytes_of(&ifindex).to_vec(), bytes_of(&wanted.device).to_vec());
+        loaded.store.write(&[Op::Put { map: map::DEVICES, key, value }]).map_err(|(_, error)| error)?;
+        if self.hooked.get(&ifindex).is_some_and(|now| now.hook == wanted.hook) {
+            self.hooked.insert(ifindex, wanted);
+            return Ok(true);
+        }
+        match self.attacher.hook(loaded, ifindex, wanted.hook) {
+            Ok(()) => {
+                self.hooked.insert(ifindex, wanted);
+                self.reported.remove(&ifindex);
+                let device = self.name(ifindex).to_owned();
+                if let Some(since) = since {
+                    let took = since.elapsed();
+                    self.latency = Latency { last: took, max: self.latency.max.max(took) };
+                    let max = self.latency.max;
+                    tracing::debug!(ifindex, device, ?took, ?max, "hooked");
+                } else {
+                    tracing::debug!(ifindex, device, "hooked");
+                }
+                Ok(true)
+            }
+            // Gone meanwhile: its own event says so soon.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                self.delete_entry(loaded, ifindex)?;
+                Ok(true)
+            }
+            Err(error) => {
+                if self.reported.insert(ifindex) {
+                    tracing::warn!(ifindex, device = self.name(ifindex), %error, "cannot hook the device");
+                }
+                Ok(false)
+            }
+        }
+    }
+
+    fn leave_alone(&mut self, loaded: &mut Loaded, ifindex: u32, hook: Hook) -> Result<(), MapError> {
+        if self.hooked.remove(&ifindex).is_some() {
+            if let Err(error) = self.attacher.unhook(ifindex) {
+                tracing::warn!(ifindex, device = self.name(ifindex), %error, "cannot unhook the device");
+            }
+            self.delete_entry(loaded, ifindex)?;
+            tracing::debug!(ifindex, device = self.name(ifindex), "unhooked");
+        }
+        if let Hook::Unknown(link_type) = hook
+            && self.reported.insert(ifindex)
+        {
+            tracing::warn!(
+                ifindex,
+                device = self.name(ifindex),
+                link_type,
+                "link type is not known: not hooked, Services are not reached through this device"
+            );
+        }
+        Ok(())
+    }
+
+    /// Tries again what failed.
+    pub fn retry(&mut self, loaded: &mut Loaded) -> Result<Outcome, MapError> {
+        self.reconcile(loaded, None)
+    }
+}
+
+/// Why devices could not be followed.
+#[derive(Debug, thiserror::Error)]
+pub enum EventError {
+    #[error("reading devices by rtnetlink failed: {0}")]
+    Netlink(#[from] io::Error),
+    #[error(transparent)]
+    Map(#[from] MapError),
+}

@@ -1,0 +1,443 @@
+//! `shunt run`: joins the sources, the controller, the devices and the kernel, and keeps them in step.
+//!
+//! One task owns every map handle and does one thing after the other: take events, sync, hook devices,
+//! collect flows, repair. At start nothing is attached before the maps are complete; at exit programs, links
+//! and maps stay, and the node keeps forwarding.
+
+mod flows;
+mod hooks;
+mod trace;
+
+use std::{
+    io::{self, IsTerminal as _},
+    net::SocketAddr,
+    os::fd::{AsFd as _, OwnedFd},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytemuck::bytes_of;
+use proxy_common::{Agent as AgentState, map};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+    time::{Instant as TokioInstant, sleep_until},
+};
+
+use self::{
+    flows::Flows,
+    hooks::{DeviceHooks, EventError, Outcome},
+};
+use crate::{
+    bpf::{
+        self,
+        probe::{self, Features},
+    },
+    config::{Config, SocketLb},
+    controller::{Controller, SyncError},
+    datapath::{
+        DatapathError,
+        attach::{self, Method},
+        load::{Globals, Loaded, load},
+        pins::{PinLock, Pins},
+    },
+    health::{self, Health, Page, unix_now},
+    maps::{MapStore as _, Op},
+    source::{
+        Event,
+        files::{self, FilesError},
+    },
+};
+
+/// Between the end of one sync and the begin of the next: the first change is written at once, those that
+/// follow closely together.
+const MIN_SYNC_INTERVAL: Duration = Duration::from_millis(20);
+/// After a failed write, or a device that could not be hooked.
+const RETRY: Duration = Duration::from_secs(1);
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How often what nobody else should touch is compared with what it should be.
+const REPAIR: Duration = Duration::from_secs(60);
+
+/// Makes tests use the clsact qdisc on kernels that have tcx.
+const FORCE_CLSACT: &str = "SHUNT_FORCE_CLSACT";
+
+/// Why `shunt run` ended.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    #[error(transparent)]
+    Sync(#[from] SyncError),
+    #[error(transparent)]
+    Devices(#[from] EventError),
+    #[error("cannot listen on {addr} for {what}: {source}")]
+    Bind { what: &'static str, addr: SocketAddr, source: io::Error },
+    #[error("the source of Services and endpoints has ended")]
+    SourceEnded,
+    #[error("{action}: {source}")]
+    Io { action: &'static str, source: io::Error },
+}
+
+fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> AgentError {
+    move |source| AgentError::Io { action, source }
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub fn run(config: Config) -> Result<(), AgentError> {
+    start_logging();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .map_err(io_error("starting the runtime"))?;
+    // The agent's own task runs on this thread; the listeners on the other.
+    runtime.block_on(async {
+        let mut signals = Signals::new().map_err(io_error("waiting for signals"))?;
+        let mut agent = Agent::start(config).await?;
+        let result = agent.run(&mut signals).await;
+        agent.say_goodbye();
+        result
+    })
+}
+
+/// Logs on stderr; SHUNT_LOG takes tracing's filter syntax.
+fn start_logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SHUNT_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    // Somebody who embeds the agent may have a subscriber already.
+    let _already = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(colour)
+        .with_target(false)
+        .try_init();
+}
+
+struct Signals {
+    term: Signal,
+    int: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+
+    async fn recv(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.term.recv() => "SIGTERM",
+            _ = self.int.recv() => "SIGINT",
+        }
+    }
+}
+
+struct Agent {
+    config: Config,
+    pins: Pins,
+    _lock: PinLock,
+    loaded: Loaded,
+    controller: Controller,
+    devices: DeviceHooks,
+    device_events: AsyncFd<OwnedFd>,
+    events: mpsc::Receiver<Vec<Event>>,
+    flows: Flows,
+    health: Arc<Health>,
+    state: AgentState,
+    is_attached: bool,
+    /// Next time to sync, and to try devices again; `None` when there is no need.
+    sync_at: Option<Instant>,
+    devices_at: Option<Instant>,
+    last_sync: Instant,
+}
+
+impl Agent {
+    /// Loads the programs and reads what is there; attaches nothing.
+    async fn start(config: Config) -> Result<Self, AgentError> {
+        let began = Instant::now();
+        let features = Features::probe().map_err(|source| DatapathError::Privilege { source })?;
+        features.lacking().map_err(DatapathError::Kernel)?;
+        let pins = Pins::create(&config.bpffs)?;
+        let lock = pins.lock()?;
+        let health = Arc::new(Health::default());
+        listen(&config, &health, &pins).await?;
+
+        let globals = Globals::new(&features, &config)?;
+        let mut loaded = load(&pins, &globals, &config.sizes)?;
+        if config.trace {
+            trace::start(loaded.ebpf_mut()).map_err(io_error("starting the trace"))?;
+        }
+        let forced = std::env::var_os(FORCE_CLSACT).is_some_and(|value| value == "1");
+        let method = if features.tcx && !forced { Method::Tcx } else { Method::Clsact };
+        let devices = DeviceHooks::open(&config, pins.clone(), method).map_err(EventError::Netlink)?;
+        let descriptor = devices.descriptor().map_err(EventError::Netlink)?;
+        // SAFETY: an `OwnedFd` keeps one descriptor open for as long as it lives, and the `AsyncFd` owns it.
+        let device_events = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) }
+            .map_err(|e| EventError::Netlink(e.into()))?;
+        let mut controller = Controller::new(&config.node_name, config.compile.clone(), config.sizes);
+        controller.restore(&mut loaded.store)?;
+        let events = files::follow(&config.manifests)?.events;
+        tracing::info!(
+            node = config.node_name,
+            kernel = probe::kernel_release(),
+            ?method,
+            ?features,
+            bpffs = %config.bpffs.display(),
+            took = ?began.elapsed(),
+            "loaded"
+        );
+        if config.socket_lb == SocketLb::Off {
+            tracing::warn!("--socket-lb off: processes of the node itself do not reach Services");
+        }
+        let now = Instant::now();
+        let state =
+            AgentState { started: unix_now(), pid: std::process::id(), ..bytemuck::Zeroable::zeroed() };
+        let mut agent = Self {
+            flows: Flows::new(globals.hz),
+            config,
+            pins,
+            _lock: lock,
+            loaded,
+            controller,
+            devices,
+            device_events,
+            events,
+            health,
+            state,
+            is_attached: false,
+            sync_at: None,
+            devices_at: None,
+            last_sync: now,
+        };
+        agent.tell_addresses();
+        Ok(agent)
+    }
+
+    async fn run(&mut self, signals: &mut Signals) -> Result<(), AgentError> {
+        let mut heartbeat = tokio::time::interval(HEARTBEAT);
+        let mut repair = tokio::time::interval_at(TokioInstant::now() + REPAIR, REPAIR);
+        loop {
+            tokio::select! {
+                biased;
+                name = signals.recv() => {
+                    tracing::info!("{name}: stopping; programs, links and maps stay, `shunt cleanup` removes them");
+                    return Ok(());
+                }
+                // Devices before anything else: a new pod waits for its hooks.
+                ready = self.device_events.readable() => {
+                    ready.map_err(EventError::Netlink)?.clear_ready();
+                    let outcome = self.devices.on_events(&mut self.loaded)?;
+                    self.after_devices(outcome);
+                }
+                batch = self.events.recv() => {
+                    let Some(batch) = batch else { return Err(AgentError::SourceEnded) };
+                    self.take(batch);
+                }
+                () = wait_for(self.sync_at) => self.sync()?,
+                () = wait_for(self.devices_at) => {
+                    self.devices_at = None;
+                    let outcome = self.devices.retry(&mut self.loaded).map_err(EventError::Map)?;
+                    self.after_devices(outcome);
+                }
+                () = wait_for(self.flows.due()), if self.is_attached => self.collect(),
+                _ = heartbeat.tick() => self.beat(),
+                _ = repair.tick(), if self.is_attached => self.repair()?,
+            }
+        }
+    }
+
+    /// Takes all events that are there.
+    fn take(&mut self, batch: Vec<Event>) {
+        batch.into_iter().for_each(|event| self.controller.apply(event));
+        while let Ok(more) = self.events.try_recv() {
+            more.into_iter().for_each(|event| self.controller.apply(event));
+        }
+        self.queue_sync();
+    }
+
+    fn queue_sync(&mut self) {
+        self.health.queued(unix_now());
+        self.sync_at.get_or_insert(self.last_sync + MIN_SYNC_INTERVAL);
+    }
+
+    fn tell_addresses(&mut self) {
+        let (all, primary) = self.devices.addresses();
+        self.controller.set_node_addresses(all, &primary);
+    }
+
+    fn after_devices(&mut self, outcome: Outcome) {
+        if outcome.addresses {
+            self.tell_addresses();
+            self.queue_sync();
+        }
+        if outcome.retry {
+            self.devices_at.get_or_insert(Instant::now() + RETRY);
+        }
+    }
+
+    /// Brings the maps to what the controller says; the first complete time attaches the programs.
+    fn sync(&mut self) -> Result<(), AgentError> {
+        self.sync_at = None;
+        let began = Instant::now();
+        let report = match self.controller.sync(&mut self.loaded.store) {
+            Ok(report) => report,
+            Err(error) => {
+                tracing::error!(%error, "writing the maps failed; trying again");
+                self.last_sync = Instant::now();
+                self.sync_at = Some(self.last_sync + RETRY);
+                return Ok(());
+            }
+        };
+        self.last_sync = Instant::now();
+        if !report.complete {
+            return Ok(());
+        }
+        if report.ops > 0 {
+            tracing::debug!(ops = report.ops, services = report.services, took = ?began.elapsed(), "synced");
+        }
+        if !self.is_attached {
+            self.attach()?;
+        }
+        self.health.synced(unix_now());
+        self.health.set_ready();
+        self.state.last_sync = unix_now();
+        self.state.services = self.controller.service_count() as u32;
+        self.beat();
+        if report.first || !report.removed.is_empty() {
+            self.flows.hurry();
+        }
+        if let Some(after) = report.retry_in {
+            self.sync_at = Some(self.last_sync + after);
+        }
+        Ok(())
+    }
+
+    /// The maps are complete: puts the programs to work, in place of those of an earlier run.
+    fn attach(&mut self) -> Result<(), AgentError> {
+        let began = Instant::now();
+        let outcome = self.devices.attach_all(&mut self.loaded).map_err(EventError::Map)?;
+        self.attach_sockets()?;
+        attach::pin_programs(&self.pins, &self.loaded)?;
+        self.is_attached = true;
+        self.state.ready = 1;
+        if outcome.retry {
+            self.devices_at = Some(Instant::now() + RETRY);
+        }
+        tracing::info!(
+            devices = self.devices.count(),
+            services = self.controller.service_count(),
+            took = ?began.elapsed(),
+            "ready"
+        );
+        Ok(())
+    }
+
+    fn attach_sockets(&self) -> Result<(), AgentError> {
+        match self.config.socket_lb {
+            SocketLb::Off => {
+                attach::detach_sockets(&self.pins).map_err(io_error("detaching the socket programs"))
+            }
+            SocketLb::Host | SocketLb::All => {
+                Ok(attach::attach_sockets(&self.pins, &self.loaded, &self.config.cgroup)?)
+            }
+        }
+    }
+
+    fn collect(&mut self) {
+        let result = self.flows.collect(&mut self.loaded, &mut self.controller);
+        match result {
+            Ok(true) if self.sync_at.is_none() => self.sync_at = Some(self.last_sync + MIN_SYNC_INTERVAL),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "collecting expired flows failed"),
+        }
+    }
+
+    /// Says in AGENT that we live.
+    fn beat(&mut self) {
+        self.state.heartbeat = unix_now();
+        let op = Op::Put { map: map::AGENT, key: vec![0; 4], value: bytes_of(&self.state).to_vec() };
+        if let Err((_, error)) = self.loaded.store.write(&[op]) {
+            tracing::warn!(%error, "cannot write the heartbeat");
+        }
+    }
+
+    /// Compares devices, attachments, pins and maps with what they should be.
+    fn repair(&mut self) -> Result<(), AgentError> {
+        let outcome = self.devices.repair(&mut self.loaded)?;
+        self.after_devices(outcome);
+        let sockets = self.config.socket_lb == SocketLb::Off
+            || attach::sockets_attached(&self.pins, &self.loaded).unwrap_or(false);
+        if !sockets {
+            tracing::warn!("the socket programs were gone: attaching them again");
+            if let Err(error) = self.attach_sockets() {
+                tracing::error!(%error, "attaching the socket programs failed");
+            }
+        }
+        if let Err(error) = self.repair_pins() {
+            tracing::error!(%error, "pinning again failed");
+        }
+        if let Err(error) = self.controller.reload(&mut self.loaded.store) {
+            tracing::error!(%error, "reading the maps failed");
+        }
+        self.queue_sync();
+        Ok(())
+    }
+
+    /// Pins again what somebody removed.
+    fn repair_pins(&self) -> Result<(), DatapathError> {
+        Pins::create(&self.config.bpffs)?;
+        for name in map::ALL {
+            let path = self.pins.map(name);
+            if !path.exists()
+                && let Ok(open) = self.loaded.store.map(name)
+            {
+                tracing::warn!(map = name, "its pin was gone");
+                bpf::obj_pin(open.as_fd(), &path).map_err(|source| DatapathError::Pin { path, source })?;
+            }
+        }
+        if self.loaded.programs().any(|(name, _)| !self.pins.prog(name).exists()) {
+            attach::pin_programs(&self.pins, &self.loaded)?;
+        }
+        Ok(())
+    }
+
+    /// What stays in the maps for `shunt status` once we are gone.
+    fn say_goodbye(&mut self) {
+        self.state.ready = 0;
+        self.beat();
+        let latency = self.devices.latency;
+        tracing::info!(
+            devices = self.devices.count(),
+            hook_latency_last = ?latency.last,
+            hook_latency_max = ?latency.max,
+            "stopped"
+        );
+    }
+}
+
+/// Opens the listeners that were asked for.
+async fn listen(config: &Config, health: &Arc<Health>, pins: &Pins) -> Result<(), AgentError> {
+    let pages = [
+        (config.healthz_bind_address, "health", Page::Health(health.clone())),
+        (config.metrics_bind_address, "metrics", Page::Metrics(pins.map(map::COUNTERS))),
+    ];
+    for (addr, what, page) in pages {
+        if let Some(addr) = addr {
+            let bound =
+                health::listen(addr, page).await.map_err(|source| AgentError::Bind { what, addr, source })?;
+            tracing::info!(addr = %bound, "listening for {what}");
+        }
+    }
+    Ok(())
+}
+
+/// Until then; for ever when there is no time.
+async fn wait_for(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(TokioInstant::from_std(at)).await,
+        None => std::future::pending().await,
+    }
+}
