@@ -21,8 +21,6 @@ pub enum Failure {
     Refused { documents: usize },
     #[error("writing the output failed")]
     Output(#[from] io::Error),
-    #[error("{what} is not in this build yet")]
-    Missing { what: &'static str },
     #[error(transparent)]
     Agent(#[from] AgentError),
 }
