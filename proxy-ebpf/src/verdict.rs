@@ -26,7 +26,7 @@ impl Verdict {
             // TCX_NEXT has the same number. Never OK: it would skip the CNI's own program on this hook.
             Self::Next => TC_ACT_UNSPEC,
             Self::Redirect(action) => action,
-            Self::Drop => TC_ACT_SHOT as i32,
+            Self::Drop => TC_ACT_SHOT,
         }
     }
 }
