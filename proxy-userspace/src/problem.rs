@@ -27,7 +27,7 @@ pub enum ProblemKind {
          left out instead of being served to everyone"
     )]
     SourceRanges { address: IpAddr },
-    #[error("{frontend} belongs to Service {owner}, which claimed it first", frontend = Frontend(*frontend))]
+    #[error("{frontend} is served for Service {owner}, whose claim goes first", frontend = Frontend(*frontend))]
     FrontendTaken { frontend: FrontendKey, owner: ServiceKey },
     #[error("map {map} has no room for it ({max} entries); {consequence}")]
     Full { map: &'static str, max: u32, consequence: Consequence },
@@ -158,7 +158,7 @@ mod tests {
         let kind = ProblemKind::FrontendTaken { frontend, owner: ServiceKey::new("default", "older") };
         assert_eq!(
             Problem::new(&key, kind).to_string(),
-            "Service default/web: NodePort 30080/TCP (IPv6) belongs to Service default/older, which claimed it first"
+            "Service default/web: NodePort 30080/TCP (IPv6) is served for Service default/older, whose claim goes first"
         );
     }
 }

@@ -74,6 +74,8 @@ fn parse_one(text: &str, line: usize) -> Result<Value, String> {
     // The operator's own files: a cluster's dump is larger than any budget for strangers' input.
     options.budget = None;
     options.with_snippet = false;
+    // As YAML 1.2 has it: a Service may be called `y` or `on`.
+    options.strict_booleans = true;
     serde_saphyr::from_str_with_options(text, options.clone()).map_err(|error| {
         // Once more with the lines before it, only so that the message counts lines as an editor does.
         let padded = "\n".repeat(line - 1) + text;
@@ -115,9 +117,9 @@ mod tests {
 
     #[test]
     fn scalars_keep_what_they_are() {
-        let text = "port: 80\ntext: \"80\"\nip: 10.68.0.1\ntime: 2026-01-02T03:04:05Z\nnothing: null\nflag: true\nver: v1\n";
+        let text = "port: 80\ntext: \"80\"\nip: 10.68.0.1\ntime: 2026-01-02T03:04:05Z\nnothing: null\nflag: true\nver: y\n";
         let want = json!({"port": 80, "text": "80", "ip": "10.68.0.1", "time": "2026-01-02T03:04:05Z",
-            "nothing": null, "flag": true, "ver": "v1"});
+            "nothing": null, "flag": true, "ver": "y"});
         assert_eq!(parse(text)[0].value.as_ref().unwrap(), &want);
         let json_text = "{\"kind\": \"List\",\n\t\"items\": [1, \"a\"]}\n";
         assert_eq!(parse(json_text)[0].value.as_ref().unwrap(), &json!({"kind": "List", "items": [1, "a"]}));
