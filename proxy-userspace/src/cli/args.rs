@@ -20,6 +20,7 @@ pub struct Cli {
 
 /// Options that every command takes, before or after its name.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Global options")]
 pub struct GlobalArgs {
     /// Directory on a bpffs that holds shunt's pins
     #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_BPFFS, value_hint = ValueHint::DirPath)]
@@ -94,6 +95,7 @@ pub enum Command {
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum ListCommand {
+    /// All of them
     #[command(visible_alias = "show", alias = "ls")]
     List,
 }
@@ -132,6 +134,7 @@ pub enum ConntrackCommand {
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum MapCommand {
+    /// Every pinned map with its type, sizes and memory
     #[command(visible_alias = "show", alias = "ls")]
     List,
     /// Every entry: `dump [name] NAME`
@@ -208,10 +211,10 @@ pub struct RunArgs {
     /// Follow the manifests in this directory
     #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig", value_hint = ValueHint::DirPath)]
     pub manifests: Option<PathBuf>,
-    /// Follow the cluster's API server
+    /// Follow the cluster's API server (not built in this version)
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub kubeconfig: Option<PathBuf>,
-    /// KubeProxyConfiguration or shunt's own configuration file
+    /// Configuration file (not built in this version)
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
     /// Name of this node's Node object [default: $NODE_NAME, else the host's name]
