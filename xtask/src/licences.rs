@@ -1,7 +1,8 @@
 //! The licence check: every crate that cargo resolves must be under licences that deny.toml allows.
 //!
 //! cargo-deny, where it is installed, checks that and more (advisories, sources, duplicates) from the same file. It
-//! is not installed by setup: it compiles for many minutes. Without it only licences and sources are checked, here.
+//! is not installed by setup, which leaves a program of that size to you. Without it only licences and sources are
+//! checked, here.
 
 use std::{fs, iter::Peekable};
 

@@ -80,7 +80,8 @@ struct Sum {
 
 pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let levels = if args.levels.is_empty() { &Level::ALL[..] } else { &args.levels };
-    let need = if levels.iter().any(|level| level.needs_root()) { Need::Run } else { Need::Build };
+    let runs = |level: &Level| level.needs_root() || *level == Level::Vm;
+    let need = if levels.iter().any(runs) { Need::Run } else { Need::Build };
     setup::ensure(workspace, need)?;
     // The network and vm suites start the real `shunt`, which is not theirs for cargo to build.
     build::cargo_build(workspace, false, &[])?;
