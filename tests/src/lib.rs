@@ -6,5 +6,6 @@
 pub mod demo;
 pub mod manifest;
 pub mod net;
+pub mod packet;
 pub mod traffic;
 pub mod vm;

@@ -79,6 +79,11 @@ impl Netns {
         Ok(())
     }
 
+    /// Moves the calling thread into the namespace for good.
+    pub fn join(&self) -> Result<()> {
+        setns(&self.file, CloneFlags::CLONE_NEWNET).with_context(|| format!("setns into {}", self.name))
+    }
+
     /// Runs `f` with the calling thread inside the namespace. Sockets and devices made there stay there.
     pub fn enter<T>(&self, f: impl FnOnce() -> T) -> T {
         /// Brings the thread back, also when `f` panics.

@@ -1,0 +1,271 @@
+//! The object that `shunt` embeds, loaded into maps of its own in a network namespace of its own.
+//!
+//! The kernel takes a second or more to verify it, so the tests of one process share one, emptied before each use.
+//! aya pins maps that are declared as pinned; here the pins live in a private directory and only until the maps are
+//! open. Nothing is attached.
+
+use std::{
+    collections::HashMap as StdMap,
+    fs,
+    hash::Hash,
+    os::fd::AsFd as _,
+    path::Path,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use anyhow::{Context, Result};
+use aya::{
+    Ebpf, EbpfLoader, Pod,
+    maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues},
+    programs::SchedClassifier,
+    util::nr_cpus,
+};
+use bytemuck::Zeroable as _;
+use nix::net::if_::if_nametoindex;
+use proxy_common::{
+    Addr, Backend, Counter, CtEntry, CtKey, Device, Frontend, FrontendKey, NodeConfig, Service, map,
+};
+
+use super::{
+    frame::Link,
+    run::{self, Outcome, Way},
+    world::Last,
+};
+use crate::net::{Netns, scratch};
+
+/// Datapaths made by this process.
+static MADE: AtomicUsize = AtomicUsize::new(0);
+
+/// Entries of CONNTRACK in the datapath that tests share.
+const CONNTRACK: u32 = 65_536;
+
+static SHARED: Mutex<Option<Datapath>> = Mutex::new(None);
+
+/// The datapath of this process, furnished and otherwise empty, with the calling thread in its namespace. Whoever asks
+/// next waits until it is given back.
+pub fn shared() -> Result<Shared> {
+    // A test that failed with it in its hands has done it no harm that emptying does not mend.
+    let mut guard = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    match &mut *guard {
+        Some(node) => {
+            node.netns.join()?;
+            node.clear()?;
+        }
+        none => *none = Some(Datapath::load(CONNTRACK)?),
+    }
+    Ok(Shared(guard))
+}
+
+/// The lease of [`shared`].
+pub struct Shared(MutexGuard<'static, Option<Datapath>>);
+
+impl std::ops::Deref for Shared {
+    type Target = Datapath;
+
+    fn deref(&self) -> &Datapath {
+        self.0.as_ref().expect("filled before it was leased")
+    }
+}
+
+impl std::ops::DerefMut for Shared {
+    fn deref_mut(&mut self) -> &mut Datapath {
+        self.0.as_mut().expect("filled before it was leased")
+    }
+}
+
+/// A classifier of the object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Hook {
+    Ingress,
+    Egress,
+}
+
+impl Hook {
+    /// The program for this hook on a device of this kind.
+    pub fn program(self, link: Link) -> &'static str {
+        match (self, link) {
+            (Self::Ingress, Link::Ethernet) => "ingress_l2",
+            (Self::Egress, Link::Ethernet) => "egress_l2",
+            (Self::Ingress, Link::Ip) => "ingress_l3",
+            (Self::Egress, Link::Ip) => "egress_l3",
+        }
+    }
+}
+
+/// One node's datapath.
+pub struct Datapath {
+    ebpf: Ebpf,
+    pub frontends: HashMap<MapData, FrontendKey, Frontend>,
+    pub slots: Array<MapData, u32>,
+    pub backends: Array<MapData, Backend>,
+    pub services: Array<MapData, Service>,
+    pub backend_addrs: HashMap<MapData, FrontendKey, u32>,
+    pub ports: Array<MapData, u32>,
+    pub node_addrs: HashMap<MapData, Addr, u32>,
+    pub node_config: Array<MapData, NodeConfig>,
+    pub devices: HashMap<MapData, u32, Device>,
+    pub conntrack: HashMap<MapData, CtKey, CtEntry>,
+    counters: PerCpuArray<MapData, u64>,
+    netns: Netns,
+    /// The device towards other hosts.
+    pub uplink: u32,
+    /// The device of a pod.
+    pub pod: u32,
+    /// What [`super::world`] gave away last.
+    pub(super) last: Last,
+    /// Ports with bits in PORTS.
+    pub(super) marked: Vec<u16>,
+}
+
+impl Datapath {
+    /// Loads it with room for this many CONNTRACK entries, and furnishes it. The calling thread moves to its namespace.
+    pub fn load(conntrack: u32) -> Result<Self> {
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let id = format!("shunt-packet-{}-{number}", std::process::id());
+        let netns = Netns::new(id.clone())?;
+        netns.ip("link add uplink type veth peer name pod\n")?;
+        netns.join()?;
+        let (uplink, pod) = (if_nametoindex("uplink")?, if_nametoindex("pod")?);
+
+        scratch::mount_bpffs()?;
+        let pins = Path::new(scratch::BPFFS).join(id);
+        fs::create_dir(&pins).with_context(|| format!("making {}", pins.display()))?;
+        let loaded = EbpfLoader::new()
+            .default_map_pin_directory(&pins)
+            // A device's checksum over IPv6 stays right only with it; older kernels are the vm suite's business.
+            .override_global("CSUM_IPV6", &(1u64 << 7), true)
+            .map_max_entries(map::CONNTRACK, conntrack)
+            .map_max_entries(map::AFFINITY, 64)
+            .map_max_entries(map::SOCK_REVNAT, 64)
+            .map_max_entries(map::SOCK_BACKEND, 64)
+            .load(shunt::object::OBJECT);
+        // The maps are open (or were not made): their names have done their duty.
+        fs::remove_dir_all(&pins)?;
+        let mut ebpf = loaded.context("loading the object: the packet suite must run as root")?;
+        for hook in [Hook::Ingress, Hook::Egress] {
+            for link in Link::BOTH {
+                let name = hook.program(link);
+                let program: &mut SchedClassifier =
+                    ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
+                program.load().with_context(|| format!("loading {name}"))?;
+            }
+        }
+        let mut node = Self {
+            frontends: hash(&mut ebpf, map::FRONTENDS)?,
+            slots: array(&mut ebpf, map::SLOTS)?,
+            backends: array(&mut ebpf, map::BACKENDS)?,
+            services: array(&mut ebpf, map::SERVICES)?,
+            backend_addrs: hash(&mut ebpf, map::BACKEND_ADDRS)?,
+            ports: array(&mut ebpf, map::PORTS)?,
+            node_addrs: hash(&mut ebpf, map::NODE_ADDRS)?,
+            node_config: array(&mut ebpf, map::NODE_CONFIG)?,
+            devices: hash(&mut ebpf, map::DEVICES)?,
+            conntrack: hash(&mut ebpf, map::CONNTRACK)?,
+            counters: ebpf.take_map(map::COUNTERS).context("no map COUNTERS")?.try_into()?,
+            ebpf,
+            uplink,
+            pod,
+            netns,
+            last: Last::default(),
+            marked: Vec::new(),
+        };
+        node.furnish()?;
+        Ok(node)
+    }
+
+    /// Forgets everything but the furniture.
+    pub fn clear(&mut self) -> Result<()> {
+        empty(&mut self.frontends)?;
+        empty(&mut self.backend_addrs)?;
+        empty(&mut self.node_addrs)?;
+        empty(&mut self.devices)?;
+        empty(&mut self.conntrack)?;
+        for port in self.marked.drain(..) {
+            self.ports.set(u32::from(port), 0, 0)?;
+        }
+        for id in 0..=self.last.service {
+            self.services.set(id, Service::zeroed(), 0)?;
+        }
+        for id in 0..=self.last.backend {
+            self.backends.set(id, Backend::zeroed(), 0)?;
+        }
+        for counter in Counter::ALL {
+            let zeros = PerCpuValues::try_from(vec![0; nr_cpus().map_err(|(_, error)| error)?])?;
+            self.counters.set(*counter as u32, zeros, 0)?;
+        }
+        self.last = Last::default();
+        self.furnish()
+    }
+
+    /// Forgets the flows alone.
+    pub fn forget_flows(&mut self) -> Result<()> {
+        empty(&mut self.conntrack)
+    }
+
+    /// The loaded program of this name.
+    pub fn program(&self, name: &str) -> &SchedClassifier {
+        self.ebpf.program(name).expect("a program of the object").try_into().expect("a classifier")
+    }
+
+    /// Runs a hook over a packet.
+    #[track_caller]
+    pub fn run(&self, hook: Hook, link: Link, packet: &[u8], way: Way) -> Outcome {
+        let program = self.program(hook.program(link)).fd().expect("loaded").as_fd();
+        match run::run(program, packet, way) {
+            Ok(outcome) => outcome,
+            Err(error) if error.raw_os_error() == Some(libc::EBADMSG) => {
+                panic!("{hook:?} spoiled the device's checksum of {packet:02x?}")
+            }
+            Err(error) => panic!("BPF_PROG_TEST_RUN of {hook:?} over {packet:02x?}: {error}"),
+        }
+    }
+
+    /// A packet that comes in by the uplink.
+    #[track_caller]
+    pub fn ingress(&self, link: Link, packet: &[u8]) -> Outcome {
+        self.run(
+            Hook::Ingress,
+            link,
+            packet,
+            Way { device: self.uplink, came_in: self.uplink, complete: false },
+        )
+    }
+
+    /// A forwarded packet that leaves by the uplink.
+    #[track_caller]
+    pub fn egress(&self, link: Link, packet: &[u8]) -> Outcome {
+        self.run(Hook::Egress, link, packet, Way { device: self.uplink, came_in: self.pod, complete: false })
+    }
+
+    /// A packet of the node's own that leaves by the uplink.
+    #[track_caller]
+    pub fn own(&self, link: Link, packet: &[u8]) -> Outcome {
+        self.run(Hook::Egress, link, packet, Way { device: self.uplink, came_in: 0, complete: false })
+    }
+
+    /// Sum of a counter over the CPUs.
+    pub fn counter(&self, counter: Counter) -> u64 {
+        self.counters.get(&(counter as u32), 0).expect("every counter has an element").iter().sum()
+    }
+
+    /// Everything in CONNTRACK.
+    pub fn flows(&self) -> StdMap<CtKey, CtEntry> {
+        self.conntrack.iter().map(|entry| entry.expect("nobody else writes")).collect()
+    }
+}
+
+fn empty<K: Pod + Eq + Hash, V: Pod>(map: &mut HashMap<MapData, K, V>) -> Result<()> {
+    let keys: Vec<K> = map.keys().collect::<Result<_, _>>()?;
+    keys.iter().try_for_each(|key| Ok(map.remove(key)?))
+}
+
+fn hash<K: Pod + Eq + Hash, V: Pod>(ebpf: &mut Ebpf, name: &str) -> Result<HashMap<MapData, K, V>> {
+    Ok(ebpf.take_map(name).with_context(|| format!("no map {name}"))?.try_into()?)
+}
+
+fn array<V: Pod>(ebpf: &mut Ebpf, name: &str) -> Result<Array<MapData, V>> {
+    Ok(ebpf.take_map(name).with_context(|| format!("no map {name}"))?.try_into()?)
+}

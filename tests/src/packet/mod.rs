@@ -1,0 +1,16 @@
+//! The harness of the packet suite and of the bench: the real eBPF object in maps of its own, run packet by packet with
+//! BPF_PROG_TEST_RUN.
+//!
+//! [`datapath`] loads it, [`world`] fills its maps, [`frame`] builds packets and their checksums from scratch, [`run`]
+//! is the system call, and [`model`] is what the translation should do, in plain Rust. No device carries a packet here
+//! and no program is attached to anything.
+
+pub mod datapath;
+pub mod frame;
+pub mod model;
+pub mod run;
+pub mod world;
+
+pub use datapath::{Datapath, Hook};
+pub use frame::{Ip, Link, Packet, Transport};
+pub use run::{Outcome, Way};

@@ -1,0 +1,199 @@
+//! What a datapath's maps hold: addresses, backends, Services and their frontends, written as the controller would.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use anyhow::Result;
+use proxy_common::{
+    Addr, Backend, Device, Frontend, FrontendKey, FrontendKind, NodeConfig, Port, Prefix,
+    node::{port_bits, role},
+};
+
+use super::{datapath::Datapath, frame::Ip};
+
+/// Pods of this node are [`addr`]`(_, 0x01xx)`.
+pub const POD: u16 = 0x0102;
+/// A pod of another node.
+pub const FAR_POD: u16 = 0x0202;
+/// Somebody outside the cluster.
+pub const OUTSIDE: u16 = 0x0902;
+/// The first VIP.
+pub const VIP: u16 = 0x4401;
+/// The node itself: takes NodePort traffic, and is its primary address.
+pub const NODE: u16 = 0xc801;
+/// The uplink's own address, with which translated flows leave it.
+pub const UPLINK: u16 = 0xc802;
+
+/// An address of the family with this host number. All are 8.0.x.x and 2001:db8:86dd::x, because BPF_PROG_TEST_RUN
+/// reads an EtherType at bytes 12 and 13 whatever the program's device would have: without an Ethernet header these
+/// bytes of a source address then say IPv4 and IPv6.
+pub fn addr(ip: Ip, host: u16) -> IpAddr {
+    let [high, low] = host.to_be_bytes();
+    match ip {
+        Ip::V4 | Ip::V4Options => Ipv4Addr::new(8, 0, high, low).into(),
+        Ip::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0x86dd, 0, 0, 0, 0, host).into(),
+    }
+}
+
+/// That address with a port.
+pub fn at(ip: Ip, host: u16, port: u16) -> SocketAddr {
+    SocketAddr::new(addr(ip, host), port)
+}
+
+/// Last numbers given away.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Last {
+    pub(super) backend: u32,
+    pub(super) service: u32,
+    slot: u32,
+}
+
+/// A Service of one port and family.
+#[derive(Clone, Copy, Debug)]
+pub struct Service {
+    pub id: u32,
+    pub proto: u8,
+    /// Base and count in SLOTS.
+    cluster: (u32, u32),
+    local: (u32, u32),
+    has_endpoints: bool,
+}
+
+impl Datapath {
+    /// The node's own addresses, its pods' ranges and its uplink.
+    pub(super) fn furnish(&mut self) -> Result<()> {
+        for ip in [Ip::V4, Ip::V6] {
+            for host in [NODE, UPLINK] {
+                self.node_addrs.insert(Addr::from(addr(ip, host)), role::NODEPORT | role::OWN, 0)?;
+            }
+        }
+        let device = Device {
+            flags: Device::UPLINK,
+            header_len: 14,
+            source_v4: addr(Ip::V4, UPLINK).into(),
+            source_v6: addr(Ip::V6, UPLINK).into(),
+        };
+        self.devices.insert(self.uplink, device, 0)?;
+        self.devices.insert(self.pod, pod_device(), 0)?;
+        self.configure(0)
+    }
+
+    /// Writes NODE_CONFIG with these flags.
+    pub fn configure(&mut self, flags: u32) -> Result<()> {
+        let nothing = Prefix { addr: Addr::UNSPECIFIED_V6, len: 0 };
+        let mut config = NodeConfig {
+            flags,
+            pod_prefix_count: 2,
+            primary_v4: addr(Ip::V4, NODE).into(),
+            primary_v6: addr(Ip::V6, NODE).into(),
+            reserved: [0; 2],
+            pod_prefixes: [nothing; 8],
+        };
+        config.pod_prefixes[0] = Prefix { addr: addr(Ip::V4, 0x0100).into(), len: 120 };
+        config.pod_prefixes[1] = Prefix { addr: addr(Ip::V6, 0x0100).into(), len: 120 };
+        Ok(self.node_config.set(0, config, 0)?)
+    }
+
+    /// A ready backend; the same address, port and protocol twice is two ids here.
+    pub fn backend(&mut self, at: SocketAddr, proto: u8, local: bool) -> Result<u32> {
+        self.last.backend += 1;
+        let id = self.last.backend;
+        let flags = Backend::READY | Backend::ACTIVE | if local { Backend::LOCAL } else { 0 };
+        let (addr, port) = (at.ip().into(), Port::new(at.port()));
+        self.backends.set(id, Backend { addr, port, proto, flags, reserved: 0 }, 0)?;
+        self.backend_addrs.insert(FrontendKey::new(addr, port, proto), id, 0)?;
+        self.allow(at.port(), port_bits::backend(proto))?;
+        Ok(id)
+    }
+
+    /// What becomes of a backend that no Service uses any more.
+    pub fn retire(&mut self, id: u32) -> Result<()> {
+        let mut backend = self.backends.get(&id, 0)?;
+        backend.flags &= !(Backend::ACTIVE | Backend::READY);
+        Ok(self.backends.set(id, backend, 0)?)
+    }
+
+    /// A Service with these backends cluster-wide and on this node.
+    pub fn service(&mut self, proto: u8, cluster: &[u32], local: &[u32]) -> Result<Service> {
+        self.last.service += 1;
+        let id = self.last.service;
+        Ok(Service {
+            id,
+            proto,
+            cluster: self.range(cluster)?,
+            local: self.range(local)?,
+            has_endpoints: !(cluster.is_empty() && local.is_empty()),
+        })
+    }
+
+    fn range(&mut self, backends: &[u32]) -> Result<(u32, u32)> {
+        let base = self.last.slot;
+        for backend in backends {
+            self.slots.set(self.last.slot, backend, 0)?;
+            self.last.slot += 1;
+        }
+        Ok((base, backends.len() as u32))
+    }
+
+    /// Makes a Service reachable at an address; `flags` are those of its policy.
+    pub fn frontend(
+        &mut self,
+        service: &Service,
+        at: SocketAddr,
+        kind: FrontendKind,
+        flags: u32,
+    ) -> Result<()> {
+        let key = FrontendKey::new(at.ip().into(), Port::new(at.port()), service.proto);
+        self.frontends.insert(key, value(service, kind, flags), 0)?;
+        self.allow(at.port(), port_bits::frontend(service.proto))
+    }
+
+    pub fn cluster_ip(&mut self, service: &Service, at: SocketAddr) -> Result<()> {
+        self.frontend(service, at, FrontendKind::ClusterIp, 0)
+    }
+
+    /// Makes a Service reachable at a NodePort; `flags` beside EXTERNAL are those of its policy.
+    pub fn node_port(&mut self, service: &Service, ip: Ip, port: u16, flags: u32) -> Result<()> {
+        let under = if ip.is_v4() { Addr::UNSPECIFIED_V4 } else { Addr::UNSPECIFIED_V6 };
+        let key = FrontendKey::new(under, Port::new(port), service.proto);
+        self.frontends.insert(key, value(service, FrontendKind::NodePort, flags | Frontend::EXTERNAL), 0)?;
+        self.allow(port, port_bits::nodeport(service.proto))
+    }
+
+    /// Lets a VIP answer ping.
+    pub fn ping(&mut self, vip: IpAddr, has_endpoints: bool) -> Result<()> {
+        let proto = if vip.is_ipv4() { 1 } else { 58 };
+        let service = Service { id: 0, proto, cluster: (0, 0), local: (0, 0), has_endpoints };
+        let key = FrontendKey::new(vip.into(), Port::ZERO, proto);
+        Ok(self.frontends.insert(key, value(&service, FrontendKind::Ping, 0), 0)?)
+    }
+
+    fn allow(&mut self, port: u16, bits: u32) -> Result<()> {
+        let index = u32::from(port);
+        let have = self.ports.get(&index, 0)?;
+        self.marked.push(port);
+        Ok(self.ports.set(index, have | bits, 0)?)
+    }
+}
+
+/// The device of a pod in DEVICES.
+pub fn pod_device() -> Device {
+    Device {
+        flags: Device::POD,
+        header_len: 14,
+        source_v4: Addr::UNSPECIFIED_V4,
+        source_v6: Addr::UNSPECIFIED_V6,
+    }
+}
+
+fn value(service: &Service, kind: FrontendKind, flags: u32) -> Frontend {
+    Frontend {
+        service: service.id,
+        flags: flags | if service.has_endpoints { Frontend::HAS_ENDPOINTS } else { 0 },
+        cluster_base: service.cluster.0,
+        cluster_count: service.cluster.1,
+        local_base: service.local.0,
+        local_count: service.local.1,
+        affinity_seconds: 0,
+        kind: kind as u32,
+    }
+}

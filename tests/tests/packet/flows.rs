@@ -1,0 +1,324 @@
+//! Flows that could be taken for one another, flows that are over, and TCP's states.
+
+use std::net::SocketAddr;
+
+use anyhow::Result;
+use proxy_common::{Addr, Counter, CtEntry, CtKey, Half, Port, tcp};
+use tests::packet::{
+    Datapath, Transport,
+    datapath::shared,
+    frame::{ACK, FIN, RST, SYN},
+    world::{FAR_POD, OUTSIDE, POD, VIP},
+};
+
+use crate::case::Case;
+
+/// A backend behind two VIPs, which a client reaches directly as well.
+fn two_vips(case: Case, node: &mut Datapath, back: SocketAddr, local: bool) -> Result<[SocketAddr; 3]> {
+    let backend = node.backend(back, case.proto(), local)?;
+    for vip in [VIP, VIP + 1] {
+        let service = node.service(case.proto(), &[backend], &[])?;
+        node.cluster_ip(&service, case.at(vip, 80))?;
+    }
+    Ok([case.at(VIP, 80), case.at(VIP + 1, 80), back])
+}
+
+const ORDERS: [[usize; 3]; 6] = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+
+#[test]
+fn one_client_port_to_two_vips_and_directly_to_their_backend() -> Result<()> {
+    for case in Case::all() {
+        for order in ORDERS {
+            for (client, host, local) in [(POD, POD + 1, true), (POD, FAR_POD, false), (OUTSIDE, POD, true)] {
+                let mut node = shared()?;
+                let back = case.at(host, 8080);
+                let fronts = two_vips(case, &mut node, back, local)?;
+                let client = case.at(client, 2000);
+                let mut sources: Vec<SocketAddr> = Vec::new();
+                for index in order {
+                    let ask = case.packet(client, fronts[index]);
+                    let (source, to) = case.goes_whole(&node, &ask);
+                    assert_eq!((to, source.ip()), (back, client.ip()), "{case:?} {order:?}");
+                    assert!(!sources.contains(&source), "{case:?} {order:?}: two flows in one tuple");
+                    sources.push(source);
+                }
+                assert_eq!(sources[0], client, "{case:?} {order:?}: the first keeps its port");
+                assert_eq!(node.counter(Counter::FlowPortChanged), 2);
+                // All three are open at once, in both directions.
+                for _ in 0..2 {
+                    for (index, source) in order.into_iter().zip(&sources) {
+                        let answer = case.packet(back, *source).flagged(ACK);
+                        let ends = case.goes_whole(&node, &answer);
+                        assert_eq!(ends, (fronts[index], client), "{case:?} {order:?}");
+                        let more = case.packet(client, fronts[index]).flagged(ACK);
+                        assert_eq!(case.goes_whole(&node, &more), (*source, back), "{case:?} {order:?}");
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn one_client_port_to_two_vips_with_translated_sources() -> Result<()> {
+    for case in Case::all() {
+        let mut node = shared()?;
+        let back = case.at(FAR_POD, 8080);
+        let fronts = two_vips(case, &mut node, back, false)?;
+        let client = case.at(OUTSIDE, 2000);
+        let mut sources = Vec::new();
+        for front in &fronts[..2] {
+            let (source, to) = case.goes_whole(&node, &case.packet(client, *front));
+            assert_eq!(to, back);
+            sources.push(source);
+        }
+        assert_ne!(sources[0], sources[1], "{case:?}");
+        for (front, source) in fronts.iter().zip(&sources) {
+            let answer = case.packet(back, *source).flagged(ACK);
+            assert_eq!(case.goes_whole(&node, &answer), (*front, client), "{case:?}");
+        }
+    }
+    Ok(())
+}
+
+/// Opens a TCP flow and closes it from both sides.
+fn open_and_close(
+    case: Case,
+    node: &Datapath,
+    client: SocketAddr,
+    front: SocketAddr,
+) -> (SocketAddr, SocketAddr) {
+    let ask = case.packet(client, front);
+    let ends = case.goes_whole(node, &ask);
+    let answer = case.packet(ends.1, ends.0);
+    for (packet, want) in [
+        (answer.flagged(SYN | ACK), (front, client)),
+        (ask.flagged(ACK), ends),
+        (ask.flagged(FIN | ACK), ends),
+        (answer.flagged(FIN | ACK), (front, client)),
+        (ask.flagged(ACK), ends),
+    ] {
+        assert_eq!(case.goes_whole(node, &packet), want, "{case:?}");
+    }
+    ends
+}
+
+fn tcp_cases() -> impl Iterator<Item = Case> {
+    Case::all().into_iter().filter(Case::is_tcp)
+}
+
+#[test]
+fn a_direct_connection_on_the_port_of_an_old_service_connection() -> Result<()> {
+    for case in tcp_cases() {
+        let mut node = shared()?;
+        let (client, back) = (case.at(POD, 2000), case.at(POD + 1, 8080));
+        let fronts = two_vips(case, &mut node, back, true)?;
+        open_and_close(case, &node, client, fronts[0]);
+        // No collector has run.
+        let direct = case.packet(client, back);
+        assert_eq!(case.goes_whole(&node, &direct), (client, back), "{case:?}");
+        let answer = case.packet(back, client).flagged(SYN | ACK);
+        assert_eq!(
+            case.goes_whole(&node, &answer),
+            (back, client),
+            "{case:?}: the reply is the backend's own"
+        );
+        assert_eq!(node.counter(Counter::FlowPortChanged), 0);
+        // And back again, on the other Service.
+        open_and_close(case, &node, client, back);
+        assert_eq!(open_and_close(case, &node, client, fronts[1]), (client, back), "{case:?}");
+        assert_eq!(node.counter(Counter::FlowPortChanged), 0);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_closed_tuple_is_free_at_once() -> Result<()> {
+    for case in tcp_cases() {
+        for (client, hosts, local) in
+            [(POD, [POD + 1, POD + 2], true), (OUTSIDE, [FAR_POD, FAR_POD + 1], false)]
+        {
+            let mut node = shared()?;
+            let backends = hosts
+                .map(|host| node.backend(case.at(host, 8080), case.proto(), local))
+                .into_iter()
+                .collect::<Result<Vec<_>>>()?;
+            let service = node.service(case.proto(), &backends, &[])?;
+            node.cluster_ip(&service, case.at(VIP, 80))?;
+            let (client, front) = (case.at(client, 2000), case.at(VIP, 80));
+            let mut before = Vec::new();
+            for round in 0..6 {
+                let ends = open_and_close(case, &node, client, front);
+                // Balanced anew, under the same source as at first.
+                assert_eq!(ends.1, case.at(hosts[round % 2], 8080), "{case:?} round {round}");
+                assert_eq!(ends.0.port(), 2000, "{case:?} round {round}");
+                before.push(node.flows().len());
+            }
+            assert!(before[5] <= before[1], "{case:?}: old halves are left: {before:?}");
+            assert_eq!(before[5] as u32, if local { 2 } else { 4 }, "{case:?}: {before:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_syn_moves_on_from_a_backend_that_is_gone() -> Result<()> {
+    for case in tcp_cases() {
+        let mut node = shared()?;
+        let one = node.backend(case.at(POD, 8080), case.proto(), true)?;
+        let service = node.service(case.proto(), &[one], &[])?;
+        node.cluster_ip(&service, case.at(VIP, 80))?;
+        let ask = case.packet(case.at(OUTSIDE, 2000), case.at(VIP, 80));
+        assert_eq!(case.goes_whole(&node, &ask).1, case.at(POD, 8080));
+        let two = node.backend(case.at(POD + 1, 8080), case.proto(), true)?;
+        let service = node.service(case.proto(), &[two], &[])?;
+        node.cluster_ip(&service, case.at(VIP, 80))?;
+        node.retire(one)?;
+        assert_eq!(
+            case.goes_whole(&node, &ask.flagged(ACK)).1,
+            case.at(POD, 8080),
+            "{case:?}: not in mid-stream"
+        );
+        assert_eq!(case.goes_whole(&node, &ask).1, case.at(POD + 1, 8080), "{case:?}: but with a SYN");
+    }
+    Ok(())
+}
+
+/// State of both halves, which must agree.
+fn state(node: &Datapath, want: usize) -> u64 {
+    let flows = node.flows();
+    let states: Vec<_> = flows
+        .values()
+        .filter(|entry| entry.has(CtEntry::REQUEST) || entry.has(CtEntry::REPLY))
+        .map(|entry| entry.state)
+        .collect();
+    assert_eq!(states.len(), want);
+    assert!(states.iter().all(|state| *state == states[0]), "halves disagree: {states:?}");
+    states[0]
+}
+
+#[test]
+fn states_of_a_connection() -> Result<()> {
+    for case in tcp_cases() {
+        for (client, host, local) in [(POD, POD + 1, true), (OUTSIDE, FAR_POD, false)] {
+            let mut node = shared()?;
+            let back = case.at(host, 8080);
+            let fronts = two_vips(case, &mut node, back, local)?;
+            let client = case.at(client, 2000);
+            let ask = case.packet(client, fronts[0]);
+            let (source, _) = case.goes_whole(&node, &ask);
+            let answer = case.packet(back, source);
+            assert_eq!(tcp::name(state(&node, 2), 6), "SYN_SENT");
+            for (packet, name) in [
+                (answer.flagged(SYN | ACK), "SYN_RECV"),
+                (ask.flagged(ACK), "ESTABLISHED"),
+                // A reset is taken back when traffic goes on.
+                (answer.flagged(RST), "CLOSE"),
+                (ask.flagged(ACK), "ESTABLISHED"),
+                (answer.flagged(FIN | ACK), "CLOSE_WAIT"),
+                (ask.flagged(ACK), "CLOSE_WAIT"),
+                (ask.flagged(FIN | ACK), "TIME_WAIT"),
+                (answer.flagged(ACK), "TIME_WAIT"),
+            ] {
+                case.goes_whole(&node, &packet);
+                assert_eq!(tcp::name(state(&node, 2), 6), name, "{case:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn states_of_datagrams() -> Result<()> {
+    for case in Case::ethernet(Transport::Udp) {
+        let mut node = shared()?;
+        let back = case.at(POD, 8080);
+        let fronts = two_vips(case, &mut node, back, true)?;
+        let client = case.at(OUTSIDE, 2000);
+        for _ in 0..2 {
+            case.goes_whole(&node, &case.packet(client, fronts[0]));
+            assert_eq!(tcp::name(state(&node, 2), 17), "UNREPLIED");
+        }
+        case.goes_whole(&node, &case.packet(back, client));
+        assert_eq!(tcp::name(state(&node, 2), 17), "ASSURED");
+    }
+    Ok(())
+}
+
+/// Every port that stands in for a taken one.
+fn pool() -> impl Iterator<Item = u16> {
+    (1024..30_000).chain(61_000..=65_535)
+}
+
+#[test]
+fn with_no_port_left_a_service_flow_drops_and_a_direct_one_passes() -> Result<()> {
+    for case in Case::ethernet(Transport::SYN) {
+        let mut node = shared()?;
+        let (client, back) = (case.at(POD, 2000), case.at(POD + 1, 8080));
+        let fronts = two_vips(case, &mut node, back, true)?;
+        let (addr, to): (Addr, Addr) = (client.ip().into(), back.ip().into());
+        let open = CtEntry {
+            addr: case.at(VIP + 1, 80).ip().into(),
+            port: u64::from(Port::new(80).be()),
+            state: tcp::OPENED | tcp::REPLIED,
+            peer_port: Port::new(1),
+            reserved: 0,
+            flags: CtEntry::REPLY | CtEntry::SERVICE,
+            last_seen: 0,
+            service: 0,
+            backend: 1,
+            created: 0,
+        };
+        for port in pool() {
+            let key = CtKey::new(to, Port::new(8080), addr, Port::new(port), case.proto(), Half::Egress);
+            node.conntrack.insert(key, open, 0)?;
+        }
+        let before = node.flows().len();
+        case.ingress(&node, &case.packet(client, fronts[0]).bytes()).dropped();
+        assert_eq!(node.counter(Counter::NoFreePort), 1);
+        let direct = case.packet(client, back).bytes();
+        assert_eq!(case.ingress(&node, &direct).passed(), direct, "{case:?}");
+        assert_eq!(node.flows().len(), before, "{case:?}: nothing is left behind");
+    }
+    Ok(())
+}
+
+#[test]
+fn with_no_source_port_left_a_flow_drops() -> Result<()> {
+    for case in Case::ethernet(Transport::SYN) {
+        let mut node = shared()?;
+        let back = case.at(FAR_POD, 8080);
+        let fronts = two_vips(case, &mut node, back, false)?;
+        let source: Addr = case.at(tests::packet::world::UPLINK, 0).ip().into();
+        // Somebody else's recorded flows on all these tuples: they have no other half to tell that they are over.
+        let taken = CtEntry {
+            addr: source,
+            port: 1,
+            state: tcp::OPENED | tcp::REPLIED,
+            peer_port: Port::new(8080),
+            reserved: 0,
+            flags: CtEntry::REQUEST | CtEntry::IDENTITY,
+            last_seen: 0,
+            service: 0,
+            backend: 0,
+            created: 0,
+        };
+        for port in pool() {
+            let key = CtKey::new(
+                back.ip().into(),
+                Port::new(8080),
+                source,
+                Port::new(port),
+                case.proto(),
+                Half::Ingress,
+            );
+            node.conntrack.insert(key, taken, 0)?;
+        }
+        let ask = case.packet(case.at(OUTSIDE, 2000), fronts[0]);
+        let inside = case.ingress(&node, &ask.bytes()).passed();
+        case.egress(&node, &inside).dropped();
+        assert_eq!(node.counter(Counter::NoFreeSource), 1, "{case:?}");
+    }
+    Ok(())
+}

@@ -1,0 +1,15 @@
+//! The packet suite: the real object, packet by packet, with BPF_PROG_TEST_RUN. Output of one hook is fed to the next;
+//! every byte is compared with a packet built from scratch.
+//!
+//! Needs root and iproute2. Nothing is attached; each process loads the object into maps of its own.
+
+mod balance;
+mod case;
+mod cluster_ip;
+mod flows;
+mod foreign;
+mod full;
+mod masquerade;
+mod ping;
+mod policy;
+mod refusal;
