@@ -79,17 +79,17 @@ impl Datapath {
 
     /// Writes NODE_CONFIG with these flags.
     pub fn configure(&mut self, flags: u32) -> Result<()> {
-        let nothing = Prefix { addr: Addr::UNSPECIFIED_V6, len: 0 };
+        let nothing = Prefix::new(Addr::UNSPECIFIED_V6, 0);
         let mut config = NodeConfig {
             flags,
             pod_prefix_count: 2,
             primary_v4: addr(Ip::V4, NODE).into(),
             primary_v6: addr(Ip::V6, NODE).into(),
             reserved: [0; 2],
-            pod_prefixes: [nothing; 8],
+            pod_prefixes: [nothing; _],
         };
-        config.pod_prefixes[0] = Prefix { addr: addr(Ip::V4, 0x0100).into(), len: 120 };
-        config.pod_prefixes[1] = Prefix { addr: addr(Ip::V6, 0x0100).into(), len: 120 };
+        config.pod_prefixes[0] = Prefix::new(addr(Ip::V4, 0x0100).into(), 120);
+        config.pod_prefixes[1] = Prefix::new(addr(Ip::V6, 0x0100).into(), 120);
         Ok(self.node_config.set(0, config, 0)?)
     }
 
