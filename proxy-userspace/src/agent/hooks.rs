@@ -57,6 +57,8 @@ pub struct DeviceHooks {
     reported: BTreeSet<u32>,
     /// Nothing is attached before the maps are complete.
     is_attaching: bool,
+    /// When the oldest event was taken that is not dealt with completely.
+    since: Option<Instant>,
     pub latency: Latency,
 }
 
@@ -65,9 +67,16 @@ pub struct DeviceHooks {
 pub struct Outcome {
     /// The node's addresses may have changed.
     pub addresses: bool,
-    /// Some device could not be hooked or written; try again soon.
-    pub retry: bool,
+    /// Some device could not be hooked, or there was no time for it: try again after this.
+    pub again: Option<Duration>,
 }
+
+/// After a device that could not be hooked.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// A tcx attachment waits for an RCU grace period, 10-20 ms each: after this long the agent looks at what
+/// else there is to do, and comes back.
+const SLICE: Duration = Duration::from_millis(200);
 
 impl DeviceHooks {
     /// Begins to follow devices and reads what is there; attaches nothing yet.
@@ -87,6 +96,7 @@ impl DeviceHooks {
             hooked: BTreeMap::new(),
             reported: BTreeSet::new(),
             is_attaching: false,
+            since: None,
             latency: Latency::default(),
         })
     }
@@ -108,7 +118,10 @@ impl DeviceHooks {
     /// The maps are complete: hooks every device there is, and takes off what an earlier run left on others.
     pub fn attach_all(&mut self, loaded: &mut Loaded) -> Result<Outcome, MapError> {
         self.is_attaching = true;
-        let outcome = self.reconcile(loaded, None)?;
+        let mut outcome = self.reconcile(loaded)?;
+        while outcome.again == Some(Duration::ZERO) {
+            outcome = self.reconcile(loaded)?;
+        }
         self.drop_leftovers();
         Ok(outcome)
     }
@@ -159,7 +172,8 @@ impl DeviceHooks {
         if !addresses {
             return Ok(Outcome::default());
         }
-        Ok(self.reconcile(loaded, Some(began))?)
+        self.since.get_or_insert(began);
+        Ok(self.reconcile(loaded)?)
     }
 
     /// Reads devices anew and compares what is attached with what should be.
@@ -189,7 +203,7 @@ impl DeviceHooks {
             }
         }
         self.repair_entries(loaded)?;
-        let outcome = self.reconcile(loaded, None)?;
+        let outcome = self.reconcile(loaded)?;
         Ok(Outcome { addresses: true, ..outcome })
     }
 
@@ -228,13 +242,13 @@ impl DeviceHooks {
         loaded.store.write(&[Op::Delete { map: map::DEVICES, key }]).map_err(|(_, error)| error)
     }
 
-    /// Hooks what should be and is not, unhooks what should not be, updates DEVICES. `since`: when the event
-    /// that made it necessary was taken.
-    fn reconcile(&mut self, loaded: &mut Loaded, since: Option<Instant>) -> Result<Outcome, MapError> {
-        let mut outcome = Outcome { addresses: true, retry: false };
+    /// Hooks what should be and is not, unhooks what should not be, updates DEVICES.
+    fn reconcile(&mut self, loaded: &mut Loaded) -> Result<Outcome, MapError> {
+        let mut outcome = Outcome { addresses: true, again: None };
         if !self.is_attaching {
             return Ok(outcome);
         }
+        let began = Instant::now();
         let wanted: Vec<_> = self
             .devices
             .links
@@ -249,23 +263,26 @@ impl DeviceHooks {
             let now = self.hooked.get(&ifindex).copied();
             match wanted.hook {
                 Hook::L2 | Hook::L3 if now == Some(wanted) => {}
-                Hook::L2 | Hook::L3 => outcome.retry |= !self.hook(loaded, ifindex, wanted, since)?,
+                Hook::L2 | Hook::L3 if began.elapsed() > SLICE => {
+                    outcome.again = Some(Duration::ZERO);
+                    return Ok(outcome);
+                }
+                Hook::L2 | Hook::L3 => {
+                    if !self.hook(loaded, ifindex, wanted)? {
+                        outcome.again = Some(RETRY);
+                    }
+                }
                 Hook::Not | Hook::Excluded | Hook::Unknown(_) => {
                     self.leave_alone(loaded, ifindex, wanted.hook)?;
                 }
             }
         }
+        self.since = None;
         Ok(outcome)
     }
 
     /// Whether it worked, or need not be tried again.
-    fn hook(
-        &mut self,
-        loaded: &mut Loaded,
-        ifindex: u32,
-        wanted: Hooked,
-        since: Option<Instant>,
-    ) -> Result<bool, MapError> {
+    fn hook(&mut self, loaded: &mut Loaded, ifindex: u32, wanted: Hooked) -> Result<bool, MapError> {
         let (key, value) = (bytes_of(&ifindex).to_vec(), bytes_of(&wanted.device).to_vec());
         loaded.store.write(&[Op::Put { map: map::DEVICES, key, value }]).map_err(|(_, error)| error)?;
         if self.hooked.get(&ifindex).is_some_and(|now| now.hook == wanted.hook) {
@@ -277,7 +294,7 @@ impl DeviceHooks {
                 self.hooked.insert(ifindex, wanted);
                 self.reported.remove(&ifindex);
                 let device = self.name(ifindex).to_owned();
-                if let Some(since) = since {
+                if let Some(since) = self.since {
                     let took = since.elapsed();
                     self.latency = Latency { last: took, max: self.latency.max.max(took) };
                     let max = self.latency.max;
@@ -324,7 +341,7 @@ impl DeviceHooks {
 
     /// Tries again what failed.
     pub fn retry(&mut self, loaded: &mut Loaded) -> Result<Outcome, MapError> {
-        self.reconcile(loaded, None)
+        self.reconcile(loaded)
     }
 }
 

@@ -53,7 +53,7 @@ use crate::{
 /// Between the end of one sync and the begin of the next: the first change is written at once, those that
 /// follow closely together.
 const MIN_SYNC_INTERVAL: Duration = Duration::from_millis(20);
-/// After a failed write, or a device that could not be hooked.
+/// After a failed write.
 const RETRY: Duration = Duration::from_secs(1);
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How often what nobody else should touch is compared with what it should be.
@@ -273,8 +273,8 @@ impl Agent {
             self.tell_addresses();
             self.queue_sync();
         }
-        if outcome.retry {
-            self.devices_at.get_or_insert(Instant::now() + RETRY);
+        if let Some(after) = outcome.again {
+            self.devices_at.get_or_insert(Instant::now() + after);
         }
     }
 
@@ -323,9 +323,7 @@ impl Agent {
         attach::pin_programs(&self.pins, &self.loaded)?;
         self.is_attached = true;
         self.state.ready = 1;
-        if outcome.retry {
-            self.devices_at = Some(Instant::now() + RETRY);
-        }
+        self.devices_at = outcome.again.map(|after| Instant::now() + after);
         tracing::info!(
             devices = self.devices.count(),
             services = self.controller.service_count(),
