@@ -145,21 +145,34 @@ pub fn load(pins: &Pins, globals: &Globals, map_sizes: &MapSizes) -> Result<Load
     Ok(Loaded { programs, store, ebpf })
 }
 
+/// Loads all programs at once: the verifier takes its time over the large ones, and works on several.
 fn load_programs(ebpf: &mut Ebpf) -> Result<BTreeMap<&'static str, OwnedFd>, DatapathError> {
-    let mut programs = BTreeMap::new();
-    for name in PROGRAMS {
-        let program = ebpf.program_mut(name).ok_or(DatapathError::Incomplete { name })?;
-        let loaded = match program {
-            Program::SchedClassifier(p) => p.load().and_then(|()| p.fd()?.try_clone().map_err(Into::into)),
-            Program::CgroupSockAddr(p) => p.load().and_then(|()| p.fd()?.try_clone().map_err(Into::into)),
-            _ => return Err(DatapathError::Incomplete { name }),
-        };
-        let fd = loaded.map_err(|e| failed_program(name, e))?;
-        let fd =
-            fd.as_fd().try_clone_to_owned().map_err(|e| failed_program(name, ProgramError::IOError(e)))?;
-        programs.insert(name, fd);
-    }
-    Ok(programs)
+    let mut found: BTreeMap<String, &mut Program> =
+        ebpf.programs_mut().map(|(name, program)| (name.to_owned(), program)).collect();
+    std::thread::scope(|scope| {
+        let mut loading = Vec::new();
+        for name in PROGRAMS {
+            let program = found.remove(name).ok_or(DatapathError::Incomplete { name })?;
+            loading.push((name, scope.spawn(move || load_program(name, program))));
+        }
+        loading
+            .into_iter()
+            .map(|(name, thread)| {
+                let loaded = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+                Ok((name, loaded))
+            })
+            .collect()
+    })
+}
+
+fn load_program(name: &'static str, program: &mut Program) -> Result<OwnedFd, DatapathError> {
+    let fd = match program {
+        Program::SchedClassifier(p) => p.load().and_then(|()| p.fd()),
+        Program::CgroupSockAddr(p) => p.load().and_then(|()| p.fd()),
+        _ => return Err(DatapathError::Incomplete { name }),
+    };
+    fd.and_then(|fd| fd.as_fd().try_clone_to_owned().map_err(ProgramError::IOError))
+        .map_err(|error| failed_program(name, error))
 }
 
 fn failed_program(name: &str, error: ProgramError) -> DatapathError {
