@@ -37,13 +37,13 @@ const UNFINISHED: &str = "__new";
 #[derive(Debug, thiserror::Error)]
 pub enum CleanupError {
     #[error(
-        "shunt is running with {} (pid {pid}, last heard {seconds} s ago): stop it first, or use --force, and the \
-         node's Services stop working at once",
-        root.display()
+        "shunt is running on {} (pid {pid}): stop it first, or use --force, and the node's Services stop working at \
+         once",
+        bpffs.display()
     )]
-    Alive { root: PathBuf, pid: u32, seconds: u64 },
-    #[error("{source}; stop it first, or use --force, and the node's Services stop working at once")]
-    Owned { source: DatapathError },
+    Alive { bpffs: PathBuf, pid: u32 },
+    #[error(transparent)]
+    Pins(DatapathError),
     #[error("{action} {}", path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error("looking for clsact filters failed")]
@@ -66,11 +66,9 @@ pub fn cleanup(bpffs: &Path, force: bool) -> Result<Report, CleanupError> {
     if !pins.root().is_dir() {
         return Ok(report);
     }
-    if !force {
-        refuse_while_alive(bpffs, &pins)?;
-    }
-    // Held until the end: an agent that starts meanwhile is told that the pins are not its own.
-    let lock = if force { None } else { Some(pins.lock().map_err(|source| CleanupError::Owned { source })?) };
+    // An agent holds this lock while it lives. Held here until the end: an agent that starts meanwhile is told
+    // that the pins are not its own.
+    let lock = if force { None } else { Some(pins.lock().map_err(|source| owned(bpffs, source))?) };
     let programs = ours_among_programs(&pins)?;
     let ids: BTreeSet<u32> = programs.iter().map(|(_, id)| *id).collect();
     remove_filters(&ids, &mut report)?;
@@ -94,16 +92,13 @@ pub fn cleanup(bpffs: &Path, force: bool) -> Result<Report, CleanupError> {
     Ok(report)
 }
 
-fn refuse_while_alive(bpffs: &Path, pins: &Pins) -> Result<(), CleanupError> {
-    let now = status::unix_now();
+/// Who holds the lock, if AGENT tells.
+fn owned(bpffs: &Path, source: DatapathError) -> CleanupError {
     match status::agent(&inspect::pins::Pins::new(bpffs)) {
-        Ok(Some(agent)) if status::is_alive(&agent, now) => Err(CleanupError::Alive {
-            root: pins.root().to_owned(),
-            pid: agent.pid,
-            seconds: now.saturating_sub(agent.heartbeat),
-        }),
-        // Maps that cannot be read cannot say who is alive; the lock can.
-        _ => Ok(()),
+        Ok(Some(agent)) if matches!(source, DatapathError::Running { .. }) && agent.pid != 0 => {
+            CleanupError::Alive { bpffs: bpffs.to_owned(), pid: agent.pid }
+        }
+        _ => CleanupError::Pins(source),
     }
 }
 

@@ -405,6 +405,8 @@ impl Agent {
     /// What stays in the maps for `shunt status` once we are gone.
     fn say_goodbye(&mut self) {
         self.state.ready = 0;
+        // Nobody's: `shunt status` need not wait for the heartbeat to grow stale.
+        self.state.pid = 0;
         self.beat();
         let latency = self.devices.latency;
         tracing::info!(

@@ -50,9 +50,10 @@ pub struct StatusMaps {
     pub devices: usize,
 }
 
-/// Whether an agent holds these maps now.
+/// Whether an agent holds these maps now. One that ends in order takes its pid back; one that is killed falls
+/// silent.
 pub fn is_alive(agent: &Agent, now: u64) -> bool {
-    agent.heartbeat != 0 && now.saturating_sub(agent.heartbeat) <= FRESH_SECONDS
+    agent.pid != 0 && agent.heartbeat != 0 && now.saturating_sub(agent.heartbeat) <= FRESH_SECONDS
 }
 
 /// What the agent last said.
@@ -142,6 +143,9 @@ mod tests {
         assert!(maps(100, 1).view(101).ready);
         assert!(!maps(100, 0).view(101).ready);
         assert!(!maps(100, 1).view(100 + FRESH_SECONDS + 1).ready);
+        let mut ended = maps(100, 0);
+        ended.agent.as_mut().unwrap().pid = 0;
+        assert!(!ended.view(100).running);
         assert!(!StatusMaps::default().view(1).running);
         assert_eq!(StatusMaps::default().view(1).last_sync_seconds, None);
     }
