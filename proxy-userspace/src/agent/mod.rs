@@ -151,6 +151,7 @@ struct Agent {
     /// Next time to sync, and to try devices again; `None` when there is no need.
     sync_at: Option<Instant>,
     devices_at: Option<Instant>,
+    repair_at: Instant,
     last_sync: Instant,
 }
 
@@ -210,6 +211,7 @@ impl Agent {
             is_attached: false,
             sync_at: None,
             devices_at: None,
+            repair_at: now + REPAIR,
             last_sync: now,
         };
         agent.tell_addresses();
@@ -218,7 +220,6 @@ impl Agent {
 
     async fn run(&mut self, signals: &mut Signals) -> Result<(), AgentError> {
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
-        let mut repair = tokio::time::interval_at(TokioInstant::now() + REPAIR, REPAIR);
         loop {
             tokio::select! {
                 biased;
@@ -229,7 +230,7 @@ impl Agent {
                 // Devices before anything else: a new pod waits for its hooks.
                 ready = self.device_events.readable() => {
                     ready.map_err(EventError::Netlink)?.clear_ready();
-                    let outcome = self.devices.on_events(&mut self.loaded)?;
+                    let outcome = self.devices.on_events(&mut self.loaded);
                     self.after_devices(outcome);
                 }
                 batch = self.events.recv() => {
@@ -239,12 +240,12 @@ impl Agent {
                 () = wait_for(self.sync_at) => self.sync()?,
                 () = wait_for(self.devices_at) => {
                     self.devices_at = None;
-                    let outcome = self.devices.retry(&mut self.loaded).map_err(EventError::Map)?;
+                    let outcome = self.devices.retry(&mut self.loaded).map_err(EventError::Map);
                     self.after_devices(outcome);
                 }
                 () = wait_for(self.flows.due()), if self.is_attached => self.collect(),
                 _ = heartbeat.tick() => self.beat(),
-                _ = repair.tick(), if self.is_attached => self.repair()?,
+                () = wait_for(Some(self.repair_at)), if self.is_attached => self.repair(),
             }
         }
     }
@@ -259,7 +260,10 @@ impl Agent {
     }
 
     fn queue_sync(&mut self) {
-        self.health.queued(unix_now());
+        // Before the sources have delivered everything there is nothing that could be late.
+        if self.controller.is_synced() {
+            self.health.queued(unix_now());
+        }
         self.sync_at.get_or_insert(self.last_sync + MIN_SYNC_INTERVAL);
     }
 
@@ -268,7 +272,15 @@ impl Agent {
         self.controller.set_node_addresses(all, &primary);
     }
 
-    fn after_devices(&mut self, outcome: Outcome) {
+    fn after_devices(&mut self, outcome: Result<Outcome, EventError>) {
+        let outcome = match outcome {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                tracing::error!(%error, "following devices failed; reading them anew");
+                self.repair_at = Instant::now() + RETRY;
+                return;
+            }
+        };
         if outcome.addresses {
             self.tell_addresses();
             self.queue_sync();
@@ -363,8 +375,9 @@ impl Agent {
     }
 
     /// Compares devices, attachments, pins and maps with what they should be.
-    fn repair(&mut self) -> Result<(), AgentError> {
-        let outcome = self.devices.repair(&mut self.loaded)?;
+    fn repair(&mut self) {
+        self.repair_at = Instant::now() + REPAIR;
+        let outcome = self.devices.repair(&mut self.loaded);
         self.after_devices(outcome);
         let sockets = self.config.socket_lb == SocketLb::Off
             || attach::sockets_attached(&self.pins, &self.loaded).unwrap_or(false);
@@ -381,7 +394,6 @@ impl Agent {
             tracing::error!(%error, "reading the maps failed");
         }
         self.queue_sync();
-        Ok(())
     }
 
     /// Pins again what somebody removed.
