@@ -9,6 +9,7 @@ mod cluster_ip;
 mod flows;
 mod foreign;
 mod full;
+mod map_store;
 mod masquerade;
 mod ping;
 mod policy;
