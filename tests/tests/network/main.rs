@@ -3,6 +3,7 @@
 //! Needs root, iproute2 and nftables, and the built binary (`cargo xtask build`). Each test makes its own cluster.
 //! `SHUNT_TEST_HOLD=SECONDS` keeps a failed test's cluster that long and says how to enter it.
 
+mod attachment;
 mod bare;
 mod cluster_ip;
 mod cni_rules;
