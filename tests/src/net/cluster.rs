@@ -84,6 +84,9 @@ impl Cluster {
             if plan.cni_rules {
                 cni::install(&netns)?;
             }
+            if plan.masquerades() {
+                cni::masquerade(&netns)?;
+            }
             let manifests = files.path().join(netns.name());
             fs::create_dir(&manifests)?;
             nodes.push(Node::new(&id, index, netns, manifests)?);

@@ -13,7 +13,7 @@ use super::{
     plan::{PODS_V4, PODS_V6, SERVICES_V4, SERVICES_V6},
 };
 
-/// Installs the rules.
+/// Installs the rules but for [`masquerade`].
 pub fn install(netns: &Netns) -> Result<()> {
     netns.nft(&format!(
         "table inet cni {{
@@ -38,8 +38,18 @@ pub fn install(netns: &Netns) -> Result<()> {
             }}
             chain output {{
                 type filter hook output priority 0; policy accept;
+                # The kernel's own; conntrack calls every one of them invalid, and shunt drops those about Services.
+                icmpv6 type nd-redirect accept
                 ct state invalid counter name invalid drop
             }}
+        }}"
+    ))
+}
+
+/// Installs the masquerading alone: without it, other machines would see addresses of pods that only tunnels route.
+pub fn masquerade(netns: &Netns) -> Result<()> {
+    netns.nft(&format!(
+        "table inet cni-masquerade {{
             chain postrouting {{
                 type nat hook postrouting priority srcnat; policy accept;
                 ip saddr {PODS_V4} ip daddr != {PODS_V4} masquerade

@@ -68,6 +68,12 @@ impl Plan {
         Self { between: Between::Tun, ..self }
     }
 
+    /// Pod traffic that leaves the pod range gets the node's address, as every CNI does it whose pods are reached by
+    /// tunnels only.
+    pub fn masquerades(&self) -> bool {
+        self.cni_rules || self.between != Between::Routes
+    }
+
     pub fn with_cni_rules(self) -> Self {
         Self { cni_rules: true, ..self }
     }

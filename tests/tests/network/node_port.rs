@@ -32,6 +32,7 @@ fn both_answer(world: &World, from: &Client, to: SocketAddr) -> Vec<(Answer, Pod
 }
 
 fn from_everywhere(plan: Plan) -> Result<()> {
+    let masquerades = plan.masquerades();
     let world = World::start(plan, |world| world.web().yaml())?;
     for family in BOTH {
         for entry in 0..2 {
@@ -47,7 +48,10 @@ fn from_everywhere(plan: Plan) -> Result<()> {
                 for (answer, backend) in both_answer(&world, &Client::at(client.place()), to) {
                     let kept = answer.peer.ip() == client.addr().of(family);
                     let right = match (backend.node() == entry, client.node() == entry) {
-                        (true, _) => kept,
+                        (true, true) => kept,
+                        // A CNI's masquerading comes before the other node's NodePort.
+                        (true, false) if masquerades => is_of_node(answer.peer, client.node()),
+                        (true, false) => kept,
                         // The reply passes this node anyway: translating the source is allowed, not needed.
                         (false, true) => kept || is_of_node(answer.peer, entry),
                         (false, false) => is_of_node(answer.peer, entry),
