@@ -1,4 +1,17 @@
-//! What the translation should do, in plain Rust.
+//! What the translation should do, in plain Rust: flows as whole objects, found by looking through two tables of tuples.
+//!
+//! Written from ARCHITECTURE and the contract in proxy-common, not from the programs. Where the datapath is free to
+//! choose (a port that stands in for a taken one) the model takes over what was chosen, if it was allowed.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
+};
+
+use super::{
+    frame::{ACK, FIN, Link, Packet, RST, SYN, Transport, ends},
+    run::Outcome,
+};
 
 /// A small generator of numbers (xorshift64*), the same for the same seed everywhere.
 #[derive(Clone, Debug)]
@@ -20,4 +33,320 @@ impl Random {
     pub fn below(&mut self, end: u32) -> u32 {
         self.word() % end
     }
+
+    /// One of these.
+    pub fn of<'a, T>(&mut self, items: &'a [T]) -> &'a T {
+        &items[self.below(items.len() as u32) as usize]
+    }
+}
+
+/// Source, destination, protocol number.
+pub type Tuple = (SocketAddr, SocketAddr, u8);
+
+/// A Service's frontend.
+#[derive(Clone, Debug)]
+pub struct Front {
+    /// Frontends of one Service share its turns.
+    pub service: u32,
+    pub external: bool,
+    /// Its policy is Local.
+    pub local_policy: bool,
+    pub cluster: Vec<SocketAddr>,
+    pub local: Vec<SocketAddr>,
+}
+
+#[derive(Clone, Debug)]
+struct Flow {
+    proto: u8,
+    client: SocketAddr,
+    front: SocketAddr,
+    /// The client as the backend's side of the node sees it: its own port, or another.
+    stand_in: SocketAddr,
+    back: SocketAddr,
+    /// Its source is translated; to what, once an egress hook has decided.
+    masquerade: bool,
+    source: Option<SocketAddr>,
+    fin_client: bool,
+    fin_backend: bool,
+    reset: bool,
+}
+
+impl Flow {
+    /// As it comes in from the client, and as it comes back to the translated source.
+    fn ingress_tuples(&self) -> impl Iterator<Item = Tuple> {
+        let back = self.source.map(|source| (self.back, source, self.proto));
+        [(self.client, self.front, self.proto)].into_iter().chain(back)
+    }
+
+    /// As it comes back inside the node, and as it leaves with its source yet to be translated.
+    fn egress_tuples(&self) -> impl Iterator<Item = Tuple> {
+        let out = self.masquerade.then_some((self.stand_in, self.back, self.proto));
+        [(self.back, self.stand_in, self.proto)].into_iter().chain(out)
+    }
+
+    fn is_over(&self) -> bool {
+        self.proto == 6 && (self.reset || self.fin_client && self.fin_backend)
+    }
+
+    fn note(&mut self, packet: &Packet, from_client: bool) {
+        let Transport::Tcp { flags, .. } = packet.transport else { return };
+        self.reset = flags & RST != 0;
+        if !self.reset && flags & FIN != 0 {
+            *(if from_client { &mut self.fin_client } else { &mut self.fin_backend }) = true;
+        }
+    }
+}
+
+/// One node: what it was told, and the flows it knows.
+#[derive(Clone, Debug, Default)]
+pub struct Model {
+    /// By address and protocol.
+    pub fronts: HashMap<(SocketAddr, u8), Front>,
+    /// By port, protocol, and whether IPv4.
+    pub node_ports: HashMap<(u16, u8, bool), Front>,
+    /// Addresses at which NodePorts are served.
+    pub node_addrs: HashSet<IpAddr>,
+    /// Addresses of this node's pods, clients and backends alike.
+    pub pods: HashSet<IpAddr>,
+    pub backends: HashSet<(SocketAddr, u8)>,
+    /// What translated sources are: IPv4 and IPv6.
+    pub uplink: Vec<IpAddr>,
+    flows: HashMap<u32, Flow>,
+    ingress: HashMap<Tuple, u32>,
+    egress: HashMap<Tuple, u32>,
+    turns: HashMap<(u32, bool), usize>,
+    last: u32,
+}
+
+/// What must have become of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Want {
+    Pass { src: SocketAddr, dst: SocketAddr },
+    Refuse,
+    Drop,
+}
+
+impl Model {
+    /// Judges what the ingress hook made of a packet; returns it if it goes on.
+    pub fn at_ingress(&mut self, packet: &Packet, got: &Outcome) -> Result<Option<Packet>, String> {
+        let want = self.ingress(packet, got)?;
+        judge(packet, got, want)
+    }
+
+    /// Judges what the egress hook made of a packet, the node's `own` or a forwarded one.
+    pub fn at_egress(&mut self, packet: &Packet, own: bool, got: &Outcome) -> Result<Option<Packet>, String> {
+        let want = self.egress(packet, own, got)?;
+        judge(packet, got, want)
+    }
+
+    /// Tuples of all halves, by hook: what CONNTRACK must hold.
+    pub fn tuples(&self) -> (HashSet<Tuple>, HashSet<Tuple>) {
+        (self.ingress.keys().copied().collect(), self.egress.keys().copied().collect())
+    }
+
+    /// A packet's ends for a reply of some flow, as the backend or whoever it talks to sends it.
+    pub fn some_reply(&self, random: &mut Random) -> Option<Tuple> {
+        if self.last == 0 {
+            return None;
+        }
+        let flow = (0..20).find_map(|_| self.flows.get(&(1 + random.below(self.last))))?;
+        Some((flow.back, flow.source.unwrap_or(flow.stand_in), flow.proto))
+    }
+
+    fn ingress(&mut self, packet: &Packet, got: &Outcome) -> Result<Want, String> {
+        let tuple = (packet.src, packet.dst, packet.proto());
+        if let Some(id) = self.ingress.get(&tuple).copied() {
+            let flow = self.flows.get_mut(&id).expect("indexed");
+            let is_request = (flow.client, flow.front, flow.proto) == tuple;
+            if !is_request {
+                return Ok(Want::Pass { src: packet.src, dst: flow.stand_in });
+            }
+            if !(is_syn(packet) && flow.is_over()) {
+                flow.note(packet, true);
+                return Ok(Want::Pass { src: flow.stand_in, dst: flow.back });
+            }
+            self.forget(id);
+        }
+        if let Some(front) = self.front(packet).cloned() {
+            return self.to_service(packet, &front, got);
+        }
+        if self.backends.contains(&(packet.dst, packet.proto())) && (!packet.is_tcp() || is_syn(packet)) {
+            let stand_in = self.begin(packet, packet.dst, true, false, got)?;
+            return Ok(Want::Pass { src: stand_in, dst: packet.dst });
+        }
+        Ok(Want::Pass { src: packet.src, dst: packet.dst })
+    }
+
+    fn front(&self, packet: &Packet) -> Option<&Front> {
+        let exact = self.fronts.get(&(packet.dst, packet.proto()));
+        exact.or_else(|| {
+            let key = (packet.dst.port(), packet.proto(), packet.dst.is_ipv4());
+            self.node_ports.get(&key).filter(|_| self.node_addrs.contains(&packet.dst.ip()))
+        })
+    }
+
+    fn to_service(&mut self, packet: &Packet, front: &Front, got: &Outcome) -> Result<Want, String> {
+        let some = !(front.cluster.is_empty() && front.local.is_empty());
+        if !some || packet.is_tcp() && !is_syn(packet) {
+            return Ok(refusal(packet));
+        }
+        let pod = self.pods.contains(&packet.src.ip());
+        let local = front.local_policy && !(front.external && pod);
+        let set = if local { &front.local } else { &front.cluster };
+        if set.is_empty() {
+            return Ok(Want::Drop);
+        }
+        let turn = self.turns.entry((front.service, local)).or_default();
+        let back = set[*turn % set.len()];
+        *turn += 1;
+        let masquerade = back.ip() == packet.src.ip() || !pod && !self.pods.contains(&back.ip());
+        let stand_in = self.begin(packet, back, false, masquerade, got)?;
+        Ok(Want::Pass { src: stand_in, dst: back })
+    }
+
+    /// Records a flow; returns the client as it goes on.
+    fn begin(
+        &mut self,
+        packet: &Packet,
+        back: SocketAddr,
+        direct: bool,
+        masquerade: bool,
+        got: &Outcome,
+    ) -> Result<SocketAddr, String> {
+        let proto = packet.proto();
+        let mut stand_in = packet.src;
+        let itself = !direct && packet.src == back;
+        if let Some(holder) = self.egress.get(&(back, packet.src, proto)).copied() {
+            let flow = &self.flows[&holder];
+            if flow.is_over() && (flow.back, flow.stand_in) == (back, packet.src) {
+                self.forget(holder);
+            }
+        }
+        if itself || self.egress.contains_key(&(back, packet.src, proto)) {
+            let (src, _) = passed_ends(packet, got)?;
+            let free = !self.egress.contains_key(&(back, src, proto));
+            if src.ip() != packet.src.ip() || src == packet.src || !in_pool(src.port()) || !free {
+                return Err(format!("{} was given the stand-in {src}, free: {free}", packet.src));
+            }
+            stand_in = src;
+        }
+        self.last += 1;
+        let mut flow = Flow {
+            proto,
+            client: packet.src,
+            front: packet.dst,
+            stand_in,
+            back,
+            masquerade,
+            source: None,
+            fin_client: false,
+            fin_backend: false,
+            reset: false,
+        };
+        flow.note(packet, true);
+        self.ingress.extend(flow.ingress_tuples().map(|tuple| (tuple, self.last)));
+        self.egress.extend(flow.egress_tuples().map(|tuple| (tuple, self.last)));
+        self.flows.insert(self.last, flow);
+        Ok(stand_in)
+    }
+
+    fn forget(&mut self, id: u32) {
+        let flow = self.flows.remove(&id).expect("indexed");
+        for tuple in flow.ingress_tuples() {
+            self.ingress.remove(&tuple);
+        }
+        for tuple in flow.egress_tuples() {
+            self.egress.remove(&tuple);
+        }
+    }
+
+    fn egress(&mut self, packet: &Packet, own: bool, got: &Outcome) -> Result<Want, String> {
+        let tuple = (packet.src, packet.dst, packet.proto());
+        let Some(id) = self.egress.get(&tuple).copied() else {
+            let front = self.fronts.get(&(packet.dst, packet.proto())).filter(|_| own);
+            return Ok(match front {
+                Some(front) if front.cluster.is_empty() && front.local.is_empty() => refusal(packet),
+                Some(front) if front.local_policy && !front.external && front.local.is_empty() => Want::Drop,
+                _ => Want::Pass { src: packet.src, dst: packet.dst },
+            });
+        };
+        let flow = self.flows.get_mut(&id).expect("indexed");
+        if (flow.back, flow.stand_in, flow.proto) == tuple {
+            flow.note(packet, false);
+            return Ok(Want::Pass { src: flow.front, dst: flow.client });
+        }
+        if flow.source.is_none() {
+            self.give_source(id, packet, got)?;
+        }
+        let source = self.flows[&id].source.expect("given");
+        Ok(Want::Pass { src: source, dst: packet.dst })
+    }
+
+    /// The first egress hook decides which address and port of the node a flow goes out with.
+    fn give_source(&mut self, id: u32, packet: &Packet, got: &Outcome) -> Result<(), String> {
+        let (back, proto) = (packet.dst, packet.proto());
+        let (source, _) = passed_ends(packet, got)?;
+        let own = SocketAddr::new(source.ip(), packet.src.port());
+        if let Some(holder) = self.ingress.get(&(back, own, proto)).copied()
+            && self.flows[&holder].is_over()
+            && self.flows[&holder].source == Some(own)
+            && in_pool(own.port())
+        {
+            self.forget(holder);
+        }
+        let own_is_free = in_pool(own.port()) && !self.ingress.contains_key(&(back, own, proto));
+        let allowed = self.uplink.contains(&source.ip())
+            && in_pool(source.port())
+            && !self.node_ports.keys().any(|(port, ..)| *port == source.port())
+            && !self.ingress.contains_key(&(back, source, proto))
+            && (source == own || !own_is_free);
+        if !allowed {
+            return Err(format!("{} was given the source {source}", packet.src));
+        }
+        self.flows.get_mut(&id).expect("indexed").source = Some(source);
+        self.ingress.insert((back, source, proto), id);
+        Ok(())
+    }
+}
+
+fn is_syn(packet: &Packet) -> bool {
+    matches!(packet.transport, Transport::Tcp { flags, .. } if flags & (SYN | ACK | RST | FIN) == SYN)
+}
+
+/// A reset is never answered.
+fn refusal(packet: &Packet) -> Want {
+    match packet.transport {
+        Transport::Tcp { flags, .. } if flags & RST != 0 => Want::Drop,
+        _ => Want::Refuse,
+    }
+}
+
+/// Ports that stand in for others: outside the node's own ephemeral range.
+fn in_pool(port: u16) -> bool {
+    (1024..30_000).contains(&port) || port >= 61_000
+}
+
+fn passed_ends(packet: &Packet, got: &Outcome) -> Result<(SocketAddr, SocketAddr), String> {
+    if got.is_passed() { Ok(ends(&got.bytes, packet.link)) } else { Err(format!("verdict {}", got.verdict)) }
+}
+
+/// Compares verdict and every byte.
+fn judge(packet: &Packet, got: &Outcome, want: Want) -> Result<Option<Packet>, String> {
+    let (right, bytes, on) = match &want {
+        Want::Pass { src, dst } => {
+            let on = packet.from(*src).to(*dst);
+            (got.is_passed(), Some(on.bytes()), Some(on))
+        }
+        Want::Refuse if packet.is_tcp() => (got.is_redirected(), Some(packet.reset()), None),
+        Want::Refuse => (got.is_redirected(), Some(packet.unreachable()), None),
+        Want::Drop => (got.is_dropped(), None, None),
+    };
+    if right && bytes.as_ref().is_none_or(|bytes| *bytes == got.bytes) {
+        return Ok(on);
+    }
+    let ends = (packet.link == Link::Ethernet || got.is_passed()).then(|| ends(&got.bytes, packet.link));
+    Err(format!(
+        "want {want:?}, got verdict {} with ends {ends:?}\nwant bytes {bytes:02x?}\ngot bytes  {:02x?}",
+        got.verdict, got.bytes
+    ))
 }

@@ -6,6 +6,7 @@
 mod balance;
 mod case;
 mod cluster_ip;
+mod differential;
 mod flows;
 mod foreign;
 mod full;
