@@ -168,7 +168,7 @@ impl Model {
             self.forget(id);
         }
         if let Some(front) = self.front(packet).cloned() {
-            return self.to_service(packet, &front, got);
+            return self.begin_service(packet, &front, got);
         }
         if self.backends.contains(&(packet.dst, packet.proto())) && (!packet.is_tcp() || is_syn(packet)) {
             let stand_in = self.begin(packet, packet.dst, true, false, got)?;
@@ -185,7 +185,7 @@ impl Model {
         })
     }
 
-    fn to_service(&mut self, packet: &Packet, front: &Front, got: &Outcome) -> Result<Want, String> {
+    fn begin_service(&mut self, packet: &Packet, front: &Front, got: &Outcome) -> Result<Want, String> {
         let some = !(front.cluster.is_empty() && front.local.is_empty());
         if !some || packet.is_tcp() && !is_syn(packet) {
             return Ok(refusal(packet));
