@@ -5,7 +5,7 @@
 
 use std::{os::unix::process::CommandExt as _, path::Path};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use crate::{
     build, process,
@@ -15,7 +15,7 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub struct RunArgs {
-    /// Arguments of `shunt run`.
+    /// Arguments of `shunt run`; without `--manifests` those of the demo.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<String>,
 }
@@ -36,13 +36,8 @@ pub struct BenchArgs {
 
 pub fn run(workspace: &Workspace, args: RunArgs) -> Result<()> {
     if !names_manifests(&args.args) {
-        if !args.args.is_empty() {
-            bail!(
-                "`cargo xtask run` takes the arguments of `shunt run`, among them --manifests DIR; without any it starts the demo"
-            );
-        }
         setup::say("run", "no --manifests: starting the demo");
-        return demo(workspace, DemoArgs { args: Vec::new() });
+        return demo(workspace, DemoArgs { args: args.args });
     }
     setup::ensure(workspace, Need::Run)?;
     build::cargo_build(workspace, false, &["-p", "proxy-userspace"])?;
