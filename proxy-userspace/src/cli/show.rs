@@ -26,11 +26,11 @@ pub fn service(pins: &Pins, output: &Output, command: &ServiceCommand) -> Done {
     let views = ServiceMaps::read(pins)?.views();
     match command {
         ServiceCommand::List => output.print_view(&views, |out| {
-            services::print_services_into(out, &views, output.headers, output.wide())
+            services::print::print_services_into(out, &views, output.headers, output.wide())
         }),
         ServiceCommand::Show { service } => {
             let views = services::only(views, service)?;
-            output.print_view(&views, |out| services::print_service_into(out, &views))
+            output.print_view(&views, |out| services::print::print_service_into(out, &views))
         }
     }
 }
