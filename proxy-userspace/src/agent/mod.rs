@@ -161,6 +161,9 @@ impl Agent {
         let began = Instant::now();
         let features = Features::probe().map_err(|source| DatapathError::Privilege { source })?;
         features.lacking().map_err(DatapathError::Kernel)?;
+        if config.socket_lb != SocketLb::Off {
+            attach::check_cgroup(&config.cgroup)?;
+        }
         let pins = Pins::create(&config.bpffs)?;
         let lock = pins.lock()?;
         let health = Arc::new(Health::default());

@@ -13,6 +13,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+
 use super::{
     DatapathError, clsact,
     devices::select::Hook,
@@ -200,6 +202,16 @@ pub fn parse_link_name(name: &str) -> Option<u32> {
     index.parse().ok()
 }
 
+/// Whether socket programs can be attached to the directory at `path`: asked before anything is done.
+pub fn check_cgroup(path: &Path) -> Result<(), DatapathError> {
+    let filesystem = statfs(path)
+        .map_err(|errno| DatapathError::Cgroup { path: path.to_owned(), source: errno.into() })?;
+    if filesystem.filesystem_type() != CGROUP2_SUPER_MAGIC {
+        return Err(DatapathError::NoCgroup2 { path: path.to_owned() });
+    }
+    Ok(())
+}
+
 /// Attaches the socket programs to the cgroup at `path`, or re-points the pinned links at them.
 pub fn attach_sockets(pins: &Pins, loaded: &Loaded, path: &Path) -> Result<(), DatapathError> {
     let failed = |source| DatapathError::Cgroup { path: path.to_owned(), source };
@@ -283,6 +295,12 @@ mod tests {
         }
         assert_eq!(parse_link_name("connect4"), None);
         assert_eq!(parse_link_name("tcx_ingress_"), None);
+    }
+
+    #[test]
+    fn a_plain_directory_is_no_cgroup() {
+        assert!(matches!(check_cgroup(Path::new("/proc")), Err(DatapathError::NoCgroup2 { .. })));
+        assert!(matches!(check_cgroup(Path::new("/nonexistent")), Err(DatapathError::Cgroup { .. })));
     }
 
     #[test]

@@ -46,6 +46,8 @@ pub enum DatapathError {
     Program { name: String, kernel: String, reason: String, log: String },
     #[error("cgroup {}: {source}", path.display())]
     Cgroup { path: PathBuf, source: io::Error },
+    #[error("{} is not in a cgroup2 mount: point --cgroup at one, or run with --socket-lb off", path.display())]
+    NoCgroup2 { path: PathBuf },
     #[error("{action}: {source}")]
     Io { action: &'static str, source: io::Error },
 }
