@@ -24,6 +24,12 @@ pub const RESET: u64 = 16;
 /// The client has sent after the backend's first answer: a TCP handshake is complete.
 pub const CONFIRMED: u64 = 32;
 
+/// The first segment of a connection: SYN without ACK, RST, FIN.
+#[inline(always)]
+pub const fn is_syn(flags: u8) -> bool {
+    flags & (flag::SYN | flag::ACK | flag::RST | flag::FIN) == flag::SYN
+}
+
 /// Both sides are done: a new SYN may take the tuple over at once.
 #[inline(always)]
 pub const fn is_closed(state: u64) -> bool {

@@ -2,12 +2,12 @@
 //! address of this node.
 
 use aya_ebpf::programs::TcContext;
-use proxy_common::{Counter, CtEntry, Frontend, Half, node::port_bits};
+use proxy_common::{Counter, CtEntry, CtKey, Frontend, FrontendKey, Half, node::port_bits};
 
 use crate::{
     count::count,
     echo, flow,
-    packet::{Link, Packet, parse, skb},
+    packet::{Link, parse, skb},
     reject,
     rewrite::{Rewrite, rewrite},
     service, source,
@@ -25,7 +25,7 @@ pub fn egress<L: Link>(ctx: &TcContext) -> Verdict {
         return if own { echo::answer::<L>(ctx, &packet, true) } else { Verdict::Next };
     }
     let Some(entry) = flow::lookup(&packet.key) else {
-        return if own { from_node::<L>(ctx, &packet) } else { Verdict::Next };
+        return if own { from_node::<L>(ctx, &packet.key) } else { Verdict::Next };
     };
     if entry.has(CtEntry::REPLY) {
         flow::touch(&packet, entry);
@@ -48,18 +48,18 @@ pub fn egress<L: Link>(ctx: &TcContext) -> Verdict {
 /// a Service without endpoints is told so here, and policy Local without a local endpoint drops. Everything
 /// else passes.
 #[inline(always)]
-fn from_node<L: Link>(ctx: &TcContext, packet: &Packet) -> Verdict {
-    let bits = service::bits_of(packet.key.dport);
-    if bits & port_bits::frontend(packet.key.proto) == 0 {
+fn from_node<L: Link>(ctx: &TcContext, key: &CtKey) -> Verdict {
+    let bits = service::bits_of(key.dport);
+    if bits & port_bits::frontend(key.proto) == 0 {
         return Verdict::Next;
     }
-    let key = proxy_common::FrontendKey::new(packet.key.dst, packet.key.dport, packet.key.proto);
-    let Some(frontend) = service::get(&key) else {
+    let frontend_key = FrontendKey::new(key.dst, key.dport, key.proto);
+    let Some(frontend) = service::get(&frontend_key) else {
         return Verdict::Next;
     };
     if !frontend.has(Frontend::HAS_ENDPOINTS) {
         count(Counter::NoBackend);
-        return if reject::refuse::<L>(ctx, packet) { echo::to_ingress(ctx) } else { Verdict::Drop };
+        return if reject::refuse::<L>(ctx) { echo::to_ingress(ctx) } else { Verdict::Drop };
     }
     let local_only = frontend.flags & (Frontend::LOCAL | Frontend::EXTERNAL) == Frontend::LOCAL;
     if local_only && frontend.local_count == 0 {

@@ -16,6 +16,7 @@ mod flow;
 mod globals;
 mod ingress;
 mod maps;
+mod new_flow;
 mod packet;
 mod reject;
 mod rewrite;

@@ -7,7 +7,7 @@
 use core::mem::size_of;
 
 use aya_ebpf::{EbpfContext as _, bindings::__sk_buff, helpers::bpf_skb_pull_data, programs::TcContext};
-use proxy_common::{Addr, CtKey, Half, Port, Proto};
+use proxy_common::{Addr, CtKey, Half, Port, Proto, tcp};
 
 /// Link-layer framing of a device: which of the two program variants this is.
 pub trait Link {
@@ -107,29 +107,42 @@ impl Packet {
         self.key.proto == Proto::TCP
     }
 
-    /// The first segment of a connection: SYN without ACK, RST, FIN.
+    /// The first segment of a connection.
     #[inline(always)]
     pub fn is_syn(&self) -> bool {
-        use proxy_common::tcp::flag::{ACK, FIN, RST, SYN};
-        self.tcp_flags & (SYN | ACK | RST | FIN) == SYN
+        tcp::is_syn(self.tcp_flags)
     }
 }
 
 /// A pointer to a `T` at `offset`, if the linear part of the packet holds one.
 #[inline(always)]
 pub fn at<T>(ctx: &TcContext, offset: usize) -> Option<*mut T> {
-    let start = ctx.data() + offset;
-    if start + size_of::<T>() > ctx.data_end() {
+    let (data, end) = bounds(ctx);
+    let start = data + offset;
+    if start + size_of::<T>() > end {
         return None;
     }
     Some(start as *mut T)
+}
+
+/// Where the linear part begins and ends. Read anew for each check: from checks that it can relate the compiler
+/// makes arithmetic that the verifier refuses ("pointer arithmetic on pkt_end prohibited", "offset is outside of
+/// the packet").
+#[inline(always)]
+fn bounds(ctx: &TcContext) -> (usize, usize) {
+    let skb = skb(ctx);
+    // SAFETY: fields of the context, which is valid while the program runs.
+    let (data, end) =
+        unsafe { ((&raw const skb.data).read_volatile(), (&raw const skb.data_end).read_volatile()) };
+    (data as usize, end as usize)
 }
 
 /// Makes the first `len` bytes (or all, if the packet is shorter) readable and writable in place.
 #[inline(always)]
 fn linearize(ctx: &TcContext, len: usize) {
     let want = core::cmp::min(len, ctx.len() as usize);
-    if ctx.data() + want > ctx.data_end() {
+    let (data, end) = bounds(ctx);
+    if data + want > end {
         // SAFETY: the context the kernel gave; pointers into the packet are derived anew after this. A
         // failure leaves the packet as it is and the bounds checks that follow find it too short.
         unsafe { bpf_skb_pull_data(ctx.as_ptr().cast::<__sk_buff>(), want as u32) };

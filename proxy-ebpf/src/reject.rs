@@ -13,11 +13,11 @@ use aya_ebpf::{
     helpers::{bpf_skb_adjust_room, bpf_skb_change_tail},
     programs::TcContext,
 };
-use proxy_common::{Addr, Proto, csum, tcp::flag};
+use proxy_common::{Addr, Half, Proto, csum, tcp::flag};
 
 use crate::{
     echo::swap_link,
-    packet::{Icmp, Ipv4, Ipv6, Link, Packet, Tcp, Udp, at},
+    packet::{Icmp, Ipv4, Ipv6, Link, Packet, Tcp, Udp, at, parse},
     rewrite::l4_csum,
 };
 
@@ -27,7 +27,11 @@ const TTL: u8 = 64;
 /// Rewrites the packet into its refusal, ready to be sent back. False: it deserves none, or
 /// does not fit. A subprogram for the verifier's sake, as `begin`.
 #[inline(never)]
-pub fn refuse<L: Link>(ctx: &TcContext, packet: &Packet) -> bool {
+pub fn refuse<L: Link>(ctx: &TcContext) -> bool {
+    // Parsed again: a subprogram that depends on nothing but the packet, so the verifier goes through it once.
+    let Some(packet) = &parse::<L>(ctx, Half::Ingress) else {
+        return false;
+    };
     let done = if packet.is_tcp() {
         reset::<L>(ctx, packet)
     } else if packet.key.proto == Proto::UDP {

@@ -28,11 +28,6 @@ pub struct Rewrite {
     pub peer_port: Port,
 }
 
-impl Rewrite {
-    /// To be filled in.
-    pub const NOTHING: Self = Self { addr: Addr::UNSPECIFIED_V6, port: Port::ZERO, peer_port: Port::ZERO };
-}
-
 /// Source and destination port, which every transport protocol begins with.
 #[repr(C, packed(2))]
 struct Ports {

@@ -4,17 +4,17 @@ use aya_ebpf::{helpers::bpf_get_prandom_u32, programs::TcContext};
 use aya_log_ebpf::info;
 use proxy_common::Addr;
 
-use crate::{globals, packet::Packet, rewrite::Rewrite, verdict::DropReason};
+use crate::{begin::Work, globals, verdict::DropReason};
 
-/// Logs what was decided for a new flow to a frontend.
-#[inline(always)]
-pub fn decision(ctx: &TcContext, packet: &Packet, result: &Result<(), DropReason>, to: &Rewrite) {
+/// Logs what was decided for a new flow to a frontend. A subprogram, for its stack.
+#[inline(never)]
+pub fn decision(ctx: &TcContext, work: &Work, result: &Result<(), DropReason>) {
     let one_in = globals::trace();
     // SAFETY: takes no arguments and has no effect.
     if one_in == 0 || unsafe { bpf_get_prandom_u32() } % one_in != 0 {
         return;
     }
-    let key = &packet.key;
+    let (key, to) = (&work.request, &work.out);
     let (sport, dport) = (key.sport.host(), key.dport.host());
     match result {
         Ok(()) => info!(

@@ -1,0 +1,159 @@
+//! A packet of no recorded flow, at the ingress hook: to a frontend, to a backend's own address, or none of
+//! ours. Policy and source translation are decided here; `begin.rs` records the flow.
+//!
+//! All of it works on `Work` in memory, not on the parsed packet: what the verifier does not know of a packet
+//! (its family, its protocol) it need not follow apart.
+
+use aya_ebpf::programs::TcContext;
+use proxy_common::{
+    Backend, Counter, Device, Frontend, FrontendKey, Half, NodeConfig, Proto, node::port_bits, tcp,
+};
+
+use crate::{
+    begin::{Begin, Work, begin},
+    count::count,
+    maps::{BACKEND_ADDRS, DEVICES, NODE_CONFIG},
+    packet::{Link, Packet, parse, skb},
+    rewrite::rewrite,
+    service::{self, Origin},
+    trace,
+    verdict::{DropReason, Verdict},
+};
+
+/// What is left to do with a packet once it is decided.
+#[repr(u32)]
+pub enum Step {
+    Pass,
+    /// To `work.out`.
+    Translate,
+    Refuse,
+    Drop,
+}
+
+/// Whether some frontend or backend has the packet's destination port: one array read spares packets that
+/// are none of ours all that follows.
+#[inline(always)]
+pub fn may_concern(packet: &Packet) -> bool {
+    let proto = packet.key.proto;
+    let ours = port_bits::frontend(proto) | port_bits::nodeport(proto) | port_bits::backend(proto);
+    service::bits_of(packet.key.dport) & ours != 0
+}
+
+/// Decides about the packet with tuple `work.request`.
+#[inline(never)]
+pub fn decide(ctx: &TcContext, work: &mut Work) -> Step {
+    let (dst, dport, proto) = (&work.request.dst, work.request.dport, work.request.proto);
+    let bits = service::bits_of(dport);
+    let is_syn = tcp::is_syn(work.tcp_flags as u8);
+    if let Some(frontend) = service::frontend(dst, dport, proto, bits, service::PACKET_ROLES) {
+        let result = to_service(ctx, frontend, work);
+        trace::decision(ctx, work, &result);
+        return match result {
+            Ok(()) => Step::Translate,
+            Err(reason) => {
+                count(reason);
+                if matches!(reason, Counter::NoBackend | Counter::NoFlow) { Step::Refuse } else { Step::Drop }
+            }
+        };
+    }
+    if bits & port_bits::backend(proto) != 0 && (proto != Proto::TCP || is_syn) {
+        return to_backend_address(work);
+    }
+    Step::Pass
+}
+
+/// Rewrites the packet as `work.out` says. Parses it again: this is a subprogram that depends on nothing but
+/// the packet itself, so the verifier goes through it once.
+#[inline(never)]
+pub fn translate<L: Link>(ctx: &TcContext, work: &Work) -> Verdict {
+    let Some(packet) = parse::<L>(ctx, Half::Ingress) else {
+        return Verdict::Drop;
+    };
+    match rewrite::<L>(ctx, &packet, &work.out) {
+        Ok(()) => Verdict::Next,
+        Err(reason) => reason.into(),
+    }
+}
+
+/// A new flow to a frontend; `work.out` holds what its packets are rewritten to.
+#[inline(never)]
+fn to_service(ctx: &TcContext, frontend: &Frontend, work: &mut Work) -> Result<(), DropReason> {
+    // Nobody can say which backend a segment in mid-stream belongs to: end it fast instead of hanging.
+    let is_tcp = work.request.proto == Proto::TCP;
+    if is_tcp && !tcp::is_syn(work.tcp_flags as u8) && frontend.has(Frontend::HAS_ENDPOINTS) {
+        return Err(Counter::NoFlow);
+    }
+    let config = NODE_CONFIG.get(0).ok_or(Counter::BadSlot)?;
+    let origin = origin(ctx, work, config);
+    service::choose(frontend, origin, &mut work.chosen)?;
+    let backend = &work.chosen.backend;
+    work.to = Begin {
+        addr: backend.addr,
+        port: backend.port,
+        reserved: 0,
+        service: frontend.service,
+        backend: work.chosen.id,
+        masquerade: u32::from(needs_masquerade(work, frontend, config, origin)),
+    };
+    begin(work)
+}
+
+/// Source translation is needed only where the reply would otherwise miss this node (ARCHITECTURE, "The
+/// datapath"): the backend is elsewhere and the client is not a pod of this node, or the backend is the
+/// client. `--masquerade-all` gives kube-proxy's behaviour.
+#[inline(always)]
+fn needs_masquerade(work: &Work, frontend: &Frontend, config: &NodeConfig, origin: Origin) -> bool {
+    let keeps_client =
+        frontend.flags & (Frontend::LOCAL | Frontend::EXTERNAL) == Frontend::LOCAL | Frontend::EXTERNAL;
+    let everything = config.flags & NodeConfig::MASQUERADE_ALL != 0 && !keeps_client;
+    let elsewhere = !work.chosen.backend.has(Backend::LOCAL) && origin == Origin::Outside;
+    everything || elsewhere || work.chosen.backend.addr.is(&work.request.src)
+}
+
+/// Whether the packet comes from a pod of this node. Only new flows ask.
+#[inline(never)]
+fn origin(ctx: &TcContext, work: &Work, config: &NodeConfig) -> Origin {
+    if config.flags & NodeConfig::LOCAL_BY_DEVICE != 0 {
+        // SAFETY: BPF_F_NO_PREALLOC: an element is freed only after this program has ended.
+        let device = unsafe { DEVICES.get(skb(ctx).ifindex) };
+        return match device {
+            Some(device) if device.flags & Device::POD != 0 => Origin::Inside,
+            _ => Origin::Outside,
+        };
+    }
+    let mut i = 0;
+    while i < config.pod_prefixes.len() && (i as u32) < config.pod_prefix_count {
+        if config.pod_prefixes[i].contains(&work.request.src) {
+            return Origin::Inside;
+        }
+        i += 1;
+    }
+    Origin::Outside
+}
+
+/// A direct flow to a backend's own address begins: it is recorded, so that it and a Service flow with the
+/// same middle tuple are never taken for one another. It is never refused or dropped.
+#[inline(always)]
+fn to_backend_address(work: &mut Work) -> Step {
+    let key = FrontendKey::new(work.request.dst, work.request.dport, work.request.proto);
+    // SAFETY: BPF_F_NO_PREALLOC: an element is freed only after this program has ended.
+    let Some(id) = (unsafe { BACKEND_ADDRS.get(key) }) else {
+        return Step::Pass;
+    };
+    work.to = Begin {
+        addr: work.request.dst,
+        port: work.request.dport,
+        reserved: 0,
+        service: 0,
+        backend: *id,
+        masquerade: 0,
+    };
+    match begin(work) {
+        Ok(()) if work.out.peer_port != work.request.sport => Step::Translate,
+        Ok(()) => Step::Pass,
+        Err(reason) => {
+            count(reason);
+            Step::Pass
+        }
+    }
+}
