@@ -316,11 +316,11 @@ impl Controller {
                 return Ok(());
             }
             let Err((done, error)) = store.write(&ops) else {
-                self.lowering.tables.commit(&ops);
+                self.lowering.commit(&ops);
                 report.ops += ops.len();
                 return Ok(());
             };
-            self.lowering.tables.commit(&ops[..done]);
+            self.lowering.commit(&ops[..done]);
             report.ops += done;
             let MapError::Full { map, max } = error else { return Err(error.into()) };
             let blamed = ops.get(done).and_then(|op| self.lowering.blame(op));

@@ -30,6 +30,11 @@ impl MemoryStore {
         self.fail_after = Some(ops);
     }
 
+    /// A failure asked for and not met yet is called off.
+    pub fn never_fail(&mut self) {
+        self.fail_after = None;
+    }
+
     /// The ops carried out since the last call.
     pub fn take_log(&mut self) -> Vec<Op> {
         std::mem::take(&mut self.log)

@@ -21,6 +21,8 @@ pub struct Backends {
     states: HashMap<FrontendKey, State>,
     /// Retired ids, and since when the store no longer sends new flows to them; `None` until written.
     retired: HashMap<u32, (FrontendKey, Option<Instant>)>,
+    /// Ids that no written frontend can have led to yet.
+    fresh: HashSet<u32>,
 }
 
 /// How many service ports use the backend, and what they say of it.
@@ -35,7 +37,12 @@ struct State {
 
 impl Backends {
     pub fn new(len: u32) -> Self {
-        Self { pool: IdPool::new(len), states: HashMap::new(), retired: HashMap::new() }
+        Self {
+            pool: IdPool::new(len),
+            states: HashMap::new(),
+            retired: HashMap::new(),
+            fresh: HashSet::new(),
+        }
     }
 
     pub fn available(&self) -> usize {
@@ -65,6 +72,7 @@ impl Backends {
         if !self.states.contains_key(&key) {
             let id = self.pool.take()?;
             self.states.insert(key, State { id, ..State::default() });
+            self.fresh.insert(id);
             bits.add_backend(key, tables);
             tables.backend_addrs.set(key, id);
         }
@@ -81,14 +89,39 @@ impl Backends {
         Some(id)
     }
 
-    /// One service port less uses it; the last one retires it. `backend` is what that port said of it.
-    pub fn release(&mut self, key: FrontendKey, backend: &CompiledBackend, tables: &mut Tables) {
+    /// One service port less uses it; the last one retires it, or frees it where no packet can have met it.
+    /// `backend` is what that port said of it.
+    pub fn release(
+        &mut self,
+        key: FrontendKey,
+        backend: &CompiledBackend,
+        tables: &mut Tables,
+        bits: &mut PortBits,
+    ) {
         let Some(state) = self.states.get_mut(&key) else { return };
         state.count(backend, |n| *n = n.saturating_sub(1));
-        if state.uses == 0 {
-            self.retired.insert(state.id, (key, None));
+        let id = state.id;
+        if state.uses == 0 && self.fresh.remove(&id) {
+            return self.free(id, key, tables, bits);
         }
-        tables.backends.set(state.id, state.value(key));
+        if state.uses == 0 {
+            self.retired.insert(id, (key, None));
+        }
+        tables.backends.set(id, state.value(key));
+    }
+
+    /// Frontends were written: packets may have met any backend from here on.
+    pub fn named(&mut self) {
+        self.fresh.clear();
+    }
+
+    fn free(&mut self, id: u32, key: FrontendKey, tables: &mut Tables, bits: &mut PortBits) {
+        self.states.remove(&key);
+        tables.backend_addrs.remove(&key);
+        tables.backend_meta.remove(&id);
+        tables.backends.remove(&id);
+        bits.remove_backend(key, tables);
+        self.pool.give_back(id);
     }
 
     /// The store no longer sends new flows to what was retired.
@@ -112,12 +145,7 @@ impl Backends {
         freed.sort_unstable();
         for (id, key) in &freed {
             self.retired.remove(id);
-            self.states.remove(key);
-            tables.backend_addrs.remove(key);
-            tables.backend_meta.remove(id);
-            tables.backends.remove(id);
-            bits.remove_backend(*key, tables);
-            self.pool.give_back(*id);
+            self.free(*id, *key, tables, bits);
         }
         !freed.is_empty()
     }

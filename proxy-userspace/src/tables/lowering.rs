@@ -275,7 +275,7 @@ impl Lowering {
         for (port, id) in old.compiled.ports.iter().zip(&old.ids) {
             self.note_removed(key, port, *id);
             for (i, backend) in port.backends.iter().enumerate() {
-                self.backends.release(backend_key(port, i), backend, &mut self.tables);
+                self.backends.release(backend_key(port, i), backend, &mut self.tables, &mut self.bits);
             }
             for frontend in &port.frontends {
                 let frontend_key = frontend_key(port, frontend);
@@ -288,7 +288,9 @@ impl Lowering {
                 }
             }
             if !kept.contains(id) {
-                self.ids.retire(*id);
+                if !self.ids.retire(*id) {
+                    self.tables.service_meta.remove(id);
+                }
                 self.drop_ranges(*id);
             }
         }
@@ -319,6 +321,15 @@ impl Lowering {
     pub fn drop_held(&mut self) {
         for id in std::mem::take(&mut self.held) {
             self.drop_ranges(id);
+        }
+    }
+
+    /// Takes note of what the store carried out.
+    pub fn commit(&mut self, done: &[Op]) {
+        self.tables.commit(done);
+        if done.iter().any(|op| op.map() == map::FRONTENDS) {
+            self.ids.named();
+            self.backends.named();
         }
     }
 

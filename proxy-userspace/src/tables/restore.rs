@@ -1,9 +1,9 @@
 //! Ids and places found in the store at start, so that a restart renames nothing and writes only what
 //! changed meanwhile.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 
-use proxy_common::{Frontend, FrontendKind};
+use proxy_common::Frontend;
 
 use super::{
     lowering::{Lowering, Ranges, port_key_of},
@@ -28,17 +28,18 @@ impl Lowering {
     }
 
     fn restore_service_ids(&mut self) {
-        let mut found = HashMap::new();
+        let frontends = self.tables.frontends.applied_entries();
+        let named: HashSet<u32> = frontends.iter().map(|(_, frontend)| frontend.service).collect();
+        let mut found = Vec::new();
         for (id, meta) in self.tables.service_meta.applied_entries() {
             if let Some(key) = port_key_of(&meta).filter(|_| self.ids.is_valid(id)) {
-                found.entry(key).or_insert((id, meta));
+                self.tables.service_meta.set(id, meta);
+                found.push((id, key));
             }
         }
-        let found: Vec<_> = found.into_iter().collect();
-        for (_, (id, meta)) in &found {
-            self.tables.service_meta.set(*id, *meta);
-        }
-        self.ids.adopt(found.into_iter().map(|(key, (id, _))| (id, key)).collect());
+        // Where a port has two ids, the one that packets may meet goes first.
+        found.sort_by_key(|(id, _)| (!named.contains(id), *id));
+        self.ids.adopt(found);
     }
 
     fn restore_backends(&mut self) {
@@ -56,38 +57,35 @@ impl Lowering {
     }
 
     /// All frontends of a service id name the same ranges, unless a write stopped halfway: then the first
-    /// pair is held and the other kept out of use until no frontend names it.
+    /// pair is held, and any other kept out of use until no frontend names it.
     fn restore_ranges(&mut self) {
+        let mut others = Vec::new();
         for (_, frontend) in self.tables.frontends.applied_entries() {
-            let is_ping = frontend.kind == FrontendKind::Ping as u32;
-            if is_ping || self.ids.key(frontend.service).is_none() {
-                continue;
-            }
             let named = named(&frontend);
-            match self.ranges.get(&frontend.service).copied() {
-                Some(held) if held == named => {}
-                Some(held) => {
-                    for range in [named.cluster, named.local] {
-                        if range != held.cluster && range != held.local && self.hold(range) {
-                            self.freed.push(range);
-                        }
-                    }
-                }
-                None => self.hold_both(frontend.service, named),
+            let id = frontend.service;
+            if self.ids.key(id).is_some() && !self.ranges.contains_key(&id) {
+                self.hold_both(id, named);
+            } else if self.ranges.get(&id) != Some(&named) {
+                others.extend([named.cluster, named.local]);
+            }
+        }
+        for range in others {
+            if self.hold(range) {
+                self.freed.push(range);
             }
         }
     }
 
     fn hold_both(&mut self, id: u32, named: Ranges) {
-        if !self.hold(named.cluster) {
-            return;
+        match (self.hold(named.cluster), self.hold(named.local)) {
+            (true, true) => {
+                self.ranges.insert(id, named);
+                self.held.insert(id);
+            }
+            (true, false) => self.freed.push(named.cluster),
+            (false, true) => self.freed.push(named.local),
+            (false, false) => {}
         }
-        if !self.hold(named.local) {
-            self.freed.push(named.cluster);
-            return;
-        }
-        self.ranges.insert(id, named);
-        self.held.insert(id);
     }
 
     /// Takes a range out of the free ones, with what it holds.

@@ -27,11 +27,19 @@ pub struct ServiceIds {
     keys: HashMap<u32, PortKey>,
     /// Retired ids and since when the store no longer names them; `None` until that is written.
     retired: HashMap<u32, Option<Instant>>,
+    /// Ids that no written frontend has named yet.
+    fresh: HashSet<u32>,
 }
 
 impl ServiceIds {
     pub fn new(len: u32) -> Self {
-        Self { pool: IdPool::new(len), ids: HashMap::new(), keys: HashMap::new(), retired: HashMap::new() }
+        Self {
+            pool: IdPool::new(len),
+            ids: HashMap::new(),
+            keys: HashMap::new(),
+            retired: HashMap::new(),
+            fresh: HashSet::new(),
+        }
     }
 
     pub fn available(&self) -> usize {
@@ -59,12 +67,33 @@ impl ServiceIds {
         let id = self.pool.take()?;
         self.keys.insert(id, key.clone());
         self.ids.insert(key, id);
+        self.fresh.insert(id);
         Some((id, true))
     }
 
-    /// The port is gone; its id stays its own until [`free_unused`](Self::free_unused).
-    pub fn retire(&mut self, id: u32) {
+    /// The port is gone; its id stays its own until [`free_unused`](Self::free_unused). False where nothing
+    /// can have named it: then it is free at once.
+    pub fn retire(&mut self, id: u32) -> bool {
+        if self.fresh.remove(&id) {
+            self.free(id);
+            return false;
+        }
         self.retired.insert(id, None);
+        true
+    }
+
+    /// Frontends were written: packets may have met any id from here on.
+    pub fn named(&mut self) {
+        self.fresh.clear();
+    }
+
+    fn free(&mut self, id: u32) {
+        if let Some(key) = self.keys.remove(&id)
+            && self.get(&key) == Some(id)
+        {
+            self.ids.remove(&key);
+        }
+        self.pool.give_back(id);
     }
 
     /// The store no longer sends new flows to what was retired.
@@ -81,10 +110,7 @@ impl ServiceIds {
         freed.sort_unstable();
         for id in &freed {
             self.retired.remove(id);
-            if let Some(key) = self.keys.remove(id) {
-                self.ids.remove(&key);
-            }
-            self.pool.give_back(*id);
+            self.free(*id);
         }
         freed
     }
@@ -94,10 +120,11 @@ impl ServiceIds {
     }
 
     /// Takes the ids found in the store, at start, before any other call; all count as retired until their
-    /// port turns up.
+    /// port turns up. Of several ids of one port, which a write that stopped halfway may leave, the first
+    /// given is the port's.
     pub fn adopt(&mut self, found: Vec<(u32, PortKey)>) {
         for (id, key) in found {
-            self.ids.insert(key.clone(), id);
+            self.ids.entry(key.clone()).or_insert(id);
             self.keys.insert(id, key);
             self.retired.insert(id, None);
         }
@@ -121,7 +148,8 @@ mod tests {
         let mut ids = ServiceIds::new(10);
         let (id, new) = ids.acquire(key("a")).unwrap();
         assert!(new);
-        ids.retire(id);
+        ids.named();
+        assert!(ids.retire(id));
         let now = Instant::now();
         assert!(ids.free_unused(now, &HashSet::new()).is_empty(), "not written yet");
         ids.flushed(now);
@@ -132,5 +160,14 @@ mod tests {
         ids.flushed(now);
         assert_eq!(ids.free_unused(now, &HashSet::new()), [id]);
         assert_eq!(ids.get(&key("a")), None);
+    }
+
+    #[test]
+    fn an_id_that_nothing_can_have_named_is_free_at_once() {
+        let mut ids = ServiceIds::new(2);
+        let (id, _) = ids.acquire(key("a")).unwrap();
+        assert!(!ids.retire(id));
+        assert!(!ids.has_retired());
+        assert_eq!(ids.acquire(key("b")), Some((id, true)));
     }
 }

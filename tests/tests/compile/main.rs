@@ -5,6 +5,7 @@
 //! they arrive, is then tried with each of them.
 
 mod invariants;
+mod random;
 
 use std::{
     collections::BTreeSet,
