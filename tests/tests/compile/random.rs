@@ -103,7 +103,7 @@ fn slice(n: u8, endpoints: u8, ready: u8) -> EndpointSlice {
         ready: ready & (1 << i) != 0,
         serving: true,
         terminating: ready & (1 << i) == 0,
-        node: Some(if i % 2 == 0 { "n1" } else { "n2" }.into()),
+        node: Some(if i.is_multiple_of(2) { "n1" } else { "n2" }.into()),
         hints: None,
     };
     let port = |i: u8, protocol| SlicePort { name: format!("p{i}").into(), protocol, port: 8080 };
