@@ -20,7 +20,7 @@ pub enum Between {
     Routes,
     /// By the tunnel device `flannel.1`, which has an address of its own (as flannel does).
     Vxlan,
-    /// By the device `tun0`, which has neither a link-layer header nor an address (as WireGuard's).
+    /// By the device `tun0`, which has no link-layer header, but an address of its own (as WireGuard's).
     Tun,
 }
 

@@ -77,7 +77,12 @@ pub fn between(index: usize, nodes: usize, how: Between) -> String {
                 own.v6
             );
         }
-        Between::Tun => lines += "link set tun0 mtu 1400 up\n",
+        Between::Tun => {
+            lines += &format!(
+                "link set tun0 mtu 1400 up\naddr add {}/32 dev tun0\naddr add {}/128 dev tun0 nodad\n",
+                own.v4, own.v6
+            );
+        }
     }
     for other in (0..nodes).filter(|other| *other != index) {
         let (range, peer) = (pod_addr(other, 0), node_addr(other));
