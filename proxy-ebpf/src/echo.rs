@@ -1,4 +1,4 @@
-//! Ping: a VIP answers ICMP echo while it has an endpoint.
+//! Ping: a VIP answers ICMP echo while it has an endpoint, and is unreachable without.
 
 use aya_ebpf::{bindings::BPF_F_INGRESS, helpers::bpf_redirect, programs::TcContext};
 use proxy_common::{Counter, Frontend, FrontendKey, FrontendKind, Port, csum};
@@ -6,7 +6,7 @@ use proxy_common::{Counter, Frontend, FrontendKey, FrontendKind, Port, csum};
 use crate::{
     count::count,
     packet::{Icmp, Ipv4, Ipv6, Link, Packet, at, skb},
-    service,
+    reject, service,
     verdict::Verdict,
 };
 
@@ -22,7 +22,12 @@ pub fn answer<L: Link>(ctx: &TcContext, packet: &Packet, own: bool) -> Verdict {
         return Verdict::Next;
     }
     if !frontend.has(Frontend::HAS_ENDPOINTS) {
-        return Counter::NoBackend.into();
+        count(Counter::NoBackend);
+        return match (reject::refuse::<L>(ctx), own) {
+            (true, true) => to_ingress(ctx),
+            (true, false) => back_out(ctx),
+            (false, _) => Verdict::Drop,
+        };
     }
     if turn_around::<L>(ctx, packet).is_none() {
         return Counter::RewriteFailed.into();

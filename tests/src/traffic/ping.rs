@@ -36,6 +36,8 @@ pub fn ping(place: &Place, to: IpAddr, patience: Duration) -> io::Result<bool> {
     match socket.recv(&mut buffer) {
         Ok(length) => Ok(buffer[0] == reply && buffer[8..length] == message[8..]),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        // Unreachable is no answer of `to` itself.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(false),
         Err(error) => Err(error),
     }
 }
