@@ -11,7 +11,7 @@ pub mod plan;
 pub mod pod;
 pub mod scratch;
 pub mod shunt;
-mod tun;
+pub mod tun;
 mod wiring;
 
 pub use cluster::Cluster;

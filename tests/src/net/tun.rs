@@ -4,6 +4,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{Read, Write},
+    net::UdpSocket,
     os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
     sync::{
         Arc,
@@ -29,7 +30,8 @@ pub(super) struct Tunnel {
 impl Tunnel {
     /// Makes `tun0` in each namespace; the index of a node in `nodes` is its pod range's.
     pub fn new(nodes: &[Arc<Netns>]) -> Result<Self> {
-        let ends = nodes.iter().map(|netns| netns.enter(open)).collect::<Result<Vec<_>>>()?;
+        let ends =
+            nodes.iter().map(|netns| netns.enter(|| make("tun0", false))).collect::<Result<Vec<_>>>()?;
         let stop = Arc::new(AtomicBool::new(false));
         let mut carriers = Vec::new();
         for (from, end) in ends.iter().enumerate() {
@@ -74,24 +76,45 @@ fn destination(packet: &[u8]) -> Option<usize> {
     }
 }
 
-fn open() -> Result<File> {
+/// Makes a device in the calling thread's namespace: Ethernet (TAP), or without a link-layer header (TUN). It lives as
+/// long as the file.
+pub fn make(name: &str, ethernet: bool) -> Result<File> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
         .custom_flags(libc::O_NONBLOCK)
         .open("/dev/net/tun")
         .context("opening /dev/net/tun: the kernel needs TUN for this test")?;
-    // SAFETY: an all-zero ifreq is valid.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"tun0") {
-        *to = *from as libc::c_char;
-    }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as i16;
+    let mut request = request(name);
+    let kind = if ethernet { libc::IFF_TAP } else { libc::IFF_TUN };
+    request.ifr_ifru.ifru_flags = (kind | libc::IFF_NO_PI) as i16;
     // SAFETY: TUNSETIFF reads and writes one ifreq, which outlives the call.
     if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } != 0 {
-        bail!("making tun0: {}", std::io::Error::last_os_error());
+        bail!("making {name}: {}", std::io::Error::last_os_error());
     }
     Ok(file)
+}
+
+/// Sets a device of the calling thread's namespace up: one system call, for measurements.
+pub fn set_up(name: &str) -> Result<()> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    let mut request = request(name);
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as i16;
+    // SAFETY: SIOCSIFFLAGS reads one ifreq, which outlives the call.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) } != 0 {
+        bail!("setting {name} up: {}", std::io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// An otherwise empty request about the device `name`, cut off where the kernel does.
+fn request(name: &str) -> libc::ifreq {
+    // SAFETY: an all-zero ifreq is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request
 }
 
 fn wait_readable(file: &File) {

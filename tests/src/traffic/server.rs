@@ -91,7 +91,10 @@ fn converse(stream: TcpStream, peer: SocketAddr, name: &str) {
     let answer = Answer { backend: name.to_owned(), peer: canonical(peer) };
     let mut reader = BufReader::new(&stream);
     while let Ok(Some(request)) = read_request(&mut reader) {
-        let body = format!("{answer} after {} bytes\n", request.body);
+        let body = match request.body {
+            0 => format!("{answer}\n"),
+            bytes => format!("{answer} after {bytes} bytes\n"),
+        };
         let head = format!(
             "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n{}\r\n",
             body.len(),
