@@ -8,7 +8,7 @@ use std::{
     collections::HashMap as StdMap,
     fs,
     hash::Hash,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, BorrowedFd},
     path::Path,
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -16,11 +16,11 @@ use std::{
     },
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues},
-    programs::SchedClassifier,
+    programs::{Program, SchedClassifier},
     util::nr_cpus,
 };
 use bytemuck::Zeroable as _;
@@ -210,11 +210,15 @@ impl Datapath {
         self.ebpf.program(name).expect("a program of the object").try_into().expect("a classifier")
     }
 
+    /// The descriptor of a hook's program.
+    pub fn fd(&self, hook: Hook, link: Link) -> BorrowedFd<'_> {
+        self.program(hook.program(link)).fd().expect("loaded").as_fd()
+    }
+
     /// Runs a hook over a packet.
     #[track_caller]
     pub fn run(&self, hook: Hook, link: Link, packet: &[u8], way: Way) -> Outcome {
-        let program = self.program(hook.program(link)).fd().expect("loaded").as_fd();
-        match run::run(program, packet, way) {
+        match run::run(self.fd(hook, link), packet, way) {
             Ok(outcome) => outcome,
             Err(error) if error.raw_os_error() == Some(libc::EBADMSG) => {
                 panic!("{hook:?} spoiled the device's checksum of {packet:02x?}")
@@ -249,6 +253,32 @@ impl Datapath {
     /// Sum of a counter over the CPUs.
     pub fn counter(&self, counter: Counter) -> u64 {
         self.counters.get(&(counter as u32), 0).expect("every counter has an element").iter().sum()
+    }
+
+    /// Every program of the object, loaded for its name and the instructions that the verifier walked.
+    pub fn verified(&mut self) -> Result<Vec<(String, u32)>> {
+        let names: Vec<_> = self.ebpf.programs().map(|(name, _)| name.to_owned()).collect();
+        let mut all = Vec::new();
+        for name in names {
+            let program = self.ebpf.program_mut(&name).context("listed")?;
+            let info = match program {
+                Program::SchedClassifier(program) => {
+                    if program.fd().is_err() {
+                        program.load()?;
+                    }
+                    program.info()?
+                }
+                Program::CgroupSockAddr(program) => {
+                    program.load()?;
+                    program.info()?
+                }
+                _ => bail!("{name} is a program of a kind unknown to this harness"),
+            };
+            let walked = info.verified_instruction_count().context("the kernel does not tell (5.16)")?;
+            all.push((name, walked));
+        }
+        all.sort();
+        Ok(all)
     }
 
     /// Everything in CONNTRACK.
