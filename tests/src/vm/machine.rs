@@ -36,6 +36,7 @@ pub fn boot(series: &str, task: Task, init: &Path) -> Result<Report> {
         .arg(kernel.join("vmlinuz"))
         .arg("-initrd")
         .arg(&initramfs.0)
+        // no_timer_check: on a busy machine the emulated timer ticks too rarely for the kernel's check of it, a panic.
         .args([
             "-append",
             &format!("console=ttyS0 quiet panic=-1 no_timer_check random.trust_cpu=on -- {}", task.word()),
