@@ -27,6 +27,10 @@ pub enum ProblemKind {
          left out instead of being served to everyone"
     )]
     SourceRanges { address: IpAddr },
+    #[error("port {port}/SCTP is not served: this version translates TCP and UDP")]
+    Sctp { port: u16 },
+    #[error("sessionAffinity ClientIP is not kept by this version: its connections take turns")]
+    Affinity,
     #[error("{frontend} is served for Service {owner}, whose claim goes first", frontend = Frontend(*frontend))]
     FrontendTaken { frontend: FrontendKey, owner: ServiceKey },
     #[error("map {map} has no room for it ({max} entries); {consequence}")]

@@ -113,10 +113,17 @@ pub fn compile(
         }
         return compiled;
     }
+    if service.affinity_seconds.is_some() {
+        compiled.problems.push(Problem::new(&service.key, ProblemKind::Affinity));
+    }
+    let (sctp, ports): (Vec<_>, Vec<_>) =
+        service.ports.iter().partition(|port| port.protocol == Protocol::Sctp);
+    let refused = sctp.iter().map(|port| ProblemKind::Sctp { port: port.port });
+    compiled.problems.extend(refused.map(|kind| Problem::new(&service.key, kind)));
     for family in Family::BOTH {
         let Some(cluster_ip) = service.cluster_ip(family) else { continue };
         let addresses = addresses(service, family, cluster_ip, &mut compiled.problems);
-        for port in &service.ports {
+        for port in &ports {
             compiled.ports.push(compile_port(service, port, family, &addresses, endpoints, node, config));
         }
     }
