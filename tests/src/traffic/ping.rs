@@ -35,7 +35,8 @@ pub fn ping(place: &Place, to: IpAddr, patience: Duration) -> io::Result<bool> {
     let mut buffer = [0; 128];
     match socket.recv(&mut buffer) {
         Ok(length) => Ok(buffer[0] == reply && buffer[8..length] == message[8..]),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        // Silence, or an unreachable about it.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ECONNREFUSED)) => Ok(false),
         // Unreachable is no answer of `to` itself.
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(false),
         Err(error) => Err(error),

@@ -63,6 +63,22 @@ impl UdpClient {
         }
     }
 
+    /// Sends `count` datagrams without waiting, then collects the answers.
+    pub fn burst(&self, count: usize) -> io::Result<Vec<Answer>> {
+        for nth in 0..count {
+            match self.to {
+                Some(to) => self.socket.send_to(format!("b{nth}").as_bytes(), to)?,
+                None => self.socket.send(format!("b{nth}").as_bytes())?,
+            };
+        }
+        let mut buffer = [0; 2048];
+        let mut answer = || {
+            let length = self.socket.recv(&mut buffer)?;
+            Answer::parse(&String::from_utf8_lossy(&buffer[..length]))
+        };
+        (0..count).map(|_| answer()).collect()
+    }
+
     /// What getpeername says.
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
         self.socket.peer_addr()

@@ -7,6 +7,7 @@ mod attachment;
 mod bare;
 mod cluster_ip;
 mod cni_rules;
+mod concurrency;
 mod demo;
 mod devices;
 mod distribution;

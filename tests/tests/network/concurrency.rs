@@ -1,0 +1,72 @@
+//! Many at once: new flows that begin on several CPUs in the same moment.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Barrier, Mutex},
+    thread,
+};
+
+use anyhow::Result;
+use tests::{
+    net::{Plan, plan::BOTH},
+    traffic::{Client, Tally},
+};
+
+use crate::world::{World, web};
+
+/// The first datagrams of a flow may meet the hook before any of them has recorded it: all go to one backend.
+#[test]
+fn a_burst_of_datagrams_is_one_flow() -> Result<()> {
+    let world = World::start(Plan::default(), |world| world.web().yaml())?;
+    for family in BOTH {
+        for (from, to) in [
+            (world.pod(), web(family)),
+            (world.outside(), world.node_port(0, family)),
+            (world.host(0), web(family)),
+        ] {
+            let mut tally = Tally::default();
+            for _ in 0..40 {
+                let answers = from.udp_connected(to)?.burst(8)?;
+                let backends: BTreeSet<_> =
+                    answers.iter().map(|answer| (&answer.backend, answer.peer)).collect();
+                assert_eq!(backends.len(), 1, "{to}: one socket's datagrams: {backends:?}");
+                tally.add(&answers[0].backend);
+            }
+            tally.even_over(&["near", "far"]);
+        }
+    }
+    Ok(())
+}
+
+/// The counter is atomic: also four clients together leave no backend more than one behind.
+#[test]
+fn clients_in_parallel_are_spread_evenly() -> Result<()> {
+    const CLIENTS: usize = 4;
+    const EACH: usize = 75;
+    let world = World::start(Plan::default(), |world| world.web().yaml())?;
+    let pods = (0..CLIENTS)
+        .map(|nth| world.cluster.add_pod(0, &format!("client-{nth}")))
+        .collect::<Result<Vec<_>>>()?;
+    for family in BOTH {
+        // A pod is served from when its device is hooked: once each, and an even number of them.
+        for pod in &pods {
+            Client::at(pod.place()).tcp(web(family)).answered();
+        }
+        let (start, total) = (Barrier::new(CLIENTS), Mutex::new(Tally::default()));
+        thread::scope(|scope| {
+            for pod in &pods {
+                let client = Client::at(pod.place());
+                let (start, total) = (&start, &total);
+                scope.spawn(move || {
+                    start.wait();
+                    for _ in 0..EACH {
+                        let answer = client.tcp(web(family)).answered();
+                        total.lock().expect("no holder panics").add(&answer.backend);
+                    }
+                });
+            }
+        });
+        total.into_inner()?.even_over(&["near", "far"]);
+    }
+    Ok(())
+}
