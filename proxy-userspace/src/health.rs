@@ -119,8 +119,31 @@ impl Page {
     }
 }
 
+/// Between two tries at an address that somebody else has.
+const REBIND: Duration = Duration::from_secs(2);
+
+/// Answers at `addr` until the runtime ends. An address that cannot be had is no reason to leave the node
+/// without Services: it is said once and tried again.
+pub async fn keep_listening(addr: SocketAddr, what: &'static str, page: Page) {
+    match listen(addr, page.clone()).await {
+        Ok(bound) => tracing::info!(addr = %bound, "listening for {what}"),
+        Err(error) => {
+            tracing::warn!(%addr, %error, "cannot listen for {what}: going on without, trying again");
+            tokio::spawn(async move {
+                loop {
+                    tokio::time::sleep(REBIND).await;
+                    if let Ok(bound) = listen(addr, page.clone()).await {
+                        tracing::info!(addr = %bound, "listening for {what}");
+                        return;
+                    }
+                }
+            });
+        }
+    }
+}
+
 /// Binds `addr` and answers there until the runtime ends.
-pub async fn listen(addr: SocketAddr, page: Page) -> io::Result<SocketAddr> {
+async fn listen(addr: SocketAddr, page: Page) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind(addr).await?;
     let bound = listener.local_addr()?;
     tokio::spawn(async move {
@@ -277,6 +300,27 @@ mod tests {
             answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("{\"ready\":true}\n"),
             "{answer}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_busy_address_is_taken_once_it_is_free() {
+        let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = holder.local_addr().unwrap();
+        keep_listening(addr, "health", Page::Health(Arc::new(Health::default()))).await;
+        drop(holder);
+        let connected = timeout(REBIND * 5, async {
+            loop {
+                match TcpStream::connect(addr).await {
+                    Ok(stream) => return stream,
+                    Err(_) => tokio::time::sleep(REBIND / 10).await,
+                }
+            }
+        });
+        let mut stream = connected.await.unwrap();
+        stream.write_all(b"GET /healthz HTTP/1.1\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
     }
 
     #[test]

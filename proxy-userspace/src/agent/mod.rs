@@ -10,7 +10,6 @@ mod trace;
 
 use std::{
     io::{self, IsTerminal as _},
-    net::SocketAddr,
     os::fd::{AsFd as _, OwnedFd},
     sync::Arc,
     time::{Duration, Instant},
@@ -73,8 +72,6 @@ pub enum AgentError {
     Sync(#[from] SyncError),
     #[error(transparent)]
     Devices(#[from] EventError),
-    #[error("cannot listen on {addr} for {what}: {source}")]
-    Bind { what: &'static str, addr: SocketAddr, source: io::Error },
     #[error("the source of Services and endpoints has ended")]
     SourceEnded,
     #[error("{action}: {source}")]
@@ -167,7 +164,7 @@ impl Agent {
         let pins = Pins::create(&config.bpffs)?;
         let lock = pins.lock()?;
         let health = Arc::new(Health::default());
-        listen(&config, &health, &pins).await?;
+        listen(&config, &health, &pins).await;
 
         let globals = Globals::new(&features, &config)?;
         let mut loaded = load(&pins, &globals, &config.sizes)?;
@@ -434,19 +431,16 @@ impl Agent {
 }
 
 /// Opens the listeners that were asked for.
-async fn listen(config: &Config, health: &Arc<Health>, pins: &Pins) -> Result<(), AgentError> {
+async fn listen(config: &Config, health: &Arc<Health>, pins: &Pins) {
     let pages = [
         (config.healthz_bind_address, "health", Page::Health(health.clone())),
         (config.metrics_bind_address, "metrics", Page::Metrics(pins.map(map::COUNTERS))),
     ];
     for (addr, what, page) in pages {
         if let Some(addr) = addr {
-            let bound =
-                health::listen(addr, page).await.map_err(|source| AgentError::Bind { what, addr, source })?;
-            tracing::info!(addr = %bound, "listening for {what}");
+            health::keep_listening(addr, what, page).await;
         }
     }
-    Ok(())
 }
 
 /// Until then; for ever when there is no time.

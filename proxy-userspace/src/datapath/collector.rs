@@ -24,11 +24,15 @@ pub struct Timeouts {
     pub half_closed: u32,
     /// Both sides have, or one has sent RST.
     pub closed: u32,
-    /// A datagram that nobody answered yet.
+    /// Datagrams that nobody answered, or one question and its answer.
     pub unreplied: u32,
-    /// Datagrams in both directions.
+    /// Datagrams in both directions, for longer than [`STREAM`].
     pub assured: u32,
 }
+
+/// Datagrams that go to and fro for this many seconds are a stream. A question and its answer are not (as for the
+/// kernel's own conntrack): a busy resolver would fill CONNTRACK with flows that are over.
+const STREAM: u32 = 2;
 
 impl Default for Timeouts {
     fn default() -> Self {
@@ -44,14 +48,15 @@ impl Default for Timeouts {
 }
 
 impl Timeouts {
-    fn of(&self, state: u64, proto: u8) -> u32 {
+    /// For a flow whose last packet came `lasted` seconds after its first.
+    fn of(&self, state: u64, proto: u8, lasted: u32) -> u32 {
         let replied = state & tcp::REPLIED != 0;
         match proto {
             Proto::TCP if tcp::is_closed(state) => self.closed,
             Proto::TCP if state & tcp::CONFIRMED == 0 => self.opening,
             Proto::TCP if state & (tcp::FIN_CLIENT | tcp::FIN_BACKEND) != 0 => self.half_closed,
             Proto::TCP => self.established,
-            _ if replied => self.assured,
+            _ if replied && lasted >= STREAM => self.assured,
             _ => self.unreplied,
         }
     }
@@ -116,7 +121,8 @@ pub fn collect(
         halves.push((reply_key, *reply));
         seen.extend(halves.iter().map(|half| half.0));
         let silent = clock.seconds_since(entry.last_seen).min(clock.seconds_since(reply.last_seen));
-        let expired = silent >= timeouts.of(entry.state | reply.state, key.proto);
+        let age = clock.seconds_since(entry.created);
+        let expired = silent >= timeouts.of(entry.state | reply.state, key.proto, age.saturating_sub(silent));
         let forsaken =
             key.proto != Proto::TCP && entry.has(CtEntry::SERVICE) && !serves(entry.service, entry.backend);
         if expired || forsaken {
@@ -305,8 +311,8 @@ mod tests {
             (Proto::TCP, OPEN | tcp::RESET, 10),
             (Proto::TCP, tcp::OPENED | tcp::RESET, 10),
             (Proto::UDP, tcp::OPENED, 30),
-            (Proto::UDP, tcp::OPENED | tcp::REPLIED, 180),
-            (Proto::SCTP, tcp::OPENED | tcp::REPLIED, 180),
+            (Proto::UDP, tcp::OPENED | tcp::REPLIED, 30),
+            (Proto::SCTP, tcp::OPENED | tcp::REPLIED, 30),
         ];
         for (proto, state, seconds) in cases {
             // The clock wraps within the flow's life.
@@ -314,6 +320,16 @@ mod tests {
             let at = |seconds: u32| (u32::MAX - 100).wrapping_add(seconds * HZ);
             assert_eq!(look(&flow, at(seconds - 1), true).dead, [], "{proto} {state:#x} lives");
             assert_eq!(look(&flow, at(seconds), true).dead.len(), 1, "{proto} {state:#x} dies");
+        }
+    }
+
+    #[test]
+    fn datagrams_to_and_fro_for_a_while_are_a_stream() {
+        for (lasted, seconds) in [(1, 30), (2, 180), (3600, 180)] {
+            let mut halves = flow(1000, Proto::UDP, tcp::OPENED | tcp::REPLIED, 0, None);
+            halves.iter_mut().for_each(|half| half.1.last_seen = lasted * HZ);
+            assert_eq!(look(&halves, (lasted + seconds - 1) * HZ, true).dead, [], "after {lasted} s");
+            assert_eq!(look(&halves, (lasted + seconds) * HZ, true).dead.len(), 1, "after {lasted} s");
         }
     }
 
@@ -398,7 +414,7 @@ mod tests {
                 found.dead.iter().flat_map(|flow| flow.halves.iter().map(|half| half.0)).collect();
             for (halves, (is_tcp, _, state, age)) in all.iter().zip(&flows) {
                 let proto = if *is_tcp { Proto::TCP } else { Proto::UDP };
-                let expired = *age >= Timeouts::default().of(*state, proto);
+                let expired = *age >= Timeouts::default().of(*state, proto, 0);
                 prop_assert!(halves.iter().all(|half| dead.contains(&half.0) == expired));
             }
         }
