@@ -10,7 +10,10 @@ use aya_ebpf::{
     helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval},
     programs::SockAddrContext,
 };
-use proxy_common::{Addr, Counter, Port, Proto, SockKey, SockPeer, node::role};
+use proxy_common::{
+    Addr, Counter, Port, Proto, SockKey, SockPeer,
+    node::{port_bits, role},
+};
 
 use crate::{
     count::count,
@@ -125,6 +128,7 @@ pub fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
     let bits = service::bits_of(wanted.port);
     let Some(frontend) = service::frontend(&wanted.addr, wanted.port, wanted.proto, bits, wanted.roles)
     else {
+        forget_answer(&wanted, bits);
         return ALLOW;
     };
     let mut chosen = Chosen::NOTHING;
@@ -157,6 +161,7 @@ pub fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
     let bits = service::bits_of(wanted.port);
     let Some(frontend) = service::frontend(&wanted.addr, wanted.port, wanted.proto, bits, wanted.roles)
     else {
+        forget_answer(&wanted, bits);
         return ALLOW;
     };
     // One socket stays with its backend per frontend: a resolver matches answers to one server.
@@ -188,6 +193,16 @@ pub fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
             count(reason);
             refuse()
         }
+    }
+}
+
+/// One UDP socket may ask a frontend first and then a backend under its own address: the latest question wins, and
+/// its answer is shown as what it is.
+#[inline(always)]
+fn forget_answer(wanted: &Wanted, bits: u32) {
+    if wanted.proto == Proto::UDP && bits & port_bits::backend(Proto::UDP) != 0 {
+        let asked = SockKey::new(wanted.cookie, wanted.addr, wanted.port, wanted.proto);
+        let _gone = SOCK_REVNAT.remove(asked);
     }
 }
 
