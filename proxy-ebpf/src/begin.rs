@@ -169,10 +169,12 @@ fn reserve(work: &mut Work) -> Result<bool, DropReason> {
     }
     work.reply =
         CtKey::new(work.to.addr, work.to.port, work.request.src, port, work.request.proto, Half::Egress);
-    match take(work) {
-        TAKEN => {}
-        FULL => return Err(Counter::ConntrackFull),
-        mine => return Ok(mine == NEW),
+    if work.to.service == 0 || !is_turned(work) {
+        match take(work) {
+            TAKEN => {}
+            FULL => return Err(Counter::ConntrackFull),
+            mine => return Ok(mine == NEW),
+        }
     }
     work.entry.flags &= !CtEntry::IDENTITY;
     let mut probe = 0;
@@ -190,6 +192,16 @@ fn reserve(work: &mut Work) -> Result<bool, DropReason> {
         FULL => Err(Counter::ConntrackFull),
         mine => Ok(mine == NEW),
     }
+}
+
+/// Whether a flow has the same two ends the other way round: what leaves for the backend would be taken for that
+/// flow's reply. A subprogram: in `begin` its key would be too much for the stack.
+#[inline(never)]
+fn is_turned(work: &mut Work) -> bool {
+    let request = &work.request;
+    work.masquerade =
+        CtKey::new(request.src, request.sport, work.to.addr, work.to.port, request.proto, Half::Egress);
+    flow::lookup(&work.masquerade).is_some_and(|found| found.has(CtEntry::REPLY))
 }
 
 const TAKEN: u32 = 0;

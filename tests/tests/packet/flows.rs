@@ -322,3 +322,24 @@ fn with_no_source_port_left_a_flow_drops() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn two_peers_that_ask_each_other_from_their_server_ports() -> Result<()> {
+    for case in Case::all() {
+        let mut node = shared()?;
+        let (one, two) = (case.at(POD, 7946), case.at(POD + 1, 7946));
+        for (vip, back) in [(VIP, one), (VIP + 1, two)] {
+            let backend = node.backend(back, case.proto(), true)?;
+            let service = node.service(case.proto(), &[backend], &[])?;
+            node.cluster_ip(&service, case.at(vip, 7946))?;
+        }
+        let (to_one, to_two) = (case.at(VIP, 7946), case.at(VIP + 1, 7946));
+        assert_eq!(case.goes_whole(&node, &case.packet(one, to_two)), (one, two), "{case:?}");
+        // The middle tuple is the first flow's, turned around: what leaves must not be taken for its reply.
+        let (source, to) = case.goes_whole(&node, &case.packet(two, to_one));
+        assert_eq!((source.ip(), to), (two.ip(), one), "{case:?}");
+        assert_eq!(case.goes_whole(&node, &case.packet(one, source).flagged(ACK)), (to_one, two), "{case:?}");
+        assert_eq!(case.goes_whole(&node, &case.packet(two, one).flagged(ACK)), (to_two, one), "{case:?}");
+    }
+    Ok(())
+}
