@@ -43,8 +43,9 @@ const ESTABLISHED: Calls = Calls { lookups: 1, helpers: 3 };
 const NOT_OURS: Calls = Calls { lookups: 1, helpers: 1 };
 /// CONNTRACK, and FRONTENDS because PORTS has the port.
 const NEAR_MISS: Calls = Calls { lookups: 2, helpers: 2 };
-/// CONNTRACK, FRONTENDS; two inserts; address and ports in the transport checksum.
-pub const NEW_FLOW: Calls = Calls { lookups: 2, helpers: 6 };
+/// CONNTRACK twice (the flow, and the same two ends the other way round), FRONTENDS; two inserts; address and ports in
+/// the transport checksum.
+pub const NEW_FLOW: Calls = Calls { lookups: 3, helpers: 7 };
 
 /// A path's figures.
 #[derive(Clone, Debug)]
