@@ -22,8 +22,12 @@ use crate::{
 const INTERVAL: Duration = Duration::from_secs(5);
 /// Between two looks at the least, when datagrams are to leave a backend.
 const HURRY: Duration = Duration::from_millis(50);
-/// A look may take up to one part in so many of the time.
+/// A look may take up to one part in so many of the time...
 const SHARE: u32 = 20;
+/// ...and this while there is more to remove.
+const BUSY_SHARE: u32 = 4;
+/// Flows removed in one look: what is left waits for the next, so that devices and Services do not wait for it.
+const MOST: usize = 16_384;
 
 /// The collector's timetable.
 #[derive(Debug)]
@@ -54,7 +58,7 @@ impl Flows {
 
     /// Datagrams are to leave a backend: look now, or as soon as the last look's cost allows.
     pub fn hurry(&mut self) {
-        self.due = self.due.min(self.last_end + HURRY.max(self.last_took * 4));
+        self.due = self.due.min(self.last_end + HURRY.max(self.last_took * BUSY_SHARE));
     }
 
     /// Removes expired flows and tells the controller which ids are still named. Whether ids were freed,
@@ -64,17 +68,23 @@ impl Flows {
         let result = self.look(began, loaded, controller);
         self.last_end = Instant::now();
         self.last_took = self.last_end.duration_since(began);
-        self.due = self.last_end + INTERVAL.max(self.last_took * SHARE);
-        result
+        let is_busy = matches!(result, Ok(Looked { is_busy: true, .. }));
+        let (least, share) = if is_busy { (HURRY, BUSY_SHARE) } else { (INTERVAL, SHARE) };
+        self.due = self.last_end + least.max(self.last_took * share);
+        result.map(|looked| looked.freed)
     }
 
-    fn look(&self, began: Instant, loaded: &mut Loaded, controller: &mut Controller) -> io::Result<bool> {
+    fn look(&self, began: Instant, loaded: &mut Loaded, controller: &mut Controller) -> io::Result<Looked> {
         let conntrack = loaded.store.map(map::CONNTRACK).map_err(io::Error::other)?;
         let dump = collector::dump(conntrack)?;
         let clock = Clock { now: jiffies(loaded)?, hz: self.hz };
         let serves = |service, backend| controller.serves(service, backend);
-        let found = collector::collect(&dump, clock, &self.timeouts, serves);
-        let removed = collector::remove(conntrack, &found.dead)?;
+        let max = conntrack.info().max_entries as usize;
+        let timeouts = self.timeouts.with_room(dump.len(), max);
+        let found = collector::collect(&dump, clock, &timeouts, serves);
+        let now = &found.dead[..found.dead.len().min(MOST)];
+        let removed = collector::remove(conntrack, now)?;
+        let is_busy = now.len() < found.dead.len();
         if removed > 0 {
             tracing::debug!(
                 removed,
@@ -84,7 +94,7 @@ impl Flows {
             );
         }
         if !controller.has_retired() {
-            return Ok(false);
+            return Ok(Looked { freed: false, is_busy });
         }
         let mut in_use = InUse { services: found.services, backends: found.backends };
         // What could not be deleted this time still names its ids.
@@ -93,8 +103,16 @@ impl Flows {
             in_use.backends.insert(entry.backend);
         }
         controller.release(began, &in_use);
-        Ok(true)
+        Ok(Looked { freed: true, is_busy })
     }
+}
+
+/// What a look came to.
+struct Looked {
+    /// The controller was told which ids are still named: a sync may have something to delete.
+    freed: bool,
+    /// There is more to remove.
+    is_busy: bool,
 }
 
 /// The kernel's jiffies, low 32 bits, as the programs see them.

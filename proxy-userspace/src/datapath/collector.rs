@@ -24,6 +24,9 @@ pub struct Timeouts {
     pub half_closed: u32,
     /// Both sides have, or one has sent RST.
     pub closed: u32,
+    /// Both sides have sent FIN, and the node's port stands for the client's: the backend remembers that port for a
+    /// minute (TIME_WAIT), and what is begun from it meanwhile costs a reset, and sometimes a second.
+    pub time_wait: u32,
     /// Datagrams that nobody answered, or one question and its answer.
     pub unreplied: u32,
     /// Datagrams in both directions, for longer than [`STREAM`].
@@ -41,6 +44,7 @@ impl Default for Timeouts {
             established: 6 * 3600,
             half_closed: 3600,
             closed: 10,
+            time_wait: 60,
             unreplied: 30,
             assured: 180,
         }
@@ -48,10 +52,30 @@ impl Default for Timeouts {
 }
 
 impl Timeouts {
+    /// These, shortened where the room runs out: flows that are over go early, then those that may never begin, so
+    /// that a flood of SYNs does not keep new flows out for a minute.
+    pub fn with_room(self, entries: usize, max: usize) -> Self {
+        let mut timeouts = self;
+        if entries > max / 2 {
+            timeouts.time_wait = self.time_wait.min(self.closed);
+        }
+        if entries > max / 4 * 3 {
+            timeouts.opening = self.opening.min(10);
+            timeouts.closed = self.closed.min(3);
+            timeouts.time_wait = timeouts.closed;
+            timeouts.unreplied = self.unreplied.min(10);
+            timeouts.assured = self.assured.min(60);
+        }
+        timeouts
+    }
+
     /// For a flow whose last packet came `lasted` seconds after its first.
-    fn of(&self, state: u64, proto: u8, lasted: u32) -> u32 {
+    fn of(&self, state: u64, proto: u8, is_masqueraded: bool, lasted: u32) -> u32 {
         let replied = state & tcp::REPLIED != 0;
         match proto {
+            Proto::TCP if is_masqueraded && tcp::is_closed(state) && state & tcp::RESET == 0 => {
+                self.time_wait
+            }
             Proto::TCP if tcp::is_closed(state) => self.closed,
             Proto::TCP if state & tcp::CONFIRMED == 0 => self.opening,
             Proto::TCP if state & (tcp::FIN_CLIENT | tcp::FIN_BACKEND) != 0 => self.half_closed,
@@ -122,7 +146,9 @@ pub fn collect(
         seen.extend(halves.iter().map(|half| half.0));
         let silent = clock.seconds_since(entry.last_seen).min(clock.seconds_since(reply.last_seen));
         let age = clock.seconds_since(entry.created);
-        let expired = silent >= timeouts.of(entry.state | reply.state, key.proto, age.saturating_sub(silent));
+        let (state, is_masqueraded) = (entry.state | reply.state, entry.has(CtEntry::MASQUERADED));
+        let lasted = age.saturating_sub(silent);
+        let expired = silent >= timeouts.of(state, key.proto, is_masqueraded, lasted);
         let forsaken =
             key.proto != Proto::TCP && entry.has(CtEntry::SERVICE) && !serves(entry.service, entry.backend);
         if expired || forsaken {
@@ -334,6 +360,29 @@ mod tests {
     }
 
     #[test]
+    fn a_port_of_the_node_is_kept_while_the_backend_remembers_it() {
+        let closed = OPEN | tcp::FIN_CLIENT | tcp::FIN_BACKEND;
+        for (state, seconds) in [(closed, 60), (closed | tcp::RESET, 10)] {
+            let flow = flow(1000, Proto::TCP, state, 0, Some(5000));
+            assert_eq!(look(&flow, (seconds - 1) * HZ, true).dead, [], "{state:#x}");
+            assert_eq!(look(&flow, seconds * HZ, true).dead.len(), 1, "{state:#x}");
+        }
+    }
+
+    #[test]
+    fn a_full_table_shortens_what_is_over_and_what_has_not_begun() {
+        let usual = Timeouts::default();
+        assert_eq!(usual.with_room(500, 1000), usual);
+        let half = Timeouts { time_wait: usual.closed, ..usual };
+        assert_eq!(usual.with_room(501, 1000), half);
+        let full = usual.with_room(751, 1000);
+        assert!(
+            full.opening < usual.opening && full.unreplied < usual.unreplied && full.closed < usual.closed
+        );
+        assert_eq!((full.established, full.half_closed), (usual.established, usual.half_closed));
+    }
+
+    #[test]
     fn traffic_in_either_direction_keeps_a_flow() {
         let mut halves = flow(1000, Proto::UDP, tcp::OPENED | tcp::REPLIED, 0, None);
         halves[1].1.last_seen = 179 * HZ;
@@ -412,9 +461,9 @@ mod tests {
             let found = look(&all.concat(), now, true);
             let dead: HashSet<CtKey> =
                 found.dead.iter().flat_map(|flow| flow.halves.iter().map(|half| half.0)).collect();
-            for (halves, (is_tcp, _, state, age)) in all.iter().zip(&flows) {
+            for (halves, (is_tcp, masquerade, state, age)) in all.iter().zip(&flows) {
                 let proto = if *is_tcp { Proto::TCP } else { Proto::UDP };
-                let expired = *age >= Timeouts::default().of(*state, proto, 0);
+                let expired = *age >= Timeouts::default().of(*state, proto, *masquerade > 0, 0);
                 prop_assert!(halves.iter().all(|half| dead.contains(&half.0) == expired));
             }
         }

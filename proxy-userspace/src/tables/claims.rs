@@ -21,8 +21,8 @@ pub struct Claims {
     by_key: HashMap<FrontendKey, Vec<Claim>>,
     /// Claims that lost, and to whom.
     taken: BTreeMap<(ServiceKey, FrontendKey), ServiceKey>,
-    /// Losses since the last look.
-    fresh: Vec<Problem>,
+    /// Claims that lost since the last look; some of them may have won meanwhile.
+    fresh: Vec<(ServiceKey, FrontendKey)>,
 }
 
 #[derive(Debug)]
@@ -96,14 +96,14 @@ impl Claims {
 
     /// Every claim that lost.
     pub fn problems(&self) -> impl Iterator<Item = Problem> + '_ {
-        self.taken.iter().map(|((service, frontend), owner)| {
-            Problem::new(service, ProblemKind::FrontendTaken { frontend: *frontend, owner: owner.clone() })
-        })
+        self.taken.iter().map(|(claim, owner)| lost(claim, owner))
     }
 
-    /// Claims that lost since the last call.
+    /// Claims that lost since the last call, as far as they still do: two Services that change places in one sync
+    /// are at odds only until both were looked at.
     pub fn take_fresh(&mut self) -> Vec<Problem> {
-        std::mem::take(&mut self.fresh)
+        let fresh = std::mem::take(&mut self.fresh);
+        fresh.iter().filter_map(|claim| Some(lost(claim, self.taken.get(claim)?))).collect()
     }
 
     fn settle(&mut self, key: FrontendKey, tables: &mut Tables) {
@@ -119,14 +119,17 @@ impl Claims {
             if service == owner {
                 self.taken.remove(&(service, key));
             } else {
-                let kind = ProblemKind::FrontendTaken { frontend: key, owner: owner.clone() };
-                let fresh = Problem::new(&service, kind);
-                if self.taken.insert((service, key), owner.clone()).as_ref() != Some(&owner) {
-                    self.fresh.push(fresh);
+                let claim = (service, key);
+                if self.taken.insert(claim.clone(), owner.clone()).as_ref() != Some(&owner) {
+                    self.fresh.push(claim);
                 }
             }
         }
     }
+}
+
+fn lost((service, frontend): &(ServiceKey, FrontendKey), owner: &ServiceKey) -> Problem {
+    Problem::new(service, ProblemKind::FrontendTaken { frontend: *frontend, owner: owner.clone() })
 }
 
 #[cfg(test)]
@@ -164,6 +167,20 @@ mod tests {
             }
             assert!(tables.frontends.is_empty() && tables.ports.is_empty());
         }
+    }
+
+    #[test]
+    fn a_frontend_that_changes_hands_is_no_conflict() {
+        let (mut claims, mut tables, mut bits) = <(Claims, Tables, PortBits)>::default();
+        let [old, new] = ["old", "new"].map(|name| ServiceKey::new("default", name));
+        let port = |service| value(service, FrontendKind::NodePort);
+        claims.put(&old, None, frontend(), port(1), &mut tables, &mut bits);
+        claims.put(&new, None, frontend(), port(2), &mut tables, &mut bits);
+        claims.remove(&old, frontend(), &mut tables, &mut bits);
+        assert_eq!(claims.take_fresh(), []);
+        claims.put(&old, None, frontend(), port(1), &mut tables, &mut bits);
+        assert_eq!(claims.take_fresh().len(), 1);
+        assert_eq!(claims.take_fresh(), [], "said once");
     }
 
     #[test]
