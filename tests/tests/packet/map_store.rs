@@ -97,7 +97,7 @@ fn a_pin_directory_is_filled_and_found_again() -> Result<()> {
     // Somebody else's map under one of our names.
     std::fs::remove_file(pins.map(map::PORTS))?;
     std::fs::rename(pins.map(map::NODE_ADDRS), pins.map(map::PORTS))?;
-    let error = load(&pins, &GLOBALS, &small()).err().expect("a foreign map");
+    let error = load(&pins, &GLOBALS, &small()).expect_err("a foreign map");
     assert!(matches!(error, DatapathError::Layout { reason: Mismatch::Layout { .. }, .. }), "{error}");
     Ok(())
 }
