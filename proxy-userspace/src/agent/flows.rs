@@ -24,7 +24,7 @@ const INTERVAL: Duration = Duration::from_secs(5);
 const HURRY: Duration = Duration::from_millis(50);
 /// A look may take up to one part in so many of the time...
 const SHARE: u32 = 20;
-/// ...and this while there is more to remove.
+/// ...and this while there is more to remove, or little room.
 const BUSY_SHARE: u32 = 4;
 /// Flows removed in one look: what is left waits for the next, so that devices and Services do not wait for it.
 const MOST: usize = 16_384;
@@ -68,8 +68,11 @@ impl Flows {
         let result = self.look(began, loaded, controller);
         self.last_end = Instant::now();
         self.last_took = self.last_end.duration_since(began);
-        let is_busy = matches!(result, Ok(Looked { is_busy: true, .. }));
-        let (least, share) = if is_busy { (HURRY, BUSY_SHARE) } else { (INTERVAL, SHARE) };
+        let (least, share) = match &result {
+            Ok(looked) if looked.has_more => (HURRY, BUSY_SHARE),
+            Ok(looked) if looked.is_crowded => (INTERVAL, BUSY_SHARE),
+            _ => (INTERVAL, SHARE),
+        };
         self.due = self.last_end + least.max(self.last_took * share);
         result.map(|looked| looked.freed)
     }
@@ -84,7 +87,8 @@ impl Flows {
         let found = collector::collect(&dump, clock, &timeouts, serves);
         let now = &found.dead[..found.dead.len().min(MOST)];
         let removed = collector::remove(conntrack, now)?;
-        let is_busy = now.len() < found.dead.len();
+        let has_more = now.len() < found.dead.len();
+        let is_crowded = dump.len() > max / 4 * 3;
         if removed > 0 {
             tracing::debug!(
                 removed,
@@ -94,7 +98,7 @@ impl Flows {
             );
         }
         if !controller.has_retired() {
-            return Ok(Looked { freed: false, is_busy });
+            return Ok(Looked { freed: false, has_more, is_crowded });
         }
         let mut in_use = InUse { services: found.services, backends: found.backends };
         // What could not be deleted this time still names its ids.
@@ -103,7 +107,7 @@ impl Flows {
             in_use.backends.insert(entry.backend);
         }
         controller.release(began, &in_use);
-        Ok(Looked { freed: true, is_busy })
+        Ok(Looked { freed: true, has_more, is_crowded })
     }
 }
 
@@ -112,7 +116,9 @@ struct Looked {
     /// The controller was told which ids are still named: a sync may have something to delete.
     freed: bool,
     /// There is more to remove.
-    is_busy: bool,
+    has_more: bool,
+    /// Little room is left.
+    is_crowded: bool,
 }
 
 /// The kernel's jiffies, low 32 bits, as the programs see them.
