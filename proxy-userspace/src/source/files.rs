@@ -113,6 +113,11 @@ fn manifests(path: &Path) -> io::Result<BTreeMap<PathBuf, Signature>> {
     Ok(found)
 }
 
+/// Whether the name is one more for a file that was there: nobody writes to it and nobody will close it.
+fn is_linked(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink() || metadata.nlink() > 1)
+}
+
 fn is_manifest(path: &Path) -> bool {
     let is_hidden = path.file_name().and_then(|name| name.to_str()).is_none_or(|name| name.starts_with('.'));
     let extension = path.extension().and_then(|extension| extension.to_str());
@@ -223,7 +228,7 @@ impl Follower {
             return;
         }
         for path in notice.paths {
-            if is_written {
+            if is_written && !is_linked(&path) {
                 self.open.insert(path.clone(), Instant::now());
             } else {
                 self.open.remove(&path);
@@ -347,6 +352,23 @@ mod tests {
         file.write_all((node("a") + "---\n" + &node("b")).as_bytes()).unwrap();
         drop(file);
         next(&mut source, &["+b"]).await;
+    }
+
+    #[tokio::test]
+    async fn a_link_is_read_at_once() {
+        let outer = Dir::new("links");
+        let inner = outer.0.join("m");
+        fs::create_dir(&inner).unwrap();
+        outer.write("a.txt", &node("a"));
+        outer.write("b.txt", &node("b"));
+        let mut source = follow(&inner).unwrap();
+        next(&mut source, &["synced"]).await;
+        let begun = Instant::now();
+        std::os::unix::fs::symlink(outer.0.join("a.txt"), inner.join("a.yaml")).unwrap();
+        next(&mut source, &["+a"]).await;
+        fs::hard_link(outer.0.join("b.txt"), inner.join("b.yaml")).unwrap();
+        next(&mut source, &["+b"]).await;
+        assert!(begun.elapsed() < UNCLOSED, "{:?}", begun.elapsed());
     }
 
     #[tokio::test]
