@@ -62,7 +62,7 @@ fn reserve(packet: &Packet, pending: &CtEntry, addr: Addr, work: &mut Work) -> R
     work.entry.peer_port = key.dport;
     work.entry.flags = CtEntry::UNMASQUERADE | CtEntry::SERVICE;
     work.reply = CtKey::new(key.dst, key.dport, addr, key.sport, key.proto, Half::Ingress);
-    if is_in_pool(key.sport) && take(work) {
+    if is_in_pool(key.sport) && take(work, false) {
         return Ok(());
     }
     let mut probe = 0;
@@ -79,12 +79,13 @@ fn reserve(packet: &Packet, pending: &CtEntry, addr: Addr, work: &mut Work) -> R
         probe += 1;
     }
     // Crowded: most of these ports belong to flows that are over.
-    if is_in_pool(work.reply.dport) && take(work) { Ok(()) } else { Err(Counter::NoFreeSource) }
+    if is_in_pool(work.reply.dport) && take(work, true) { Ok(()) } else { Err(Counter::NoFreeSource) }
 }
 
-/// Inserts the unmasquerade half under `work.reply`, in place of that of a flow that is over.
+/// Inserts the unmasquerade half under `work.reply`; with `from_closed` also in place of that of a flow that is
+/// over. That is the last resort: the backend may still hold that port in TIME_WAIT, and the SYN cost a reset.
 #[inline(never)]
-fn take(work: &mut Work) -> bool {
+fn take(work: &mut Work, from_closed: bool) -> bool {
     if CONNTRACK.insert(&work.reply, &work.entry, u64::from(BPF_NOEXIST)).is_ok() {
         return true;
     }
@@ -94,7 +95,9 @@ fn take(work: &mut Work) -> bool {
     if found.addr.is(&work.entry.addr) && found.port == work.entry.port {
         return true;
     }
-    is_abandoned(work, found) && CONNTRACK.insert(&work.reply, &work.entry, u64::from(BPF_ANY)).is_ok()
+    from_closed
+        && is_abandoned(work, found)
+        && CONNTRACK.insert(&work.reply, &work.entry, u64::from(BPF_ANY)).is_ok()
 }
 
 /// Whether the flow that reserved this port is over; if so, its other halves are removed.

@@ -287,13 +287,7 @@ impl Model {
         let (back, proto) = (packet.dst, packet.proto());
         let (source, _) = passed_ends(packet, got)?;
         let own = SocketAddr::new(source.ip(), packet.src.port());
-        if let Some(holder) = self.ingress.get(&(back, own, proto)).copied()
-            && self.flows[&holder].is_over()
-            && self.flows[&holder].source == Some(own)
-            && in_pool(own.port())
-        {
-            self.forget(holder);
-        }
+        // A flow that is over keeps its port while there are free ones, which here there always are.
         let own_is_free = in_pool(own.port()) && !self.ingress.contains_key(&(back, own, proto));
         let allowed = self.uplink.contains(&source.ip())
             && in_pool(source.port())

@@ -8,7 +8,7 @@ use proxy_common::{Addr, Counter, CtEntry, NodeConfig};
 use tests::packet::{
     Datapath, Transport,
     datapath::shared,
-    frame::{ACK, SYN, ends},
+    frame::{ACK, FIN, SYN, ends},
     world::{FAR_POD, NODE, OUTSIDE, POD, UPLINK, VIP},
 };
 
@@ -155,6 +155,27 @@ fn a_port_outside_the_pool_or_taken_is_replaced_by_one_of_the_pool() -> Result<(
             assert!(!sources.contains(&source), "{case:?}: {source} twice");
             sources.push(source);
         }
+    }
+    Ok(())
+}
+
+/// The backend holds a closed connection's port in TIME_WAIT: another flow from it would cost a reset.
+#[test]
+fn the_port_of_a_flow_that_is_over_is_nobody_elses_while_others_are_free() -> Result<()> {
+    let mut node = shared()?;
+    for case in Case::ethernet(Transport::SYN) {
+        let backend = node.backend(case.at(FAR_POD, 8080), case.proto(), false)?;
+        let service = node.service(case.proto(), &[backend], &[])?;
+        node.cluster_ip(&service, case.at(VIP, 80))?;
+        let (front, back) = (case.at(VIP, 80), case.at(FAR_POD, 8080));
+        let first = case.at(OUTSIDE, 2000);
+        let source = four_halves(case, &node, first, front, back);
+        case.through(&node, &case.packet(first, front).flagged(FIN | ACK).bytes());
+        case.through(&node, &case.packet(back, source).flagged(FIN | ACK).bytes());
+        let other = four_halves(case, &node, case.at(OUTSIDE + 1, 2000), front, back);
+        assert_ne!(other, source, "{case:?}: another client");
+        let again = four_halves(case, &node, first, front, back);
+        assert_eq!(again, source, "{case:?}: the same client from the same port");
     }
     Ok(())
 }
