@@ -137,16 +137,21 @@ fn bounds(ctx: &TcContext) -> (usize, usize) {
     (data as usize, end as usize)
 }
 
-/// Makes the first `len` bytes (or all, if the packet is shorter) readable and writable in place.
+/// As [`at`], but where the header lies (in part) beyond the linear part it is pulled into it first. Only then: a
+/// received packet's headers are linear as a rule, and pulling payload after them costs an allocation.
 #[inline(always)]
-fn linearize(ctx: &TcContext, len: usize) {
-    let want = core::cmp::min(len, ctx.len() as usize);
-    let (data, end) = bounds(ctx);
-    if data + want > end {
-        // SAFETY: the context the kernel gave; pointers into the packet are derived anew after this. A
-        // failure leaves the packet as it is and the bounds checks that follow find it too short.
-        unsafe { bpf_skb_pull_data(ctx.as_ptr().cast::<__sk_buff>(), want as u32) };
+fn reach<T>(ctx: &TcContext, offset: usize) -> Option<*mut T> {
+    if let Some(header) = at(ctx, offset) {
+        return Some(header);
     }
+    let end = offset + size_of::<T>();
+    if end > ctx.len() as usize {
+        return None;
+    }
+    // SAFETY: the context the kernel gave; pointers into the packet are made anew after this. After a failure the
+    // check that follows finds the packet too short.
+    unsafe { bpf_skb_pull_data(ctx.as_ptr().cast::<__sk_buff>(), end as u32) };
+    at(ctx, offset)
 }
 
 #[inline(always)]
@@ -163,7 +168,6 @@ pub fn parse<L: Link>(ctx: &TcContext, half: Half) -> Option<Packet> {
     if skb.vlan_present != 0 {
         return None;
     }
-    linearize(ctx, L::HEADER + size_of::<Ipv6>() + size_of::<Tcp>());
     match skb.protocol as u16 {
         ETH_P_IP => parse_v4::<L>(ctx, half),
         ETH_P_IPV6 => parse_v6::<L>(ctx, half),
@@ -173,8 +177,8 @@ pub fn parse<L: Link>(ctx: &TcContext, half: Half) -> Option<Packet> {
 
 #[inline(always)]
 fn parse_v4<L: Link>(ctx: &TcContext, half: Half) -> Option<Packet> {
-    let ip = at::<Ipv4>(ctx, L::HEADER)?;
-    // SAFETY: `at` checked the bounds; the fields are plain integers.
+    let ip = reach::<Ipv4>(ctx, L::HEADER)?;
+    // SAFETY: `reach` checked the bounds; the fields are plain integers.
     let ip = unsafe { &*ip };
     let header = usize::from(ip.version_ihl & 0x0f) * 4;
     if ip.version_ihl >> 4 != 4 || header < size_of::<Ipv4>() || ip.fragment & FRAGMENT_MASK != 0 {
@@ -186,8 +190,8 @@ fn parse_v4<L: Link>(ctx: &TcContext, half: Half) -> Option<Packet> {
 
 #[inline(always)]
 fn parse_v6<L: Link>(ctx: &TcContext, half: Half) -> Option<Packet> {
-    let ip = at::<Ipv6>(ctx, L::HEADER)?;
-    // SAFETY: `at` checked the bounds; the fields are plain integers.
+    let ip = reach::<Ipv6>(ctx, L::HEADER)?;
+    // SAFETY: `reach` checked the bounds; the fields are plain integers.
     let ip = unsafe { &*ip };
     if ip.version_class_flow as u8 >> 4 != 6 {
         return None;
@@ -219,15 +223,15 @@ fn parse_transport(
     };
     match proto {
         Proto::TCP => {
-            // SAFETY: `at` checked the bounds; the fields are plain integers.
-            let tcp = unsafe { &*at::<Tcp>(ctx, l4)? };
+            // SAFETY: `reach` checked the bounds; the fields are plain integers.
+            let tcp = unsafe { &*reach::<Tcp>(ctx, l4)? };
             packet.tcp_flags = tcp.flags;
             packet.key.sport = Port::from_be(tcp.sport);
             packet.key.dport = Port::from_be(tcp.dport);
         }
         Proto::UDP => {
             // SAFETY: as above.
-            let udp = unsafe { &*at::<Udp>(ctx, l4)? };
+            let udp = unsafe { &*reach::<Udp>(ctx, l4)? };
             packet.key.sport = Port::from_be(udp.sport);
             packet.key.dport = Port::from_be(udp.dport);
         }
@@ -241,7 +245,7 @@ fn parse_transport(
 /// `None` for any other ICMP message.
 #[inline(always)]
 fn is_echo(ctx: &TcContext, l4: usize, request: u8) -> Option<bool> {
-    // SAFETY: `at` checked the bounds; the fields are plain integers.
-    let icmp = unsafe { &*at::<Icmp>(ctx, l4)? };
+    // SAFETY: `reach` checked the bounds; the fields are plain integers.
+    let icmp = unsafe { &*reach::<Icmp>(ctx, l4)? };
     if icmp.kind == request && icmp.code == 0 { Some(true) } else { None }
 }
