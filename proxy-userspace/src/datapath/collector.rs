@@ -111,6 +111,9 @@ const ORPHAN_GRACE: u32 = 10;
 pub struct Dead {
     /// In the order they are to be deleted: the reply half, which reserves the middle tuple, comes last.
     pub halves: Vec<(CtKey, CtEntry)>,
+    /// A packet since the dump brings it back to life. Not so datagrams to a backend that their Service left: they
+    /// would keep a busy flow there for ever.
+    pub may_revive: bool,
 }
 
 /// What a look at CONNTRACK found.
@@ -152,7 +155,7 @@ pub fn collect(
         let forsaken =
             key.proto != Proto::TCP && entry.has(CtEntry::SERVICE) && !serves(entry.service, entry.backend);
         if expired || forsaken {
-            found.dead.push(Dead { halves });
+            found.dead.push(Dead { halves, may_revive: !forsaken });
         } else {
             found.services.insert(entry.service);
             found.backends.insert(entry.backend);
@@ -160,7 +163,7 @@ pub fn collect(
     }
     for (key, entry) in dump.iter().filter(|(key, _)| !seen.contains(*key)) {
         if clock.seconds_since(entry.created) >= ORPHAN_GRACE {
-            found.dead.push(Dead { halves: vec![(*key, *entry)] });
+            found.dead.push(Dead { halves: vec![(*key, *entry)], may_revive: true });
         } else {
             found.services.insert(entry.service);
             found.backends.insert(entry.backend);
@@ -206,13 +209,13 @@ pub fn dump(conntrack: &RawMap) -> io::Result<HashMap<CtKey, CtEntry>> {
     Ok(found)
 }
 
-/// Deletes the halves of dead flows; returns how many flows went. A flow that saw a packet since the dump,
+/// Deletes the halves of dead flows; returns how many flows went. A flow that came back to life since the dump,
 /// or whose tuple another flow has taken over, is left for the next round.
 pub fn remove(conntrack: &RawMap, dead: &[Dead]) -> io::Result<usize> {
     let mut flows = 0;
     let mut keys = Vec::new();
     for flow in dead {
-        if is_unchanged(conntrack, flow)? {
+        if is_still_dead(conntrack, flow)? {
             keys.extend(flow.halves.iter().map(|(key, _)| *key));
             flows += 1;
         }
@@ -226,10 +229,12 @@ pub fn remove(conntrack: &RawMap, dead: &[Dead]) -> io::Result<usize> {
     Ok(flows)
 }
 
-fn is_unchanged(conntrack: &RawMap, flow: &Dead) -> io::Result<bool> {
+fn is_still_dead(conntrack: &RawMap, flow: &Dead) -> io::Result<bool> {
     for (key, before) in &flow.halves {
         let now: Option<CtEntry> = conntrack.lookup(bytes_of(key))?.map(|value| pod_read_unaligned(&value));
-        if now.is_some_and(|now| (now.last_seen, now.created) != (before.last_seen, before.created)) {
+        let Some(now) = now else { continue };
+        let is_another = (now.created, now.backend) != (before.created, before.backend);
+        if is_another || flow.may_revive && now.last_seen != before.last_seen {
             return Ok(false);
         }
     }
@@ -413,6 +418,8 @@ mod tests {
     fn datagrams_leave_a_backend_that_serves_no_more_and_streams_stay() {
         let udp = flow(1000, Proto::UDP, tcp::OPENED | tcp::REPLIED, 0, Some(5000));
         assert_eq!(look(&udp, HZ, false).dead[0].halves.len(), 4);
+        assert!(!look(&udp, HZ, false).dead[0].may_revive, "a busy socket would stay with the backend");
+        assert!(look(&udp, 3600 * HZ, true).dead[0].may_revive);
         let stream = flow(1000, Proto::TCP, OPEN, 0, None);
         let found = look(&stream, HZ, false);
         assert_eq!(found.dead, []);
