@@ -102,8 +102,9 @@ impl Clock {
     }
 }
 
-/// A half whose partner is not there is left alone for this many seconds: the datapath may be recording the
-/// flow, or the dump have passed the partner's place before it was written.
+/// A half whose partner is not there is left alone for this many silent seconds: the datapath may be recording the
+/// flow, the dump have passed the partner's place before it was written, or an answer be on its way from a backend
+/// that its Service left.
 const ORPHAN_GRACE: u32 = 10;
 
 /// One dead flow: its halves, as seen in the dump.
@@ -154,15 +155,19 @@ pub fn collect(
         let expired = silent >= timeouts.of(state, key.proto, is_masqueraded, lasted);
         let forsaken =
             key.proto != Proto::TCP && entry.has(CtEntry::SERVICE) && !serves(entry.service, entry.backend);
-        if expired || forsaken {
-            found.dead.push(Dead { halves, may_revive: !forsaken });
+        if forsaken && !expired {
+            // The next datagram begins anew. An answer that is on its way still finds its way back: the other halves
+            // go when they have been silent for a while.
+            found.dead.push(Dead { halves: vec![(*key, *entry)], may_revive: false });
+        } else if expired {
+            found.dead.push(Dead { halves, may_revive: true });
         } else {
             found.services.insert(entry.service);
             found.backends.insert(entry.backend);
         }
     }
     for (key, entry) in dump.iter().filter(|(key, _)| !seen.contains(*key)) {
-        if clock.seconds_since(entry.created) >= ORPHAN_GRACE {
+        if clock.seconds_since(entry.created).min(clock.seconds_since(entry.last_seen)) >= ORPHAN_GRACE {
             found.dead.push(Dead { halves: vec![(*key, *entry)], may_revive: true });
         } else {
             found.services.insert(entry.service);
@@ -417,9 +422,11 @@ mod tests {
     #[test]
     fn datagrams_leave_a_backend_that_serves_no_more_and_streams_stay() {
         let udp = flow(1000, Proto::UDP, tcp::OPENED | tcp::REPLIED, 0, Some(5000));
-        assert_eq!(look(&udp, HZ, false).dead[0].halves.len(), 4);
-        assert!(!look(&udp, HZ, false).dead[0].may_revive, "a busy socket would stay with the backend");
-        assert!(look(&udp, 3600 * HZ, true).dead[0].may_revive);
+        let forsaken = look(&udp, HZ, false).dead;
+        assert_eq!(forsaken[0].halves, udp[..1], "the way of the question, not that of the answer");
+        assert!(!forsaken[0].may_revive, "a busy socket would stay with the backend");
+        let expired = look(&udp, 3600 * HZ, false).dead;
+        assert!(expired[0].may_revive && expired[0].halves.len() == 4);
         let stream = flow(1000, Proto::TCP, OPEN, 0, None);
         let found = look(&stream, HZ, false);
         assert_eq!(found.dead, []);
