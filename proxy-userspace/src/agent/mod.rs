@@ -264,7 +264,9 @@ impl Agent {
         if self.controller.is_synced() {
             self.health.queued(unix_now());
         }
-        self.sync_at.get_or_insert(self.last_sync + MIN_SYNC_INTERVAL);
+        // Sooner than a sync that only waits to clear up after the last one.
+        let soon = self.last_sync + MIN_SYNC_INTERVAL;
+        self.sync_at = Some(self.sync_at.map_or(soon, |at| at.min(soon)));
     }
 
     fn tell_addresses(&mut self) {
