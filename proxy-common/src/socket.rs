@@ -16,12 +16,14 @@ pod! {
 
     /// Value of SOCK_REVNAT: the frontend that the socket asked for, which getpeername and recvmsg show.
     /// Value of SOCK_BACKEND: the backend it was given, which unconnected UDP keeps.
-    pub struct SockPeer [24] {
+    pub struct SockPeer [28] {
         pub addr: Addr,
         pub port: Port,
         pub reserved: u16,
         /// The backend's id.
         pub backend: u32,
+        /// The id of the service port that chose it: one backend may serve several, and leave one of them.
+        pub service: u32,
     }
 }
 

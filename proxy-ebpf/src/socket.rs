@@ -139,6 +139,7 @@ pub fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
                 port: chosen.backend.port,
                 reserved: 0,
                 backend: chosen.id,
+                service: frontend.service,
             };
             send_to::<F>(ctx, &wanted, &peer)
         }
@@ -184,6 +185,7 @@ pub fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
                 port: chosen.backend.port,
                 reserved: 0,
                 backend: chosen.id,
+                service: frontend.service,
             };
             let _full = SOCK_BACKEND.insert(asked, peer, 0);
             send_to::<F>(ctx, &wanted, &peer)
@@ -210,7 +212,7 @@ fn forget_answer(wanted: &Wanted, bits: u32) {
 #[inline(always)]
 fn send_to<F: Family>(ctx: &SockAddrContext, wanted: &Wanted, peer: &SockPeer) -> i32 {
     let key = SockKey::new(wanted.cookie, peer.addr, peer.port, wanted.proto);
-    let frontend = SockPeer { addr: wanted.addr, port: wanted.port, reserved: 0, backend: peer.backend };
+    let frontend = SockPeer { addr: wanted.addr, port: wanted.port, ..*peer };
     let _full = SOCK_REVNAT.insert(key, frontend, 0);
     // SAFETY: the context is valid and writable in these fields.
     let fields = unsafe { &mut *ctx.sock_addr };

@@ -321,7 +321,7 @@ fn sock_key(key: SockKey) -> Fields {
 }
 
 fn sock_peer(value: SockPeer) -> Fields {
-    fields! {"address": value.addr.to_string(), "port": value.port.host(), "backend": value.backend}
+    fields! {"address": value.addr.to_string(), "port": value.port.host(), "backend": value.backend, "service": value.service}
 }
 
 fn agent(value: Agent) -> Fields {
