@@ -67,6 +67,8 @@ pub struct Work {
     /// What `begin` decided.
     pub out: Rewrite,
     pub tcp_flags: u32,
+    /// The device the packet came in by.
+    pub ifindex: u32,
 }
 
 #[inline(always)]

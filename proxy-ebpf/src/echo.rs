@@ -5,7 +5,7 @@ use proxy_common::{Counter, Frontend, FrontendKey, FrontendKind, Port, csum};
 
 use crate::{
     count::count,
-    packet::{Icmp, Ipv4, Ipv6, Link, Packet, at, skb},
+    packet::{Icmp, Ipv4, Ipv6, Link, Packet, at, ifindex},
     reject, service,
     verdict::Verdict,
 };
@@ -40,14 +40,14 @@ pub fn answer<L: Link>(ctx: &TcContext, packet: &Packet, own: bool) -> Verdict {
 #[inline(always)]
 pub fn back_out(ctx: &TcContext) -> Verdict {
     // SAFETY: takes numbers; the packet leaves by the device it came in by.
-    Verdict::Redirect(unsafe { bpf_redirect(skb(ctx).ifindex, 0) } as i32)
+    Verdict::Redirect(unsafe { bpf_redirect(ifindex(ctx), 0) } as i32)
 }
 
 /// Hands a packet of the node's own back to it, as if it had come in by the device it was leaving by.
 #[inline(always)]
 pub fn to_ingress(ctx: &TcContext) -> Verdict {
     // SAFETY: takes numbers; the packet turns around at the device it was leaving by.
-    Verdict::Redirect(unsafe { bpf_redirect(skb(ctx).ifindex, u64::from(BPF_F_INGRESS)) } as i32)
+    Verdict::Redirect(unsafe { bpf_redirect(ifindex(ctx), u64::from(BPF_F_INGRESS)) } as i32)
 }
 
 #[inline(always)]

@@ -7,7 +7,7 @@ use proxy_common::{Counter, CtEntry, CtKey, Frontend, FrontendKey, Half, node::p
 use crate::{
     count::count,
     echo, flow,
-    packet::{Link, parse, skb},
+    packet::{Link, ifindex, parse, skb},
     reject,
     rewrite::{Rewrite, rewrite},
     service, source,
@@ -33,7 +33,7 @@ pub fn egress<L: Link>(ctx: &TcContext) -> Verdict {
             return Verdict::Next;
         }
     } else if entry.port == 0
-        && let Err(reason) = source::complete(ctx, &packet, entry)
+        && let Err(reason) = source::complete(&packet.key, ifindex(ctx), entry)
     {
         return reason.into();
     }

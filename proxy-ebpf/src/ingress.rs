@@ -8,7 +8,7 @@ use crate::{
     begin::work,
     echo, flow,
     new_flow::{self, Step},
-    packet::{Link, Packet, parse},
+    packet::{Link, Packet, ifindex, parse},
     reject,
     rewrite::{Rewrite, rewrite},
     service,
@@ -37,9 +37,10 @@ pub fn ingress<L: Link>(ctx: &TcContext) -> Verdict {
     };
     work.request = packet.key;
     work.tcp_flags = u32::from(packet.tcp_flags);
+    work.ifindex = ifindex(ctx);
     // From here on nothing is read from `packet`, so that all kinds of packets meet what follows in one state of
     // the verifier.
-    match new_flow::decide(ctx, work) {
+    match new_flow::decide(work) {
         Step::Pass => Verdict::Next,
         Step::Translate => new_flow::translate::<L>(ctx, work),
         Step::Refuse if reject::refuse::<L>(ctx) => echo::back_out(ctx),

@@ -13,7 +13,7 @@ use crate::{
     begin::{Begin, Work, begin},
     count::count,
     maps::{BACKEND_ADDRS, DEVICES, NODE_CONFIG},
-    packet::{Link, Packet, parse, skb},
+    packet::{Link, Packet, parse},
     rewrite::rewrite,
     service::{self, Origin},
     trace,
@@ -41,18 +41,18 @@ pub fn may_concern(packet: &Packet) -> bool {
 
 /// Decides about the packet with tuple `work.request`.
 #[inline(never)]
-pub fn decide(ctx: &TcContext, work: &mut Work) -> Step {
+pub fn decide(work: &mut Work) -> Step {
     let (dst, dport, proto) = (&work.request.dst, work.request.dport, work.request.proto);
     let bits = service::bits_of(dport);
     let is_syn = tcp::is_syn(work.tcp_flags as u8);
     if let Some(frontend) = service::frontend(dst, dport, proto, bits, service::PACKET_ROLES) {
         // One after the other, not one inside the other: kernel 6.1 counts each frame in steps of 32 bytes, and the
         // deepest chain of calls must stay within 512 ("combined stack size of 6 calls is 544. Too large").
-        let result = match to_service(ctx, frontend, work) {
+        let result = match to_service(frontend, work) {
             Ok(()) => begin(work),
             refused => refused,
         };
-        trace::decision(ctx, work, &result);
+        trace::decision(work, &result);
         return match result {
             Ok(()) => Step::Translate,
             Err(reason) => {
@@ -82,14 +82,14 @@ pub fn translate<L: Link>(ctx: &TcContext, work: &Work) -> Verdict {
 
 /// Where a new flow to a frontend goes: `work.to`.
 #[inline(never)]
-fn to_service(ctx: &TcContext, frontend: &Frontend, work: &mut Work) -> Result<(), DropReason> {
+fn to_service(frontend: &Frontend, work: &mut Work) -> Result<(), DropReason> {
     // Nobody can say which backend a segment in mid-stream belongs to: end it fast instead of hanging.
     let is_tcp = work.request.proto == Proto::TCP;
     if is_tcp && !tcp::is_syn(work.tcp_flags as u8) && frontend.has(Frontend::HAS_ENDPOINTS) {
         return Err(Counter::NoFlow);
     }
     let config = NODE_CONFIG.get(0).ok_or(Counter::BadSlot)?;
-    let origin = origin(ctx, work, config);
+    let origin = origin(work, config);
     service::choose(frontend, origin, &mut work.chosen)?;
     let backend = &work.chosen.backend;
     work.to = Begin {
@@ -117,10 +117,10 @@ fn needs_masquerade(work: &Work, frontend: &Frontend, config: &NodeConfig, origi
 
 /// Whether the packet comes from a pod of this node. Only new flows ask.
 #[inline(never)]
-fn origin(ctx: &TcContext, work: &Work, config: &NodeConfig) -> Origin {
+fn origin(work: &Work, config: &NodeConfig) -> Origin {
     if config.flags & NodeConfig::LOCAL_BY_DEVICE != 0 {
         // SAFETY: BPF_F_NO_PREALLOC: an element is freed only after this program has ended.
-        let device = unsafe { DEVICES.get(skb(ctx).ifindex) };
+        let device = unsafe { DEVICES.get(work.ifindex) };
         return match device {
             Some(device) if device.flags & Device::POD != 0 => Origin::Inside,
             _ => Origin::Outside,

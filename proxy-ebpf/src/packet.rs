@@ -4,9 +4,14 @@
 //! other ethertypes, VLAN tags (the VLAN device's own hook sees the packet untagged), fragments, IPv6
 //! extension headers, truncated headers.
 
-use core::mem::size_of;
+use core::{hint::black_box, mem::size_of};
 
-use aya_ebpf::{EbpfContext as _, bindings::__sk_buff, helpers::bpf_skb_pull_data, programs::TcContext};
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::__sk_buff,
+    helpers::bpf_skb_pull_data,
+    programs::{TcContext, XdpContext},
+};
 use proxy_common::{Addr, CtKey, Half, Port, Proto, tcp};
 
 /// Link-layer framing of a device: which of the two program variants this is.
@@ -114,27 +119,45 @@ impl Packet {
     }
 }
 
+/// What a hook shows of a packet: an skb at tc, a buffer at XDP.
+pub trait Frame {
+    /// Where the linear part begins and ends. Read anew for each check: from checks that it can relate the
+    /// compiler makes arithmetic that the verifier refuses ("pointer arithmetic on pkt_end prohibited", "offset
+    /// is outside of the packet").
+    fn bounds(&self) -> (usize, usize);
+}
+
+impl Frame for TcContext {
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        let skb = skb(self);
+        // SAFETY: fields of the context, which is valid while the program runs.
+        let (data, end) =
+            unsafe { ((&raw const skb.data).read_volatile(), (&raw const skb.data_end).read_volatile()) };
+        (data as usize, end as usize)
+    }
+}
+
+impl Frame for XdpContext {
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        // SAFETY: fields of the context, which is valid while the program runs.
+        let (data, end) = unsafe {
+            ((&raw const (*self.ctx).data).read_volatile(), (&raw const (*self.ctx).data_end).read_volatile())
+        };
+        (data as usize, end as usize)
+    }
+}
+
 /// A pointer to a `T` at `offset`, if the linear part of the packet holds one.
 #[inline(always)]
-pub fn at<T>(ctx: &TcContext, offset: usize) -> Option<*mut T> {
-    let (data, end) = bounds(ctx);
+pub fn at<T>(ctx: &impl Frame, offset: usize) -> Option<*mut T> {
+    let (data, end) = ctx.bounds();
     let start = data + offset;
     if start + size_of::<T>() > end {
         return None;
     }
     Some(start as *mut T)
-}
-
-/// Where the linear part begins and ends. Read anew for each check: from checks that it can relate the compiler
-/// makes arithmetic that the verifier refuses ("pointer arithmetic on pkt_end prohibited", "offset is outside of
-/// the packet").
-#[inline(always)]
-fn bounds(ctx: &TcContext) -> (usize, usize) {
-    let skb = skb(ctx);
-    // SAFETY: fields of the context, which is valid while the program runs.
-    let (data, end) =
-        unsafe { ((&raw const skb.data).read_volatile(), (&raw const skb.data_end).read_volatile()) };
-    (data as usize, end as usize)
 }
 
 /// As [`at`], but where the header lies (in part) beyond the linear part it is pulled into it first. Only then: a
@@ -159,6 +182,15 @@ pub fn skb(ctx: &TcContext) -> &__sk_buff {
     // SAFETY: the context is a valid __sk_buff for as long as the program runs; the verifier turns each field
     // access into a load from the real skb.
     unsafe { &*ctx.skb.skb }
+}
+
+/// The device whose hook runs. From a pointer of its own: where several stages read this field, the compiler makes
+/// one pointer to it, which the verifier refuses ("dereference of modified ctx ptr R6 off=40 disallowed").
+#[inline(always)]
+pub fn ifindex(ctx: &TcContext) -> u32 {
+    let skb = black_box(ctx.skb.skb);
+    // SAFETY: as in `skb`.
+    unsafe { (*skb).ifindex }
 }
 
 /// `None`: none of ours.

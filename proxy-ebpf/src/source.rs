@@ -1,10 +1,7 @@
 //! Source translation, completed: the first egress hook that a flow meets gives it an address of its device
 //! and reserves the port.
 
-use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST},
-    programs::TcContext,
-};
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use proxy_common::{Addr, Counter, CtEntry, CtKey, Half};
 
 use crate::{
@@ -12,17 +9,17 @@ use crate::{
     begin::{EXISTS, PROBES, Work, is_in_pool, random_port, work},
     flow,
     maps::{CONNTRACK, DEVICES, NODE_CONFIG},
-    packet::{Packet, skb},
     verdict::DropReason,
 };
 
 /// Completes the pending masquerade half `entry`; two CPUs may do so for one flow at once, and the first to
-/// publish its port wins. A subprogram for the verifier's sake, as `begin`.
+/// publish its port wins. `key` is the entry's, `ifindex` the device by which the packet leaves. A subprogram for
+/// the verifier's sake, as `begin`.
 #[inline(never)]
-pub fn complete(ctx: &TcContext, packet: &Packet, entry: &mut CtEntry) -> Result<(), DropReason> {
+pub fn complete(key: &CtKey, ifindex: u32, entry: &mut CtEntry) -> Result<(), DropReason> {
     let work = work().ok_or(Counter::NoFreeSource)?;
-    let addr = address(ctx, packet.v4).ok_or(Counter::NoFreeSource)?;
-    reserve(packet, entry, addr, work)?;
+    let addr = address(ifindex, key.src.is_v4()).ok_or(Counter::NoFreeSource)?;
+    reserve(key, entry, addr, work)?;
     let port = u64::from(work.reply.dport.be());
     // Whoever races here writes the same address: one flow leaves by one device.
     entry.addr = addr;
@@ -38,9 +35,9 @@ pub fn complete(ctx: &TcContext, packet: &Packet, entry: &mut CtEntry) -> Result
 /// The address of this device, else the node's primary one: over a tunnel the node's own address would fail
 /// the other side's strict rp_filter.
 #[inline(always)]
-fn address(ctx: &TcContext, v4: bool) -> Option<Addr> {
+fn address(ifindex: u32, v4: bool) -> Option<Addr> {
     // SAFETY: BPF_F_NO_PREALLOC: an element is freed only after this program has ended.
-    if let Some(device) = unsafe { DEVICES.get(skb(ctx).ifindex) } {
+    if let Some(device) = unsafe { DEVICES.get(ifindex) } {
         let own = if v4 { device.source_v4 } else { device.source_v6 };
         if !own.is_unspecified() {
             return Some(own);
@@ -54,8 +51,7 @@ fn address(ctx: &TcContext, v4: bool) -> Option<Addr> {
 /// Reserves a port of the node towards this backend by inserting the unmasquerade half: the client's own if
 /// it is in the pool, else a random one, with bounded probing. Leaves its key in `work.reply`.
 #[inline(always)]
-fn reserve(packet: &Packet, pending: &CtEntry, addr: Addr, work: &mut Work) -> Result<(), DropReason> {
-    let key = &packet.key;
+fn reserve(key: &CtKey, pending: &CtEntry, addr: Addr, work: &mut Work) -> Result<(), DropReason> {
     work.entry = *pending;
     work.entry.addr = key.src;
     work.entry.port = u64::from(key.sport.be());

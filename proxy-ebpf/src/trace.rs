@@ -1,6 +1,6 @@
 //! The sampled trace of new flows: off by default, and then dead code to the verifier.
 
-use aya_ebpf::{helpers::bpf_get_prandom_u32, programs::TcContext};
+use aya_ebpf::helpers::bpf_get_prandom_u32;
 use aya_log_ebpf::info;
 use proxy_common::Addr;
 
@@ -8,7 +8,7 @@ use crate::{begin::Work, globals, verdict::DropReason};
 
 /// Logs what was decided for a new flow to a frontend. A subprogram, for its stack.
 #[inline(never)]
-pub fn decision(ctx: &TcContext, work: &Work, result: &Result<(), DropReason>) {
+pub fn decision(work: &Work, result: &Result<(), DropReason>) {
     let one_in = globals::trace();
     // SAFETY: takes no arguments and has no effect.
     if one_in == 0 || unsafe { bpf_get_prandom_u32() } % one_in != 0 {
@@ -18,7 +18,7 @@ pub fn decision(ctx: &TcContext, work: &Work, result: &Result<(), DropReason>) {
     let (sport, dport) = (key.sport.host(), key.dport.host());
     match result {
         Ok(()) => info!(
-            ctx,
+            (),
             "proto {} [{:i}]:{} -> [{:i}]:{} to [{:i}]:{} client port {}",
             key.proto,
             octets(&key.src),
@@ -30,7 +30,7 @@ pub fn decision(ctx: &TcContext, work: &Work, result: &Result<(), DropReason>) {
             to.peer_port.host()
         ),
         Err(reason) => info!(
-            ctx,
+            (),
             "proto {} [{:i}]:{} -> [{:i}]:{} refused or dropped, counter {}",
             key.proto,
             octets(&key.src),
