@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use super::{
-    Netns, Node, Place, Pod, cgroup, cni, netns,
+    Netns, Node, Place, Pod, cgroup, checksums, cni, netns,
     plan::{BOTH, Between, Dual, OUTSIDE, Plan, PodNet, pod_addr},
     scratch::{self, Scratch},
     tun::Tunnel,
@@ -38,6 +38,8 @@ pub struct Cluster {
     _tunnel: Option<Tunnel>,
     outside: Place,
     _underlay: Arc<Netns>,
+    /// What checksums pods found wrong that are gone.
+    past_checksum_errors: Mutex<Vec<String>>,
     files: Scratch,
     id: String,
     plan: Plan,
@@ -92,8 +94,11 @@ impl Cluster {
             nodes.push(Node::new(&id, index, netns, manifests)?);
         }
         let outside = Place::inside(outside);
-        let pods = Mutex::default();
-        let cluster = Self { nodes, pods, _tunnel: tunnel, outside, _underlay: underlay, files, id, plan };
+        let (pods, past_checksum_errors) = Default::default();
+        let _underlay = underlay;
+        let _tunnel = tunnel;
+        let cluster =
+            Self { nodes, pods, _tunnel, outside, _underlay, past_checksum_errors, files, id, plan };
         let documents: Vec<_> = cluster.nodes.iter().map(manifest::node).collect();
         cluster.apply("nodes.yaml", &documents.join("---\n"))?;
         Ok(cluster)
@@ -183,6 +188,8 @@ impl Cluster {
     /// Takes a pod away, with its cable.
     pub fn remove_pod(&self, pod: &Pod) -> Result<()> {
         pod.stop_serving();
+        let errors = checksums::errors(pod.place().netns())?;
+        self.past_checksum_errors.lock().expect("no holder panics").extend(errors);
         self.nodes[pod.node()].netns().ip(&format!("link del {}\n", pod.device()))?;
         self.pods.lock().expect("no holder panics").retain(|other| other.name() != pod.name());
         Ok(())
@@ -204,6 +211,17 @@ impl Cluster {
         self.nodes.iter().try_for_each(Node::wait_ready)
     }
 
+    /// Every checksum that a stack of this cluster found wrong so far, as [`checksums::errors`] puts it.
+    pub fn checksum_errors(&self) -> Result<Vec<String>> {
+        let mut found = self.past_checksum_errors.lock().expect("no holder panics").clone();
+        let pods = self.pods.lock().expect("no holder panics");
+        let places = pods.iter().map(Pod::place).chain([&self.outside]).map(Place::netns);
+        for netns in places.chain(self.nodes.iter().map(Node::netns)) {
+            found.extend(checksums::errors(netns)?);
+        }
+        Ok(found)
+    }
+
     /// Packets that conntrack called invalid on any node.
     pub fn invalid(&self) -> Result<u64> {
         self.nodes.iter().map(|node| cni::invalid(node.netns())).sum()
@@ -213,6 +231,11 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if !thread::panicking() {
+            // Of every test of the suite: whatever was rewritten had the right checksum.
+            match self.checksum_errors() {
+                Ok(errors) => assert!(errors.is_empty(), "wrong checksums were received: {errors:#?}"),
+                Err(error) => panic!("reading the checksum counters: {error:#}"),
+            }
             return;
         }
         for node in &self.nodes {

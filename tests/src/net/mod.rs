@@ -1,6 +1,7 @@
 //! The cluster: an underlay, nodes, pods and an outside client, each a network namespace of this machine.
 
 pub mod cgroup;
+pub mod checksums;
 pub mod cluster;
 pub mod cni;
 pub mod foreign;

@@ -99,6 +99,13 @@ impl Node {
         Ok(())
     }
 
+    /// Starts a UDP server among the node's own processes, on the node's address of that family.
+    pub fn serve_udp(&self, family: Family, port: u16, name: &str) -> Result<()> {
+        let server = Server::udp(&self.place, self.socket_addr(family, port), name)?;
+        self.servers.lock().expect("no holder panics").push(server);
+        Ok(())
+    }
+
     /// Writes one manifest in a way that a follower never sees half of it.
     pub fn write_manifest(&self, file: &str, text: &str) -> Result<()> {
         let half = self.manifests.join(format!(".{file}.half"));

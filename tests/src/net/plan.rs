@@ -147,3 +147,15 @@ pub fn vip(last: u8) -> Dual {
         v6: Ipv6Addr::new(0xfd00, 0x10, 0x68, 0, 0, 0, 0, last.into()),
     }
 }
+
+/// Where load balancers' addresses and externalIPs are taken from.
+pub const EXTERNAL_V4: &str = "203.0.113.0/24";
+pub const EXTERNAL_V6: &str = "2001:db8::/112";
+
+/// A load balancer's or an external address, of each family.
+pub fn external(last: u8) -> Dual {
+    Dual {
+        v4: Ipv4Addr::new(203, 0, 113, last),
+        v6: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last.into()),
+    }
+}

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use super::plan::{Between, OUTSIDE, PodNet, ROUTER, node_addr, pod_addr};
+use super::plan::{
+    Between, EXTERNAL_V4, EXTERNAL_V6, OUTSIDE, PodNet, ROUTER, SERVICES_V4, SERVICES_V6, node_addr, pod_addr,
+};
 
 /// VXLAN network and port as flannel uses them.
 const VNI: u32 = 1;
@@ -27,18 +29,18 @@ pub fn cable(port: &str, peer: &Path) -> String {
     )
 }
 
-/// In the outside client: addresses, and ClusterIPs reached through node 0 as from an off-cluster host with a route.
+/// In the outside client: addresses, and ClusterIPs and external addresses reached through node 0 as from an
+/// off-cluster host with a route.
 pub fn outside() -> String {
     let via = node_addr(0);
     format!(
         "link set eth0 up\naddr add {}/24 dev eth0\naddr add {}/64 dev eth0 nodad\n\
-         route add {} via {}\nroute add {} via {}\n",
+         route add {SERVICES_V4} via {v4}\nroute add {SERVICES_V6} via {v6}\n\
+         route add {EXTERNAL_V4} via {v4}\nroute add {EXTERNAL_V6} via {v6}\n",
         OUTSIDE.v4,
         OUTSIDE.v6,
-        super::plan::SERVICES_V4,
-        via.v4,
-        super::plan::SERVICES_V6,
-        via.v6
+        v4 = via.v4,
+        v6 = via.v6
     )
 }
 

@@ -62,7 +62,7 @@ impl Outcome {
 }
 
 /// A refusal that takes longer than this did not come at once.
-const AT_ONCE: Duration = Duration::from_millis(500);
+const AT_ONCE: Duration = Duration::from_millis(200);
 
 impl Attempt {
     /// The answer; panics when there was none.

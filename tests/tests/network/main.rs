@@ -22,5 +22,7 @@ mod options;
 mod ping;
 mod refusal;
 mod restart;
+mod s2_6_verdicts;
 mod same_tuple;
+mod trio;
 mod world;

@@ -1,0 +1,32 @@
+//! Manifests of the kinds the files source reads, as text.
+
+mod endpoint;
+mod service;
+
+pub use endpoint::Endpoint;
+pub use service::Service;
+
+use crate::net::{Node, plan::pod_addr};
+
+/// A Node: its addresses, its pod ranges and its zone ([`zone`]).
+pub fn node(node: &Node) -> String {
+    let (addr, range) = (node.addr(), pod_addr(node.index(), 0));
+    format!(
+        "apiVersion: v1\nkind: Node\nmetadata:\n  name: {name}\n  labels:\n    kubernetes.io/hostname: {name}\n    \
+         topology.kubernetes.io/zone: {zone}\n\
+         spec:\n  podCIDR: {v4}/24\n  podCIDRs: [\"{v4}/24\", \"{v6}/64\"]\n\
+         status:\n  addresses:\n  - {{type: InternalIP, address: {}}}\n  - {{type: InternalIP, address: \"{}\"}}\n  \
+         - {{type: Hostname, address: {name}}}\n",
+        addr.v4,
+        addr.v6,
+        name = node.name(),
+        zone = zone(node.index()),
+        v4 = range.v4,
+        v6 = range.v6,
+    )
+}
+
+/// The zone of node `index`: the first has one of its own, all others share the second.
+pub fn zone(index: usize) -> &'static str {
+    if index == 0 { "zone-a" } else { "zone-b" }
+}
