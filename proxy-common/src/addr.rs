@@ -53,6 +53,12 @@ impl Addr {
         self.words[3]
     }
 
+    /// Its last 16 bits as a number: what of it stands in PORTS.
+    #[inline(always)]
+    pub const fn low16(&self) -> u16 {
+        u32::from_be(self.words[3]) as u16
+    }
+
     /// Whether this is an IPv4 address.
     #[inline(always)]
     pub const fn is_v4(&self) -> bool {

@@ -48,6 +48,16 @@ counters! {
     RewriteFailed = 12, "rewrite_failed";
     /// ICMP echo requests to a VIP that were answered.
     PingAnswered = 13, "ping_answered";
+    /// Later fragments that came before their datagram's first and were kept for it.
+    FragmentHeld = 14, "fragment_held";
+    /// Such fragments that passed as they were: too long to be kept, or too many.
+    FragmentNotHeld = 15, "fragment_not_held";
+    /// Kept fragments that were not let go when the first came: overwritten or too old.
+    FragmentLost = 16, "fragment_lost";
+    /// Dropped: fragments of a datagram whose first was refused or dropped.
+    FragmentDropped = 17, "fragment_dropped";
+    /// Dropped: a first fragment that ends inside its transport header.
+    FragmentTiny = 18, "fragment_tiny";
 }
 
 /// Entries of COUNTERS; leaves room, so that a new counter does not change the map.

@@ -12,6 +12,7 @@ pub mod addr;
 pub mod conntrack;
 pub mod counter;
 pub mod csum;
+pub mod fragment;
 pub mod frontend;
 pub mod node;
 pub mod socket;
@@ -20,6 +21,7 @@ pub mod tcp;
 pub use addr::{Addr, Port, Proto};
 pub use conntrack::{CtEntry, CtKey, Half};
 pub use counter::Counter;
+pub use fragment::{Fragment, FragmentKey, Held};
 pub use frontend::{
     Affinity, AffinityKey, Backend, BackendMeta, Frontend, FrontendKey, FrontendKind, Name, Service,
     ServiceMeta,
@@ -46,11 +48,13 @@ pub mod map {
     pub const COUNTERS: &str = "COUNTERS";
     pub const SOCK_REVNAT: &str = "SOCK_REVNAT";
     pub const SOCK_BACKEND: &str = "SOCK_BACKEND";
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    pub const HELD: &str = "HELD";
     pub const SERVICE_META: &str = "SERVICE_META";
     pub const BACKEND_META: &str = "BACKEND_META";
     pub const AGENT: &str = "AGENT";
     /// Every map above, in the order `shunt map list` prints them.
-    pub const ALL: [&str; 17] = [
+    pub const ALL: [&str; 19] = [
         FRONTENDS,
         SLOTS,
         BACKENDS,
@@ -65,6 +69,8 @@ pub mod map {
         COUNTERS,
         SOCK_REVNAT,
         SOCK_BACKEND,
+        FRAGMENTS,
+        HELD,
         SERVICE_META,
         BACKEND_META,
         AGENT,

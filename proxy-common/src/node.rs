@@ -77,6 +77,9 @@ pub mod port_bits {
     /// Some backend listens on this port.
     const BACKEND: u32 = 6;
 
+    /// Some backend's address ends in these 16 bits: what a fragment, which has no port, is told by.
+    pub const BACKEND_ADDR: u32 = 1 << 10;
+
     #[inline(always)]
     const fn bit(base: u32, proto: u8) -> u32 {
         match proto {

@@ -7,8 +7,9 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray},
 };
 use proxy_common::{
-    Addr, Affinity, AffinityKey, Backend, BackendMeta, CtEntry, CtKey, Device, Frontend, FrontendKey,
-    NodeConfig, Service, ServiceMeta, SockKey, SockPeer, counter::COUNTERS_LEN, node::Agent,
+    Addr, Affinity, AffinityKey, Backend, BackendMeta, CtEntry, CtKey, Device, Fragment, FragmentKey,
+    Frontend, FrontendKey, Held, NodeConfig, Service, ServiceMeta, SockKey, SockPeer, counter::COUNTERS_LEN,
+    fragment::HELD_FRAMES, node::Agent,
 };
 
 #[map]
@@ -54,6 +55,13 @@ pub static SOCK_REVNAT: LruHashMap<SockKey, SockPeer> = LruHashMap::pinned(65_53
 
 #[map]
 pub static SOCK_BACKEND: LruHashMap<SockKey, SockPeer> = LruHashMap::pinned(65_536, 0);
+
+/// An LRU: an entry is of use for the moment in which a datagram's fragments come.
+#[map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment> = LruHashMap::pinned(8192, 0);
+
+#[map]
+pub static HELD: Array<Held> = Array::pinned(HELD_FRAMES as u32 + 1, 0);
 
 /// Names for the inspect commands; no program reads them.
 #[map]

@@ -2,8 +2,9 @@
 //! (layout check) and by `shunt map dump|lookup`.
 
 use proxy_common::{
-    Addr, Affinity, AffinityKey, Agent, Backend, BackendMeta, Counter, CtEntry, CtKey, Device, Frontend,
-    FrontendKey, FrontendKind, NodeConfig, Prefix, Service, ServiceMeta, SockKey, SockPeer, map, node, tcp,
+    Addr, Affinity, AffinityKey, Agent, Backend, BackendMeta, Counter, CtEntry, CtKey, Device, Fragment,
+    FragmentKey, Frontend, FrontendKey, FrontendKind, Held, NodeConfig, Prefix, Service, ServiceMeta,
+    SockKey, SockPeer, map, node, tcp,
 };
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 use serde_json::{Value, json};
@@ -101,6 +102,8 @@ pub const LAYOUTS: [Layout; map::ALL.len()] = [
     layout!(COUNTERS, u32 => counter, u64 => count),
     layout!(SOCK_REVNAT, SockKey => sock_key, SockPeer => sock_peer),
     layout!(SOCK_BACKEND, SockKey => sock_key, SockPeer => sock_peer),
+    layout!(FRAGMENTS, FragmentKey => fragment_key, Fragment => fragment),
+    layout!(HELD, u32 => index, Held => held),
     layout!(SERVICE_META, u32 => service_id, ServiceMeta => service_meta),
     layout!(BACKEND_META, u32 => backend_id, BackendMeta => backend_meta),
     layout!(AGENT, u32 => index, Agent => agent),
@@ -275,6 +278,7 @@ fn port_bits(value: u32) -> Fields {
         (ports::backend(Proto::TCP), "backend/TCP"),
         (ports::backend(Proto::UDP), "backend/UDP"),
         (ports::backend(Proto::SCTP), "backend/SCTP"),
+        (ports::BACKEND_ADDR, "backend-address"),
     ])}
 }
 
@@ -322,6 +326,46 @@ fn sock_key(key: SockKey) -> Fields {
 
 fn sock_peer(value: SockPeer) -> Fields {
     fields! {"address": value.addr.to_string(), "port": value.port.host(), "backend": value.backend, "service": value.service}
+}
+
+fn fragment_key(key: FragmentKey) -> Fields {
+    // IPv4's 16 bits stand alone in the first half of the word.
+    let id = if key.src.is_v4() { u16::from_be(key.id as u16).into() } else { u32::from_be(key.id) };
+    fields! {
+        "protocol": proto_name(key.proto),
+        "source": key.src.to_string(),
+        "destination": key.dst.to_string(),
+        "id": id,
+        "hook": if key.half == 0 { "ingress" } else { "egress" },
+    }
+}
+
+fn fragment(value: Fragment) -> Fields {
+    let state = match value.state {
+        Fragment::UNDECIDED => "undecided",
+        Fragment::PASS => "pass",
+        Fragment::TRANSLATE => "translate",
+        Fragment::DROP => "drop",
+        _ => "awaited",
+    };
+    let held = if value.state < Fragment::UNDECIDED { value.state } else { 0 };
+    fields! {"state": state, "rewrite": value.addr.to_string(), "held": held, "since": value.since}
+}
+
+/// Without the frame's bytes: they are somebody's payload.
+fn held(value: Held) -> Fields {
+    let mut fields = fragment_key(value.key);
+    fields.0.extend(
+        fields! {
+            "ticket": value.ticket,
+            "next": value.next,
+            "ifindex": value.ifindex,
+            "length": value.len,
+            "since": value.since,
+        }
+        .0,
+    );
+    fields
 }
 
 fn agent(value: Agent) -> Fields {

@@ -120,7 +120,7 @@ impl TablesView {
                 .map(|(slot, id)| slot_view(tables, *slot, *id))
                 .collect(),
             backends: tables.backends.entries().into_iter().map(|(id, b)| backend(tables, *id, b)).collect(),
-            ports: tables.ports.entries().into_iter().map(|(port, bits)| port_view(*port, *bits)).collect(),
+            ports: ports(tables),
         }
     }
 }
@@ -212,6 +212,12 @@ fn service_name(meta: &ServiceMeta) -> String {
         "" => name,
         port => format!("{name}:{port}"),
     }
+}
+
+/// The rows about ports; those that are about the ends of addresses alone say nothing that BACKENDS does not.
+fn ports(tables: &Tables) -> Vec<PortView> {
+    let rows = tables.ports.entries().into_iter().map(|(port, bits)| port_view(*port, *bits));
+    rows.filter(|row| !row.bits.is_empty()).collect()
 }
 
 fn port_view(port: u32, bits: u32) -> PortView {

@@ -1,4 +1,5 @@
-//! PORTS: for each port number, what kinds of entries exist under it, so that the datapath can spare lookups.
+//! PORTS: for each port number, what kinds of entries exist under it, so that the datapath can spare lookups; and
+//! for each number whether a backend's address ends in it.
 
 use std::collections::HashMap;
 
@@ -15,45 +16,46 @@ pub struct PortBits {
 impl PortBits {
     /// `key` came to FRONTENDS.
     pub fn add_frontend(&mut self, key: FrontendKey, tables: &mut Tables) {
-        self.add(key, frontend_bit(key), tables);
+        self.add(key.port.host(), frontend_bit(key), tables);
     }
 
     /// `key` left FRONTENDS.
     pub fn remove_frontend(&mut self, key: FrontendKey, tables: &mut Tables) {
-        self.remove(key, frontend_bit(key), tables);
+        self.remove(key.port.host(), frontend_bit(key), tables);
     }
 
     /// `key` came to BACKEND_ADDRS.
     pub fn add_backend(&mut self, key: FrontendKey, tables: &mut Tables) {
-        self.add(key, port_bits::backend(key.proto), tables);
+        self.add(key.port.host(), port_bits::backend(key.proto), tables);
+        self.add(key.addr.low16(), port_bits::BACKEND_ADDR, tables);
     }
 
     /// `key` left BACKEND_ADDRS.
     pub fn remove_backend(&mut self, key: FrontendKey, tables: &mut Tables) {
-        self.remove(key, port_bits::backend(key.proto), tables);
+        self.remove(key.port.host(), port_bits::backend(key.proto), tables);
+        self.remove(key.addr.low16(), port_bits::BACKEND_ADDR, tables);
     }
 
-    fn add(&mut self, key: FrontendKey, bit: u32, tables: &mut Tables) {
-        let uses = self.uses.entry((key.port.host(), bit)).or_insert(0);
+    fn add(&mut self, number: u16, bit: u32, tables: &mut Tables) {
+        let uses = self.uses.entry((number, bit)).or_insert(0);
         *uses += 1;
         if *uses == 1 {
-            let port = u32::from(key.port.host());
-            let bits = tables.ports.get(&port).copied().unwrap_or(0);
-            tables.ports.set(port, bits | bit);
+            let bits = tables.ports.get(&number.into()).copied().unwrap_or(0);
+            tables.ports.set(number.into(), bits | bit);
         }
     }
 
-    fn remove(&mut self, key: FrontendKey, bit: u32, tables: &mut Tables) {
-        let Some(uses) = self.uses.get_mut(&(key.port.host(), bit)) else { return };
+    fn remove(&mut self, number: u16, bit: u32, tables: &mut Tables) {
+        let Some(uses) = self.uses.get_mut(&(number, bit)) else { return };
         *uses -= 1;
         if *uses > 0 {
             return;
         }
-        self.uses.remove(&(key.port.host(), bit));
-        let port = u32::from(key.port.host());
-        match tables.ports.get(&port).copied().unwrap_or(0) & !bit {
-            0 => tables.ports.remove(&port),
-            bits => tables.ports.set(port, bits),
+        self.uses.remove(&(number, bit));
+        let number = u32::from(number);
+        match tables.ports.get(&number).copied().unwrap_or(0) & !bit {
+            0 => tables.ports.remove(&number),
+            bits => tables.ports.set(number, bits),
         }
     }
 }
@@ -78,6 +80,8 @@ mod tests {
         bits.add_frontend(vip, &mut tables);
         bits.add_frontend(node_port, &mut tables);
         bits.add_backend(vip, &mut tables);
+        // 10.0.0.1 ends in 1.
+        assert_eq!(tables.ports.get(&1), Some(&port_bits::BACKEND_ADDR));
         let (f, n, b) = (
             port_bits::frontend(Proto::TCP),
             port_bits::nodeport(Proto::TCP),
