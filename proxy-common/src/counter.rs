@@ -58,6 +58,8 @@ counters! {
     FragmentDropped = 17, "fragment_dropped";
     /// Dropped: a first fragment that ends inside its transport header.
     FragmentTiny = 18, "fragment_tiny";
+    /// Dropped: the client is in none of the load balancer's source ranges.
+    SrcRange = 19, "src_range";
 }
 
 /// Entries of COUNTERS; leaves room, so that a new counter does not change the map.

@@ -58,19 +58,6 @@ pod! {
         pub dropped: u64,
     }
 
-    /// Key of AFFINITY: the client's address per service port, whichever frontend it used.
-    pub struct AffinityKey [20] {
-        pub client: Addr,
-        pub service: u32,
-    }
-
-    /// Value of AFFINITY.
-    pub struct Affinity [8] {
-        pub backend: u32,
-        /// Low 32 bits of the kernel's jiffies at the last new flow.
-        pub last_used: u32,
-    }
-
     /// Up to 63 bytes of a DNS label, zero-padded.
     pub struct Name [64] {
         bytes: [u8; 64],
@@ -144,6 +131,8 @@ impl Frontend {
     pub const HAS_ENDPOINTS: u32 = 4;
     /// Choose a slot at random instead of in turn.
     pub const RANDOM: u32 = 8;
+    /// Only clients in SOURCE_RANGES may begin flows.
+    pub const SOURCE_RANGES: u32 = 16;
 
     /// Whether `flag` is set.
     #[inline(always)]

@@ -9,6 +9,7 @@
 #![no_std]
 
 pub mod addr;
+pub mod client;
 pub mod conntrack;
 pub mod counter;
 pub mod csum;
@@ -19,13 +20,11 @@ pub mod socket;
 pub mod tcp;
 
 pub use addr::{Addr, Port, Proto};
+pub use client::{Affinity, AffinityKey, SetMember, SourceRange};
 pub use conntrack::{CtEntry, CtKey, Half};
 pub use counter::Counter;
 pub use fragment::{Fragment, FragmentKey, Held};
-pub use frontend::{
-    Affinity, AffinityKey, Backend, BackendMeta, Frontend, FrontendKey, FrontendKind, Name, Service,
-    ServiceMeta,
-};
+pub use frontend::{Backend, BackendMeta, Frontend, FrontendKey, FrontendKind, Name, Service, ServiceMeta};
 pub use node::{Agent, Device, NodeConfig, Prefix};
 pub use socket::{SockKey, SockPeer};
 
@@ -41,6 +40,8 @@ pub mod map {
     pub const CONNTRACK: &str = "CONNTRACK";
     pub const BACKEND_ADDRS: &str = "BACKEND_ADDRS";
     pub const AFFINITY: &str = "AFFINITY";
+    pub const SET_MEMBERS: &str = "SET_MEMBERS";
+    pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
     pub const PORTS: &str = "PORTS";
     pub const NODE_ADDRS: &str = "NODE_ADDRS";
     pub const NODE_CONFIG: &str = "NODE_CONFIG";
@@ -54,7 +55,7 @@ pub mod map {
     pub const BACKEND_META: &str = "BACKEND_META";
     pub const AGENT: &str = "AGENT";
     /// Every map above, in the order `shunt map list` prints them.
-    pub const ALL: [&str; 19] = [
+    pub const ALL: [&str; 21] = [
         FRONTENDS,
         SLOTS,
         BACKENDS,
@@ -62,6 +63,8 @@ pub mod map {
         CONNTRACK,
         BACKEND_ADDRS,
         AFFINITY,
+        SET_MEMBERS,
+        SOURCE_RANGES,
         PORTS,
         NODE_ADDRS,
         NODE_CONFIG,

@@ -4,12 +4,12 @@ use crate::{begin::Work, flow::Spare};
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
 };
 use proxy_common::{
     Addr, Affinity, AffinityKey, Backend, BackendMeta, CtEntry, CtKey, Device, Fragment, FragmentKey,
-    Frontend, FrontendKey, Held, NodeConfig, Service, ServiceMeta, SockKey, SockPeer, counter::COUNTERS_LEN,
-    fragment::HELD_FRAMES, node::Agent,
+    Frontend, FrontendKey, Held, NodeConfig, Service, ServiceMeta, SetMember, SockKey, SockPeer,
+    counter::COUNTERS_LEN, fragment::HELD_FRAMES, node::Agent,
 };
 
 #[map]
@@ -34,6 +34,13 @@ pub static BACKEND_ADDRS: HashMap<FrontendKey, u32> = HashMap::pinned(131_072, B
 
 #[map]
 pub static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::pinned(65_536, 0);
+
+#[map]
+pub static SET_MEMBERS: HashMap<SetMember, u32> = HashMap::pinned(524_288, BPF_F_NO_PREALLOC);
+
+/// The key without its prefix length is what `SourceRange` holds behind it.
+#[map]
+pub static SOURCE_RANGES: LpmTrie<[u32; 5], u32> = LpmTrie::pinned(65_536, 0);
 
 #[map]
 pub static PORTS: Array<u32> = Array::pinned(65_536, 0);

@@ -94,6 +94,7 @@ pub struct MapSizes {
     pub slots: u32,
     pub services: u32,
     pub affinity: u32,
+    pub source_ranges: u32,
 }
 
 impl Default for MapSizes {
@@ -105,6 +106,7 @@ impl Default for MapSizes {
             slots: 524_288,
             services: 65_536,
             affinity: 65_536,
+            source_ranges: 65_536,
         }
     }
 }

@@ -275,6 +275,9 @@ pub struct SizeArgs {
     /// Clients with session affinity
     #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(64..=1 << 24))]
     pub affinity_max: u32,
+    /// Ranges of loadBalancerSourceRanges
+    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(64..=1 << 24))]
+    pub source_ranges_max: u32,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]

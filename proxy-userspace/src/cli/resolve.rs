@@ -150,6 +150,7 @@ pub fn run_config(args: &RunArgs, bpffs: &Path, around: &Surroundings) -> Result
             slots: sizes.slots_max,
             services: sizes.services_max,
             affinity: sizes.affinity_max,
+            source_ranges: sizes.source_ranges_max,
         },
         healthz_bind_address: address("--healthz-bind-address", &args.healthz_bind_address, HEALTHZ_PORT)?,
         metrics_bind_address: address("--metrics-bind-address", &args.metrics_bind_address, METRICS_PORT)?,

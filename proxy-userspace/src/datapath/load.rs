@@ -115,6 +115,8 @@ fn sizes(sizes: &MapSizes) -> Vec<(&'static str, u32)> {
         (map::SERVICES, sizes.services),
         (map::SERVICE_META, sizes.services),
         (map::AFFINITY, sizes.affinity),
+        (map::SET_MEMBERS, sizes.slots),
+        (map::SOURCE_RANGES, sizes.source_ranges),
     ]
 }
 

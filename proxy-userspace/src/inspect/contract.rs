@@ -4,7 +4,7 @@
 use proxy_common::{
     Addr, Affinity, AffinityKey, Agent, Backend, BackendMeta, Counter, CtEntry, CtKey, Device, Fragment,
     FragmentKey, Frontend, FrontendKey, FrontendKind, Held, NodeConfig, Prefix, Service, ServiceMeta,
-    SockKey, SockPeer, map, node, tcp,
+    SetMember, SockKey, SockPeer, SourceRange, map, node, tcp,
 };
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 use serde_json::{Value, json};
@@ -95,6 +95,8 @@ pub const LAYOUTS: [Layout; map::ALL.len()] = [
     layout!(CONNTRACK, CtKey => ct_key, CtEntry => ct_entry),
     layout!(BACKEND_ADDRS, FrontendKey => frontend_key, u32 => backend_id),
     layout!(AFFINITY, AffinityKey => affinity_key, Affinity => affinity),
+    layout!(SET_MEMBERS, SetMember => set_member, u32 => sets),
+    layout!(SOURCE_RANGES, SourceRange => source_range, u32 => allowed),
     layout!(PORTS, u32 => port, u32 => port_bits),
     layout!(NODE_ADDRS, Addr => address, u32 => roles),
     layout!(NODE_CONFIG, u32 => index, NodeConfig => node_config),
@@ -173,6 +175,7 @@ fn frontend(value: Frontend) -> Fields {
             (Frontend::LOCAL, "local"),
             (Frontend::HAS_ENDPOINTS, "has_endpoints"),
             (Frontend::RANDOM, "random"),
+            (Frontend::SOURCE_RANGES, "source_ranges"),
         ]),
         "cluster_base": value.cluster_base,
         "cluster_count": value.cluster_count,
@@ -264,6 +267,23 @@ fn affinity_key(key: AffinityKey) -> Fields {
 
 fn affinity(value: Affinity) -> Fields {
     fields! {"backend": value.backend, "last_used": value.last_used}
+}
+
+fn set_member(key: SetMember) -> Fields {
+    fields! {"service": key.service, "backend": key.backend}
+}
+
+fn sets(value: u32) -> Fields {
+    use proxy_common::client::set_bits;
+    fields! {"sets": bits(value, [(set_bits::CLUSTER, "cluster"), (set_bits::LOCAL, "local")])}
+}
+
+fn source_range(key: SourceRange) -> Fields {
+    fields! {"service": key.service, "range": format!("{}/{}", key.addr, key.address_bits())}
+}
+
+fn allowed(value: u32) -> Fields {
+    fields! {"allowed": value}
 }
 
 fn port_bits(value: u32) -> Fields {

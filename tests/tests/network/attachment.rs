@@ -26,8 +26,15 @@ use tests::net::{
 const GLOBALS: Globals =
     Globals { socket_netns: 0, host_netns: 0, hz: 250, trace: 0, csum_ipv6: 0, set_retval: 0 };
 
-const SIZES: MapSizes =
-    MapSizes { conntrack: 64, frontends: 64, backends: 64, slots: 64, services: 64, affinity: 64 };
+const SIZES: MapSizes = MapSizes {
+    conntrack: 64,
+    frontends: 64,
+    backends: 64,
+    slots: 64,
+    services: 64,
+    affinity: 64,
+    source_ranges: 64,
+};
 
 /// A namespace with a pair of devices, the calling thread in it, and a pin directory.
 struct Bench {

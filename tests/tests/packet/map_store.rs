@@ -19,7 +19,15 @@ const GLOBALS: Globals =
     Globals { socket_netns: 0, host_netns: 0, hz: 250, trace: 0, csum_ipv6: 0, set_retval: 0 };
 
 fn small() -> MapSizes {
-    MapSizes { conntrack: 64, frontends: 100, backends: 64, slots: 10_000, services: 64, affinity: 64 }
+    MapSizes {
+        conntrack: 64,
+        frontends: 100,
+        backends: 64,
+        slots: 10_000,
+        services: 64,
+        affinity: 64,
+        source_ranges: 64,
+    }
 }
 
 fn scratch(name: &str) -> Result<Scratch> {
