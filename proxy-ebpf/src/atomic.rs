@@ -44,8 +44,20 @@ pub unsafe fn clear_bits(field: *mut u64, bits: u64) {
 /// `field` points at a live, 8-byte aligned field of a map value.
 #[inline(always)]
 pub unsafe fn set_if_zero(field: *mut u64, new: u64) -> Result<(), u64> {
-    let mut old = 0_u64;
+    // SAFETY: the caller's.
+    unsafe { replace(field, 0, new) }
+}
+
+/// Stores `new` if the field holds `old`; `Err` holds what it holds instead.
+///
+/// # Safety
+/// `field` points at a live, 8-byte aligned field of a map value.
+#[inline(always)]
+pub unsafe fn replace(field: *mut u64, old: u64, new: u64) -> Result<(), u64> {
+    let mut found = old;
     // SAFETY: the caller's; touches nothing else. The instruction compares with r0 and leaves there what it found.
-    unsafe { asm!("r0 = cmpxchg_64({p} + 0, r0, {v})", p = in(reg) field, v = in(reg) new, inout("r0") old) };
-    if old == 0 { Ok(()) } else { Err(old) }
+    unsafe {
+        asm!("r0 = cmpxchg_64({p} + 0, r0, {v})", p = in(reg) field, v = in(reg) new, inout("r0") found)
+    };
+    if found == old { Ok(()) } else { Err(found) }
 }

@@ -45,8 +45,8 @@ pub fn egress<L: Link>(ctx: &TcContext) -> Verdict {
 }
 
 /// A packet of the node's own to a frontend that the socket hooks did not translate: a connected UDP socket to
-/// a Service without endpoints is told so here, and policy Local without a local endpoint drops. Everything
-/// else passes.
+/// a Service without endpoints is told so here; policy Local without a local endpoint drops, and so do source ranges
+/// without the packet's source. Everything else passes.
 #[inline(always)]
 fn from_node<L: Link>(ctx: &TcContext, key: &CtKey) -> Verdict {
     let bits = service::bits_of(key.dport);
@@ -57,6 +57,9 @@ fn from_node<L: Link>(ctx: &TcContext, key: &CtKey) -> Verdict {
     let Some(frontend) = service::get(&frontend_key) else {
         return Verdict::Next;
     };
+    if !service::lets_in(frontend, &key.src) {
+        return Counter::SrcRange.into();
+    }
     if !frontend.has(Frontend::HAS_ENDPOINTS) {
         count(Counter::NoBackend);
         return if reject::refuse::<L>(ctx) { echo::to_ingress(ctx) } else { Verdict::Drop };

@@ -7,6 +7,7 @@
 // 512-byte stack first.
 #![allow(clippy::needless_borrows_for_generic_args)]
 
+mod affinity;
 mod atomic;
 mod begin;
 mod count;

@@ -83,6 +83,9 @@ pub fn translate<L: Link>(ctx: &TcContext, work: &Work) -> Verdict {
 /// Where a new flow to a frontend goes: `work.to`.
 #[inline(never)]
 fn to_service(frontend: &Frontend, work: &mut Work) -> Result<(), DropReason> {
+    if !service::lets_in(frontend, &work.request.src) {
+        return Err(Counter::SrcRange);
+    }
     // Nobody can say which backend a segment in mid-stream belongs to: end it fast instead of hanging.
     let is_tcp = work.request.proto == Proto::TCP;
     if is_tcp && !tcp::is_syn(work.tcp_flags as u8) && frontend.has(Frontend::HAS_ENDPOINTS) {
@@ -90,7 +93,7 @@ fn to_service(frontend: &Frontend, work: &mut Work) -> Result<(), DropReason> {
     }
     let config = NODE_CONFIG.get(0).ok_or(Counter::BadSlot)?;
     let origin = origin(work, config);
-    service::choose(frontend, origin, &mut work.chosen)?;
+    service::choose(frontend, origin, &work.request.src, &mut work.chosen)?;
     let backend = &work.chosen.backend;
     work.to = Begin {
         addr: backend.addr,

@@ -1,14 +1,15 @@
 //! Frontend, policy, backend: what a new flow is sent to. Shared by the packet hooks and the socket hooks.
 
-use aya_ebpf::helpers::bpf_get_prandom_u32;
+use aya_ebpf::{helpers::bpf_get_prandom_u32, maps::lpm_trie::Key};
 use proxy_common::{
-    Addr, Backend, Counter, Frontend, FrontendKey, Port, Service,
+    Addr, Backend, Counter, Frontend, FrontendKey, Port, Service, SourceRange,
     node::{port_bits, role},
 };
 
 use crate::{
+    affinity,
     atomic::add_one,
-    maps::{BACKENDS, FRONTENDS, NODE_ADDRS, PORTS, SERVICES, SLOTS},
+    maps::{BACKENDS, FRONTENDS, NODE_ADDRS, PORTS, SERVICES, SLOTS, SOURCE_RANGES},
     verdict::DropReason,
 };
 
@@ -71,10 +72,30 @@ impl Chosen {
     };
 }
 
-/// The verdict per frontend (SERVICE-SEMANTICS 2.6), then a backend in turn or at random, left in `out`. A
-/// subprogram, so that the verifier meets what follows in one state and not in one for each way through here.
+/// Whether the frontend takes new flows from this client (loadBalancerSourceRanges). Asked before anything else of
+/// [`choose`]: who is not let in does not learn whether there is an endpoint.
+#[inline(always)]
+pub fn lets_in(frontend: &Frontend, client: &Addr) -> bool {
+    !frontend.has(Frontend::SOURCE_RANGES) || is_in_ranges(frontend.service, client)
+}
+
 #[inline(never)]
-pub fn choose(frontend: &Frontend, origin: Origin, out: &mut Chosen) -> Result<(), DropReason> {
+fn is_in_ranges(service: u32, client: &Addr) -> bool {
+    let [a, b, c, d] = client.words();
+    let SourceRange { prefix_len, .. } = SourceRange::client(service, *client);
+    SOURCE_RANGES.get(&Key::new(prefix_len, [service, a, b, c, d])).is_some()
+}
+
+/// The verdict per frontend (SERVICE-SEMANTICS 2.6), then a backend in turn or at random, or the one that `client`
+/// stays with, left in `out`. A subprogram, so that the verifier meets what follows in one state and not in one for
+/// each way through here.
+#[inline(never)]
+pub fn choose(
+    frontend: &Frontend,
+    origin: Origin,
+    client: &Addr,
+    out: &mut Chosen,
+) -> Result<(), DropReason> {
     let service = SERVICES.get_ptr_mut(frontend.service).ok_or(Counter::BadSlot)?;
     if !frontend.has(Frontend::HAS_ENDPOINTS) {
         // SAFETY: a live, 8-byte aligned map value.
@@ -83,16 +104,30 @@ pub fn choose(frontend: &Frontend, origin: Origin, out: &mut Chosen) -> Result<(
     }
     let local =
         frontend.has(Frontend::LOCAL) && !(frontend.has(Frontend::EXTERNAL) && origin == Origin::Inside);
+    let count = if local { frontend.local_count } else { frontend.cluster_count };
+    if count == 0 {
+        // SAFETY: as above.
+        unsafe { add_one(&raw mut (*service).dropped) };
+        return Err(Counter::NoLocalEndpoints);
+    }
+    if frontend.affinity_seconds != 0 {
+        return affinity::choose(frontend, local, client, out);
+    }
+    next(frontend, local, out)
+}
+
+/// The next backend of the set, in turn or at random.
+#[inline(always)]
+pub fn next(frontend: &Frontend, local: bool, out: &mut Chosen) -> Result<(), DropReason> {
     let (base, count) = if local {
         (frontend.local_base, frontend.local_count)
     } else {
         (frontend.cluster_base, frontend.cluster_count)
     };
     if count == 0 {
-        // SAFETY: as above.
-        unsafe { add_one(&raw mut (*service).dropped) };
-        return Err(Counter::NoLocalEndpoints);
+        return Err(Counter::BadSlot);
     }
+    let service = SERVICES.get_ptr_mut(frontend.service).ok_or(Counter::BadSlot)?;
     let turn = turn(service, local);
     let turn = if frontend.has(Frontend::RANDOM) {
         // SAFETY: takes no arguments and has no effect.

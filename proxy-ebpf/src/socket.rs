@@ -11,14 +11,14 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use proxy_common::{
-    Addr, Counter, Port, Proto, SockKey, SockPeer,
+    Addr, Counter, Frontend, Port, Proto, SockKey, SockPeer, client,
     node::{port_bits, role},
 };
 
 use crate::{
     count::count,
     globals,
-    maps::{SOCK_BACKEND, SOCK_REVNAT},
+    maps::{NODE_CONFIG, SOCK_BACKEND, SOCK_REVNAT},
     service::{self, Chosen, Origin},
 };
 
@@ -31,6 +31,10 @@ const ECONNREFUSED: i32 = 111;
 pub trait Family {
     fn load(ctx: &bpf_sock_addr) -> Addr;
     fn store(ctx: &mut bpf_sock_addr, addr: &Addr);
+    /// The address that a connecting socket is bound to; unspecified where it is not.
+    fn bound(ctx: &bpf_sock_addr) -> Addr;
+    /// The source of a datagram: the address that its socket is bound to or that came with it; unspecified without.
+    fn source(ctx: &bpf_sock_addr) -> Addr;
 }
 
 /// AF_INET sockets' hooks.
@@ -48,12 +52,23 @@ impl Family for V4 {
     fn store(ctx: &mut bpf_sock_addr, addr: &Addr) {
         ctx.user_ip4 = addr.v4_be();
     }
+
+    #[inline(always)]
+    fn bound(ctx: &bpf_sock_addr) -> Addr {
+        // SAFETY: sock_addr programs always have a socket; the verifier checks what is read of it.
+        Addr::from_v4_be(unsafe { (*ctx.__bindgen_anon_1.sk).src_ip4 })
+    }
+
+    #[inline(always)]
+    fn source(ctx: &bpf_sock_addr) -> Addr {
+        Addr::from_v4_be(ctx.msg_src_ip4)
+    }
 }
 
 impl Family for V6 {
     #[inline(always)]
     fn load(ctx: &bpf_sock_addr) -> Addr {
-        Addr::from_v6_be(read_words(ctx))
+        Addr::from_v6_be(read_words(&ctx.user_ip6))
     }
 
     #[inline(always)]
@@ -68,17 +83,28 @@ impl Family for V6 {
             (&raw mut ctx.user_ip6[3]).write_volatile(d);
         }
     }
+
+    #[inline(always)]
+    fn bound(ctx: &bpf_sock_addr) -> Addr {
+        // SAFETY: as for IPv4.
+        Addr::from_v6_be(read_words(unsafe { &(*ctx.__bindgen_anon_1.sk).src_ip6 }))
+    }
+
+    #[inline(always)]
+    fn source(ctx: &bpf_sock_addr) -> Addr {
+        Addr::from_v6_be(read_words(&ctx.msg_src_ip6))
+    }
 }
 
 #[inline(always)]
-fn read_words(ctx: &bpf_sock_addr) -> [u32; 4] {
-    // SAFETY: fields of the context; volatile for the same reason as the stores above.
+fn read_words(words: &[u32; 4]) -> [u32; 4] {
+    // SAFETY: fields of the context or of its socket; volatile for the same reason as the stores above.
     unsafe {
         [
-            (&raw const ctx.user_ip6[0]).read_volatile(),
-            (&raw const ctx.user_ip6[1]).read_volatile(),
-            (&raw const ctx.user_ip6[2]).read_volatile(),
-            (&raw const ctx.user_ip6[3]).read_volatile(),
+            (&raw const words[0]).read_volatile(),
+            (&raw const words[1]).read_volatile(),
+            (&raw const words[2]).read_volatile(),
+            (&raw const words[3]).read_volatile(),
         ]
     }
 }
@@ -90,6 +116,8 @@ struct Wanted {
     proto: u8,
     /// The socket's cookie.
     cookie: u64,
+    /// Its network namespace's.
+    netns: u64,
     /// Address roles under which NodePorts are served to this socket.
     roles: u32,
 }
@@ -97,8 +125,7 @@ struct Wanted {
 /// `None`: a socket or protocol that is not ours to translate.
 #[inline(always)]
 fn wanted<F: Family>(ctx: &SockAddrContext) -> Option<Wanted> {
-    // SAFETY: the context is valid while the program runs.
-    let fields = unsafe { &*ctx.sock_addr };
+    let fields = fields(ctx);
     let proto = fields.protocol as u8;
     if !matches!(proto, Proto::TCP | Proto::UDP) {
         return None;
@@ -116,8 +143,32 @@ fn wanted<F: Family>(ctx: &SockAddrContext) -> Option<Wanted> {
         proto,
         // SAFETY: the context the kernel gave.
         cookie: unsafe { bpf_get_socket_cookie(ctx.as_ptr()) },
+        netns,
         roles,
     })
+}
+
+#[inline(always)]
+fn fields(ctx: &SockAddrContext) -> &bpf_sock_addr {
+    // SAFETY: the context is valid while the program runs.
+    unsafe { &*ctx.sock_addr }
+}
+
+/// Whether a load balancer's address with source ranges lets the socket's new flow in. An unbound socket of the node
+/// is judged by the node's primary address; a pod's by its packets, which show its address. Who is not let in is left
+/// alone here: its packets are dropped by the packet hooks.
+#[inline(always)]
+fn lets_in(frontend: &Frontend, wanted: &Wanted, mut source: Addr) -> bool {
+    if wanted.netns != globals::host_netns() {
+        return false;
+    }
+    if source.is_unspecified() {
+        let Some(config) = NODE_CONFIG.get(0) else {
+            return false;
+        };
+        source = if wanted.addr.is_v4() { config.primary_v4 } else { config.primary_v6 };
+    }
+    service::lets_in(frontend, &source)
 }
 
 #[inline(always)]
@@ -131,8 +182,13 @@ pub fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
         forget_answer(&wanted, bits);
         return ALLOW;
     };
+    if frontend.has(Frontend::SOURCE_RANGES) && !lets_in(frontend, &wanted, F::bound(fields(ctx))) {
+        return ALLOW;
+    }
     let mut chosen = Chosen::NOTHING;
-    match service::choose(frontend, Origin::Inside, &mut chosen) {
+    // Who it is has no address yet: the namespace stands in for it.
+    let client = client::netns(wanted.netns);
+    match service::choose(frontend, Origin::Inside, &client, &mut chosen) {
         Ok(()) => {
             let peer = SockPeer {
                 addr: chosen.backend.addr,
@@ -177,8 +233,13 @@ pub fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
             return send_to::<F>(ctx, &wanted, &peer);
         }
     }
+    if frontend.has(Frontend::SOURCE_RANGES) && !lets_in(frontend, &wanted, F::source(fields(ctx))) {
+        return ALLOW;
+    }
     let mut chosen = Chosen::NOTHING;
-    match service::choose(frontend, Origin::Inside, &mut chosen) {
+    // Who it is has no address yet: the namespace stands in for it.
+    let client = client::netns(wanted.netns);
+    match service::choose(frontend, Origin::Inside, &client, &mut chosen) {
         Ok(()) => {
             let peer = SockPeer {
                 addr: chosen.backend.addr,

@@ -1,0 +1,85 @@
+//! Session affinity: a client's new flow goes to the backend of its last one, while that is recent and the backend
+//! still stands in the set that the frontend uses; else to the next one, which the client then stays with. The key is
+//! the client and the service port, so all frontends of one port agree (SERVICE-SEMANTICS 2.10).
+//!
+//! Only new flows come here, so only they refresh an entry. `shunt run` removes what has expired.
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use proxy_common::{Addr, Affinity, AffinityKey, Frontend, Port, SetMember, client::set_bits};
+
+use crate::{
+    atomic,
+    begin::EXISTS,
+    flow, globals,
+    maps::{AFFINITY, BACKENDS, SET_MEMBERS},
+    service::{self, Chosen},
+    verdict::DropReason,
+};
+
+/// The client's backend of the local or the cluster-wide set, left in `out`. A subprogram, for its stack; a flow
+/// without affinity never meets it.
+#[inline(never)]
+pub fn choose(frontend: &Frontend, local: bool, client: &Addr, out: &mut Chosen) -> Result<(), DropReason> {
+    let set = if local { set_bits::LOCAL } else { set_bits::CLUSTER };
+    let key = AffinityKey { client: *client, service: frontend.service };
+    let now = flow::now();
+    if let Some(entry) = AFFINITY.get_ptr_mut(&key) {
+        let entry = entry.cast::<u64>();
+        // SAFETY: a live map value, 8-byte aligned as all are. An LRU may meanwhile reuse it for another key; then the
+        // exchange below finds another word there.
+        let word = unsafe { entry.read_volatile() };
+        let known = Affinity::from_word(word);
+        let stays = known.is_fresh(now, frontend.affinity_seconds, globals::hz())
+            && is_member(frontend.service, known.backend, set, out);
+        if !stays {
+            service::next(frontend, local, out)?;
+        }
+        // SAFETY: as above.
+        let replaced = unsafe { atomic::replace(entry, word, mine(out, now)) };
+        if let Err(theirs) = replaced {
+            follow(frontend.service, theirs, set, out);
+        }
+        return Ok(());
+    }
+    service::next(frontend, local, out)?;
+    let new = Affinity::from_word(mine(out, now));
+    if let Err(EXISTS) = AFFINITY.insert(&key, &new, u64::from(BPF_NOEXIST))
+        && let Some(entry) = AFFINITY.get_ptr_mut(&key)
+    {
+        // SAFETY: as above.
+        let theirs = unsafe { entry.cast::<u64>().read_volatile() };
+        follow(frontend.service, theirs, set, out);
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn mine(chosen: &Chosen, now: u32) -> u64 {
+    Affinity { backend: chosen.id, last_used: now }.word()
+}
+
+/// Another CPU has just decided about another flow of this client: this one goes where that one went.
+#[inline(always)]
+fn follow(service: u32, theirs: u64, set: u32, out: &mut Chosen) {
+    let _stays_as_chosen = is_member(service, Affinity::from_word(theirs).backend, set, out);
+}
+
+/// Whether the backend stands in that set of the service port: then it is left in `out`.
+#[inline(never)]
+fn is_member(service: u32, backend: u32, set: u32, out: &mut Chosen) -> bool {
+    let member = SetMember { service, backend };
+    // SAFETY: BPF_F_NO_PREALLOC: an element is freed only after this program has ended.
+    let Some(sets) = (unsafe { SET_MEMBERS.get(&member) }) else {
+        return false;
+    };
+    if sets & set == 0 {
+        return false;
+    }
+    match BACKENDS.get(backend) {
+        Some(found) if found.port != Port::ZERO => {
+            *out = Chosen { backend: *found, id: backend };
+            true
+        }
+        _ => false,
+    }
+}
