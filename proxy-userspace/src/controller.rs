@@ -13,6 +13,7 @@ use std::{
 use crate::{
     compile::{CompiledService, compile},
     config::{CompileConfig, MapSizes},
+    health_checks::{self, HealthChecks, Listeners},
     maps::{MapError, MapStore},
     model::{Node, ServiceKey},
     node::{node_addrs, node_config},
@@ -46,6 +47,8 @@ pub struct SyncReport {
     /// After the first sync: flows of former times may belong to no Service any more;
     /// [`Controller::serves`] tells which.
     pub first: bool,
+    /// [`Controller::listeners`] are others than before.
+    pub listeners: bool,
     /// Sync again after this time even if nothing happens.
     pub retry_in: Option<Duration>,
     /// Problems that were not there before (logged already).
@@ -69,6 +72,10 @@ pub struct Controller {
     unwritten: HashMap<ServiceKey, Option<Arc<CompiledService>>>,
     refused: BTreeMap<ServiceKey, Problem>,
     compile_problems: BTreeMap<ServiceKey, Vec<Problem>>,
+    health_checks: HealthChecks,
+    health_dirty: bool,
+    health_problems: Vec<Problem>,
+    listeners: Listeners,
     last_retry: Option<Instant>,
     has_synced: bool,
 }
@@ -89,6 +96,10 @@ impl Controller {
             unwritten: HashMap::new(),
             refused: BTreeMap::new(),
             compile_problems: BTreeMap::new(),
+            health_checks: HealthChecks::default(),
+            health_dirty: false,
+            health_problems: Vec::new(),
+            listeners: Listeners::new(),
             last_retry: None,
             has_synced: false,
         }
@@ -162,9 +173,14 @@ impl Controller {
         &self.lowering.tables
     }
 
+    /// Where the node answers for healthCheckNodePorts, as of the last complete sync.
+    pub fn listeners(&self) -> &Listeners {
+        &self.listeners
+    }
+
     /// Every problem there is now, by Service.
     pub fn problems(&self) -> Vec<Problem> {
-        let compiled = self.compile_problems.values().flatten().cloned();
+        let compiled = self.compile_problems.values().flatten().chain(&self.health_problems).cloned();
         let mut all: Vec<_> =
             compiled.chain(self.refused.values().cloned()).chain(self.lowering.conflicts()).collect();
         all.sort();
@@ -199,6 +215,7 @@ impl Controller {
         report.complete = true;
         report.removed = self.lowering.take_removed();
         report.problems.extend(self.lowering.take_fresh_conflicts());
+        self.update_listeners(&mut report);
         for problem in &report.problems {
             tracing::warn!("{problem}");
         }
@@ -219,6 +236,7 @@ impl Controller {
             node_addrs(&self.addresses, &node, &self.fallback, &self.config.nodeport_addresses, is_vip);
         let own = roles.keys().map(|addr| addr.to_ip());
         let nodes: HashSet<IpAddr> = own.chain(self.snapshot.node_addresses()).collect();
+        self.health_dirty = true;
         let table = &mut self.lowering.tables.node_addrs;
         let gone: Vec<_> = table
             .entries()
@@ -287,6 +305,11 @@ impl Controller {
             compiled.problems.extend(refused);
             compiled
         });
+        let (created, check) = match &compiled {
+            Some(compiled) => (compiled.created.as_ref(), compiled.health_check.clone()),
+            None => (None, None),
+        };
+        self.health_dirty |= self.health_checks.set(key, created, check);
         let problems = compiled.as_ref().map(|compiled| compiled.problems.clone()).unwrap_or_default();
         let known = self.compile_problems.remove(key).unwrap_or_default();
         report.problems.extend(problems.iter().filter(|problem| !known.contains(problem)).cloned());
@@ -294,6 +317,21 @@ impl Controller {
             self.compile_problems.insert(key.clone(), problems);
         }
         compiled.map(Arc::new)
+    }
+
+    /// What healthCheckNodePorts answer follows what the maps hold.
+    fn update_listeners(&mut self, report: &mut SyncReport) {
+        if !std::mem::take(&mut self.health_dirty) {
+            return;
+        }
+        let roles = self.lowering.tables.node_addrs.entries();
+        let addresses = health_checks::addresses(roles, &self.config.nodeport_addresses);
+        let listeners = self.health_checks.listeners(&addresses);
+        report.listeners = listeners != self.listeners;
+        self.listeners = listeners;
+        let problems: Vec<_> = self.health_checks.problems().collect();
+        report.problems.extend(problems.iter().filter(|one| !self.health_problems.contains(one)).cloned());
+        self.health_problems = problems;
     }
 
     fn refuse(&mut self, key: &ServiceKey, full: Full, report: &mut SyncReport) {

@@ -11,6 +11,7 @@ pub mod config;
 pub mod controller;
 pub mod datapath;
 pub mod health;
+pub mod health_checks;
 pub mod inspect;
 pub mod maps;
 pub mod model;

@@ -31,6 +31,15 @@ pub enum ProblemKind {
     Sctp { port: u16 },
     #[error("sessionAffinity ClientIP is not kept by this version: its connections take turns")]
     Affinity,
+    #[error(
+        "externalTrafficPolicy is Local, but it has no healthCheckNodePort: its load balancer cannot ask which nodes \
+         have endpoints"
+    )]
+    NoHealthCheckPort,
+    #[error("healthCheckNodePort {port} cannot be opened at {address}: {reason}; trying again")]
+    HealthCheckPort { port: u16, address: IpAddr, reason: String },
+    #[error("healthCheckNodePort {port} is answered for Service {owner}, whose claim goes first")]
+    HealthCheckPortTaken { port: u16, owner: ServiceKey },
     #[error("{frontend} is served for Service {owner}, whose claim goes first", frontend = Frontend(*frontend))]
     FrontendTaken { frontend: FrontendKey, owner: ServiceKey },
     #[error("map {map} has no room for it ({max} entries); {consequence}")]

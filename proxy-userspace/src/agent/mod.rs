@@ -20,7 +20,7 @@ use proxy_common::{Agent as AgentState, map};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     signal::unix::{Signal, SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant as TokioInstant, sleep_until},
 };
 
@@ -42,6 +42,7 @@ use crate::{
         pins::{PinLock, Pins},
     },
     health::{self, Health, Page, unix_now},
+    health_checks::Listeners,
     maps::{MapStore as _, Op},
     source::{
         Event,
@@ -143,6 +144,8 @@ struct Agent {
     events: mpsc::Receiver<Vec<Event>>,
     flows: Flows,
     health: Arc<Health>,
+    /// To the task that keeps the listeners of healthCheckNodePorts.
+    listeners: watch::Sender<Listeners>,
     state: AgentState,
     is_attached: bool,
     /// Next time to sync, and to try devices again; `None` when there is no need.
@@ -165,6 +168,8 @@ impl Agent {
         let lock = pins.lock()?;
         let health = Arc::new(Health::default());
         listen(&config, &health, &pins).await;
+        let (listeners, wanted) = watch::channel(Listeners::new());
+        tokio::spawn(health::checks::follow(wanted, health.clone()));
 
         let globals = Globals::new(&features, &config)?;
         let mut loaded = load(&pins, &globals, &config.sizes)?;
@@ -207,6 +212,7 @@ impl Agent {
             device_events,
             events,
             health,
+            listeners,
             state,
             is_attached: false,
             sync_at: None,
@@ -317,6 +323,9 @@ impl Agent {
         }
         self.health.synced(unix_now());
         self.health.set_ready();
+        if report.listeners {
+            self.listeners.send_replace(self.controller.listeners().clone());
+        }
         self.state.last_sync = unix_now();
         self.state.services = self.controller.service_count() as u32;
         self.beat();

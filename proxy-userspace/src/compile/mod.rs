@@ -4,12 +4,16 @@
 //! change concerns; `tables` gives the result ids and places.
 
 mod categorize;
+mod health_check;
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use proxy_common::FrontendKind;
 
-pub use self::categorize::{Categories, categorize, is_local};
+pub use self::{
+    categorize::{Categories, categorize, is_local},
+    health_check::HealthCheck,
+};
 use crate::{
     config::{CompileConfig, Scheduler},
     model::{Endpoint, Family, Node, Protocol, Service, ServiceKey, ServicePort, ServiceType, TrafficPolicy},
@@ -24,6 +28,7 @@ pub struct CompiledService {
     pub created: Option<Arc<str>>,
     /// One for each port and family; empty when there is nothing to serve.
     pub ports: Vec<CompiledPort>,
+    pub health_check: Option<HealthCheck>,
     pub problems: Vec<Problem>,
 }
 
@@ -104,6 +109,7 @@ pub fn compile(
         key: service.key.clone(),
         created: service.created.clone(),
         ports: Vec::new(),
+        health_check: None,
         problems: Vec::new(),
     };
     if !service.is_served() {
@@ -120,6 +126,10 @@ pub fn compile(
         service.ports.iter().partition(|port| port.protocol == Protocol::Sctp);
     let refused = sctp.iter().map(|port| ProblemKind::Sctp { port: port.port });
     compiled.problems.extend(refused.map(|kind| Problem::new(&service.key, kind)));
+    match health_check::health_check(service, endpoints, node) {
+        Ok(check) => compiled.health_check = check,
+        Err(kind) => compiled.problems.push(Problem::new(&service.key, kind)),
+    }
     for family in Family::BOTH {
         let Some(cluster_ip) = service.cluster_ip(family) else { continue };
         let addresses = addresses(service, family, cluster_ip, &mut compiled.problems);

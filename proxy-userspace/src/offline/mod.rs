@@ -71,7 +71,7 @@ impl Offline {
     }
 
     pub fn view(&self) -> TablesView {
-        TablesView::new(self.controller.tables())
+        TablesView::new(self.controller.tables(), self.controller.listeners())
     }
 }
 

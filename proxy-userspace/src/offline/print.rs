@@ -36,7 +36,15 @@ pub fn print_tables_into(out: &mut impl Write, view: &TablesView, headers: bool)
     });
     section(out, "BACKENDS", headers, &["ID", "ADDRESS", "PORT", "NODE", "FLAGS"], backends)?;
     let ports = view.ports.iter().map(|row| vec![row.port.to_string(), row.bits.join(",")]);
-    section(out, "PORTS", headers, &["PORT", "BITS"], ports)
+    section(out, "PORTS", headers, &["PORT", "BITS"], ports)?;
+    if view.health_checks.is_empty() {
+        return Ok(());
+    }
+    let checks = view.health_checks.iter().map(|row| {
+        vec![row.address.clone(), row.port.to_string(), row.service.clone(), row.local_endpoints.to_string()]
+    });
+    let header = ["ADDRESS", "PORT", "SERVICE", "LOCAL-ENDPOINTS"];
+    section(out, "HEALTH CHECKS", headers, &header, checks)
 }
 
 fn print_config_into(out: &mut impl Write, view: Option<&NodeConfigView>) -> io::Result<()> {

@@ -6,7 +6,10 @@ use proxy_common::{
 };
 use serde::Serialize;
 
-use crate::tables::{Range, Tables};
+use crate::{
+    health_checks::Listeners,
+    tables::{Range, Tables},
+};
 
 /// Every table, each in order of its keys.
 #[derive(Clone, Debug, Serialize)]
@@ -18,6 +21,7 @@ pub struct TablesView {
     pub slots: Vec<SlotView>,
     pub backends: Vec<BackendView>,
     pub ports: Vec<PortView>,
+    pub health_checks: Vec<HealthCheckView>,
 }
 
 /// NODE_CONFIG.
@@ -98,8 +102,18 @@ pub struct PortView {
     pub bits: Vec<String>,
 }
 
+/// What the node answers for a healthCheckNodePort: no map, a listener of the agent's.
+#[derive(Clone, Debug, Serialize)]
+pub struct HealthCheckView {
+    /// Unspecified where it is every address of the node.
+    pub address: String,
+    pub port: u16,
+    pub service: String,
+    pub local_endpoints: usize,
+}
+
 impl TablesView {
-    pub fn new(tables: &Tables) -> Self {
+    pub fn new(tables: &Tables, listeners: &Listeners) -> Self {
         Self {
             node_config: tables.node_config.get(&0).map(NodeConfigView::new),
             node_addrs: by_address(tables.node_addrs.entries(), |addr| **addr)
@@ -121,6 +135,15 @@ impl TablesView {
                 .collect(),
             backends: tables.backends.entries().into_iter().map(|(id, b)| backend(tables, *id, b)).collect(),
             ports: ports(tables),
+            health_checks: listeners
+                .iter()
+                .map(|(at, answer)| HealthCheckView {
+                    address: at.ip().to_string(),
+                    port: at.port(),
+                    service: answer.service.to_string(),
+                    local_endpoints: answer.count,
+                })
+                .collect(),
         }
     }
 }

@@ -87,7 +87,7 @@ impl World {
     }
 
     fn meaning(&self) -> Value {
-        meaning(&TablesView::new(self.controller.tables()))
+        meaning(&TablesView::new(self.controller.tables(), self.controller.listeners()))
     }
 
     /// Scale to zero and back, delete and re-add: the same again, and nothing left in between.
@@ -98,7 +98,7 @@ impl World {
         });
         slices.iter().for_each(|key| self.apply(Event::SliceGone(key.clone())));
         self.sync()?;
-        let served = TablesView::new(self.controller.tables());
+        let served = TablesView::new(self.controller.tables(), self.controller.listeners());
         ensure!(
             served
                 .frontends
@@ -118,7 +118,7 @@ impl World {
         services.iter().for_each(|key| self.apply(Event::ServiceGone(key.clone())));
         self.sync()?;
         self.settle()?;
-        let left = TablesView::new(self.controller.tables());
+        let left = TablesView::new(self.controller.tables(), self.controller.listeners());
         let counts = [
             left.services.len(),
             left.frontends.len(),

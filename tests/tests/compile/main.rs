@@ -33,7 +33,7 @@ macro_rules! scenarios {
 }
 
 scenarios! {
-    affinity bad_endpoints bad_objects claims cluster_ip dual_stack dump endpoints external_local hints
+    affinity bad_endpoints bad_objects claims cluster_ip dual_stack dump endpoints external_local health_check hints
     internal_local load_balancer no_endpoints not_served other_node protocol_twins several_slices
     shared_backends terminating two_files
 }

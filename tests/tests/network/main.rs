@@ -23,6 +23,7 @@ mod ping;
 mod refusal;
 mod restart;
 mod s2_6_verdicts;
+mod s3_2_health_check;
 mod same_tuple;
 mod trio;
 mod world;

@@ -1,7 +1,10 @@
-//! The node's health over HTTP (`/healthz`, `/livez`, `/readyz`) and the datapath's counters as metrics.
+//! The node's health over HTTP (`/healthz`, `/livez`, `/readyz`), the datapath's counters as metrics, and the
+//! healthCheckNodePorts of Services ([`checks`]).
 //!
-//! A few fixed answers to GET: too little for a web framework. The agent tells [`Health`] what it did; the
-//! listeners only read it, and run beside the task that owns the maps.
+//! The agent tells [`Health`] what it did; the listeners only read it, and run beside the task that owns the maps.
+
+pub mod checks;
+mod http;
 
 use std::{
     fmt::Write as _,
@@ -16,17 +19,10 @@ use std::{
 };
 
 use proxy_common::{Counter, map};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
-    time::timeout,
-};
+use tokio::net::TcpListener;
 
+use self::http::Response;
 use crate::bpf::map::RawMap;
-
-/// A request longer than this, or slower, is no probe.
-const MAX_REQUEST: usize = 8192;
-const MAX_WAIT: Duration = Duration::from_secs(5);
 
 /// An update that waits longer than this to be written makes the node unhealthy (twice kube-proxy's sync
 /// period).
@@ -102,10 +98,10 @@ pub enum Page {
 }
 
 impl Page {
-    fn answer(&self, path: &str) -> (u16, &'static str, String) {
+    fn answer(&self, path: &str) -> Response {
         const JSON: &str = "application/json";
         const TEXT: &str = "text/plain; version=0.0.4";
-        match self {
+        let (status, content_type, body) = match self {
             Self::Health(health) => {
                 let (status, body) = health.answer(path, unix_now());
                 (status, JSON, body)
@@ -115,7 +111,8 @@ impl Page {
                 Err(error) => (500, TEXT, format!("# {}: {error}\n", map::COUNTERS)),
             },
             Self::Metrics(_) => (404, TEXT, "not found\n".to_owned()),
-        }
+        };
+        Response { status, content_type, header: None, body }
     }
 }
 
@@ -146,64 +143,9 @@ pub async fn keep_listening(addr: SocketAddr, what: &'static str, page: Page) {
 async fn listen(addr: SocketAddr, page: Page) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind(addr).await?;
     let bound = listener.local_addr()?;
-    tokio::spawn(async move {
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    tokio::spawn(serve(stream, page.clone()));
-                }
-                Err(error) => {
-                    // Out of descriptors: those in use come back.
-                    tracing::debug!(%error, "accept failed");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            }
-        }
-    });
+    // Lives as long as the runtime.
+    drop(http::accept(listener, Arc::new(move |path: &str| page.answer(path))));
     Ok(bound)
-}
-
-async fn serve(mut stream: TcpStream, page: Page) {
-    let Ok(Some(request)) = timeout(MAX_WAIT, read_request(&mut stream)).await else { return };
-    let (status, kind, body) = match path_of(&request) {
-        Some(path) => page.answer(path),
-        None => (405, "text/plain", "only GET\n".to_owned()),
-    };
-    let reason = match status {
-        200 => "OK",
-        404 => "Not Found",
-        405 => "Method Not Allowed",
-        500 => "Internal Server Error",
-        _ => "Service Unavailable",
-    };
-    let head = format!(
-        "HTTP/1.1 {status} {reason}\r\nContent-Type: {kind}\r\nX-Content-Type-Options: nosniff\r\n\
-         Content-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
-    );
-    // Whoever asked may have gone; there is nobody to tell.
-    let _sent = timeout(MAX_WAIT, stream.write_all(format!("{head}{body}").as_bytes())).await;
-    let _closed = stream.shutdown().await;
-}
-
-/// The head of a request; `None` when it is too long or ends early.
-async fn read_request(stream: &mut TcpStream) -> Option<String> {
-    let mut data = Vec::new();
-    let mut chunk = [0u8; 1024];
-    while !data.windows(4).any(|end| end == b"\r\n\r\n") {
-        let len = stream.read(&mut chunk).await.ok()?;
-        if len == 0 || data.len() + len > MAX_REQUEST {
-            return None;
-        }
-        data.extend_from_slice(&chunk[..len]);
-    }
-    String::from_utf8(data).ok()
-}
-
-/// The path of a GET request, without its query.
-fn path_of(request: &str) -> Option<&str> {
-    let target = request.strip_prefix("GET ")?.split(' ').next()?;
-    target.split('?').next()
 }
 
 /// Each counter's sum over all CPUs.
@@ -248,6 +190,12 @@ fn rfc3339(unix: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+        time::timeout,
+    };
+
     use super::*;
 
     #[test]
@@ -279,12 +227,6 @@ mod tests {
         health.set_ready();
         assert_eq!((health.answer("/healthz", 500).0, health.answer("/readyz", 500).0), (200, 200));
         assert_eq!(health.answer("/", 500).0, 404);
-    }
-
-    #[test]
-    fn paths_of_requests() {
-        assert_eq!(path_of("GET /healthz?verbose HTTP/1.1\r\n\r\n"), Some("/healthz"));
-        assert_eq!(path_of("POST /healthz HTTP/1.1\r\n\r\n"), None);
     }
 
     #[tokio::test]

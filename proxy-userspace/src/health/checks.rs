@@ -1,0 +1,201 @@
+//! The listeners of healthCheckNodePorts (SERVICE-SEMANTICS 3.2): opened and closed as Services change, any path,
+//! with kube-proxy's answer byte for byte.
+//!
+//! What is to be answered where comes from the controller ([`Listeners`]). One task opens and closes; a listener reads
+//! its answer anew for each request, so a changed count needs no change of listeners.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::watch,
+    task::JoinHandle,
+    time::sleep,
+};
+
+use super::{
+    Health,
+    http::{self, Response},
+    unix_now,
+};
+use crate::{
+    health_checks::{Listeners, LocalEndpoints},
+    problem::{Problem, ProblemKind},
+};
+
+/// Between two tries at a port that somebody else has.
+const REBIND: Duration = Duration::from_secs(1);
+
+/// Keeps open what `wanted` names, until its sender is gone.
+pub async fn follow(mut wanted: watch::Receiver<Listeners>, health: Arc<Health>) {
+    let mut checks =
+        Checks { wanted: wanted.clone(), health, open: BTreeMap::new(), failed: BTreeSet::new() };
+    loop {
+        let now = wanted.borrow_and_update().clone();
+        checks.reconcile(&now).await;
+        tokio::select! {
+            changed = wanted.changed() => if changed.is_err() { return },
+            () = sleep(REBIND), if !checks.failed.is_empty() => {}
+        }
+    }
+}
+
+struct Checks {
+    wanted: watch::Receiver<Listeners>,
+    health: Arc<Health>,
+    open: BTreeMap<SocketAddr, JoinHandle<()>>,
+    /// What could not be opened and was reported.
+    failed: BTreeSet<SocketAddr>,
+}
+
+impl Checks {
+    async fn reconcile(&mut self, wanted: &Listeners) {
+        // First all that is to be closed: its port may be another one's now.
+        let gone: Vec<_> = self.open.keys().copied().filter(|at| !wanted.contains_key(at)).collect();
+        for at in gone {
+            if let Some(task) = self.open.remove(&at) {
+                task.abort();
+                // The listener is closed when the task has been dropped.
+                let _cancelled = task.await;
+                tracing::info!(%at, "healthCheckNodePort closed");
+            }
+        }
+        self.failed.retain(|at| wanted.contains_key(at));
+        for (at, answer) in wanted {
+            if !self.open.contains_key(at) {
+                self.open(*at, answer);
+            }
+        }
+    }
+
+    fn open(&mut self, at: SocketAddr, answer: &LocalEndpoints) {
+        let service = &answer.service;
+        match bind(at) {
+            Ok(listener) => {
+                tracing::info!(%service, %at, "healthCheckNodePort open");
+                self.failed.remove(&at);
+                let (wanted, health) = (self.wanted.clone(), self.health.clone());
+                let answer = move |_path: &str| {
+                    let healthy = health.is_healthy(unix_now());
+                    respond(wanted.borrow().get(&at), healthy)
+                };
+                self.open.insert(at, http::accept(listener, Arc::new(answer)));
+            }
+            Err(error) => {
+                if self.failed.insert(at) {
+                    let (address, port) = (at.ip(), at.port());
+                    let kind = ProblemKind::HealthCheckPort { port, address, reason: error.to_string() };
+                    tracing::warn!("{}", Problem::new(service, kind));
+                }
+            }
+        }
+    }
+}
+
+/// A listener of one family: `::` without IPv4, which has a listener and a count of its own.
+fn bind(at: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if at.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    if at.is_ipv6() {
+        setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+    }
+    socket.bind(at)?;
+    socket.listen(128)
+}
+
+/// The answer of one Service. Its weight lets a balancer send by the number of endpoints.
+fn respond(answer: Option<&LocalEndpoints>, healthy: bool) -> Response {
+    let (namespace, name, count) = answer
+        .map_or(("", "", 0), |answer| (&*answer.service.namespace, &*answer.service.name, answer.count));
+    // As kube-proxy writes it: tabs, no newline at the end. Names of objects need no escaping.
+    let body = format!(
+        "{{\n\t\"service\": {{\n\t\t\"namespace\": \"{namespace}\",\n\t\t\"name\": \"{name}\"\n\t}},\n\
+         \t\"localEndpoints\": {count},\n\t\"serviceProxyHealthy\": {healthy}\n}}"
+    );
+    Response {
+        status: if count != 0 && healthy { 200 } else { 503 },
+        content_type: "application/json",
+        header: Some(("X-Load-Balancing-Endpoint-Weight", count.to_string())),
+        body,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+    };
+
+    use super::*;
+    use crate::model::ServiceKey;
+
+    fn answer(count: usize) -> LocalEndpoints {
+        LocalEndpoints { service: ServiceKey::new("ns", "svc"), count }
+    }
+
+    #[test]
+    fn the_body_is_kube_proxys() {
+        let response = respond(Some(&answer(1)), true);
+        assert_eq!(
+            response.body,
+            "{\n\t\"service\": {\n\t\t\"namespace\": \"ns\",\n\t\t\"name\": \"svc\"\n\t},\n\
+             \t\"localEndpoints\": 1,\n\t\"serviceProxyHealthy\": true\n}"
+        );
+        assert_eq!(response.status, 200);
+        assert_eq!(response.header, Some(("X-Load-Balancing-Endpoint-Weight", "1".into())));
+        assert_eq!(respond(Some(&answer(0)), true).status, 503);
+        let unhealthy = respond(Some(&answer(2)), false);
+        assert!(unhealthy.status == 503 && unhealthy.body.contains("\"serviceProxyHealthy\": false"));
+        assert!(unhealthy.body.contains("\"localEndpoints\": 2"));
+    }
+
+    async fn get(at: SocketAddr) -> io::Result<String> {
+        let mut stream = TcpStream::connect(at).await?;
+        stream.write_all(b"GET /any/path?x HTTP/1.1\r\nHost: x\r\n\r\n").await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
+    }
+
+    async fn eventually(at: SocketAddr, holds: impl Fn(&io::Result<String>) -> bool) {
+        for _ in 0..200 {
+            if holds(&get(at).await) {
+                return;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        panic!("{at}: last {:?}", get(at).await);
+    }
+
+    #[tokio::test]
+    async fn listeners_follow_what_is_wanted() {
+        let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = holder.local_addr().unwrap();
+        let (sender, receiver) = watch::channel(Listeners::from([(at, answer(0))]));
+        let task = tokio::spawn(follow(receiver, Arc::default()));
+        // Somebody else's for now.
+        sleep(Duration::from_millis(100)).await;
+        drop(holder);
+        let starts = |text: &'static str| {
+            move |got: &io::Result<String>| got.as_ref().is_ok_and(|got| got.starts_with(text))
+        };
+        eventually(at, starts("HTTP/1.1 503")).await;
+        sender.send_replace(Listeners::from([(at, answer(3))]));
+        eventually(at, starts("HTTP/1.1 200")).await;
+        sender.send_replace(Listeners::new());
+        let refused = |got: &io::Result<String>| {
+            got.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
+        };
+        eventually(at, refused).await;
+        drop(sender);
+        task.await.unwrap();
+    }
+}
