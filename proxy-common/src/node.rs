@@ -114,6 +114,9 @@ impl NodeConfig {
     pub const MASQUERADE_ALL: u32 = 1;
     /// A source is a local pod when its packet came in by a device with [`Device::POD`].
     pub const LOCAL_BY_DEVICE: u32 = 2;
+    /// `pod_prefixes` hold the pods of every node (detectLocalMode ClusterCIDR): a source inside them is this node's
+    /// own only where its packet came in by a device with [`Device::POD`].
+    pub const CLUSTER_PREFIXES: u32 = 4;
 }
 
 impl Device {

@@ -108,13 +108,16 @@ fn to_service(frontend: &Frontend, work: &mut Work) -> Result<(), DropReason> {
 
 /// Source translation is needed only where the reply would otherwise miss this node (ARCHITECTURE, "The
 /// datapath"): the backend is elsewhere and the client is not a pod of this node, or the backend is the
-/// client. `--masquerade-all` gives kube-proxy's behaviour.
+/// client. `--masquerade-all` gives kube-proxy's behaviour. With detectLocalMode ClusterCIDR a pod of any node is
+/// a local to policies; but only to one of this node the reply comes by this node.
 #[inline(always)]
 fn needs_masquerade(work: &Work, frontend: &Frontend, config: &NodeConfig, origin: Origin) -> bool {
     let keeps_client =
         frontend.flags & (Frontend::LOCAL | Frontend::EXTERNAL) == Frontend::LOCAL | Frontend::EXTERNAL;
     let everything = config.flags & NodeConfig::MASQUERADE_ALL != 0 && !keeps_client;
-    let elsewhere = !work.chosen.backend.has(Backend::LOCAL) && origin == Origin::Outside;
+    let elsewhere = !work.chosen.backend.has(Backend::LOCAL)
+        && (origin == Origin::Outside
+            || config.flags & NodeConfig::CLUSTER_PREFIXES != 0 && !came_by_pod_device(work));
     everything || elsewhere || work.chosen.backend.addr.is(&work.request.src)
 }
 
@@ -122,12 +125,7 @@ fn needs_masquerade(work: &Work, frontend: &Frontend, config: &NodeConfig, origi
 #[inline(never)]
 fn origin(work: &Work, config: &NodeConfig) -> Origin {
     if config.flags & NodeConfig::LOCAL_BY_DEVICE != 0 {
-        // SAFETY: BPF_F_NO_PREALLOC: an element is freed only after this program has ended.
-        let device = unsafe { DEVICES.get(work.ifindex) };
-        return match device {
-            Some(device) if device.flags & Device::POD != 0 => Origin::Inside,
-            _ => Origin::Outside,
-        };
+        return if came_by_pod_device(work) { Origin::Inside } else { Origin::Outside };
     }
     let mut i = 0;
     while i < config.pod_prefixes.len() && (i as u32) < config.pod_prefix_count {
@@ -137,6 +135,13 @@ fn origin(work: &Work, config: &NodeConfig) -> Origin {
         i += 1;
     }
     Origin::Outside
+}
+
+/// Whether pods of this node are behind the device that the packet came in by.
+#[inline(never)]
+fn came_by_pod_device(work: &Work) -> bool {
+    // SAFETY: BPF_F_NO_PREALLOC: an element is freed only after this program has ended.
+    unsafe { DEVICES.get(work.ifindex) }.is_some_and(|device| device.flags & Device::POD != 0)
 }
 
 /// A direct flow to a backend's own address begins: it is recorded, so that it and a Service flow with the

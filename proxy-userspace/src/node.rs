@@ -49,6 +49,9 @@ pub fn node_config(node: &Node, fallback: &[IpAddr], config: &CompileConfig) -> 
     if by_device || ranges.is_empty() {
         value.flags |= NodeConfig::LOCAL_BY_DEVICE;
     }
+    if matches!(config.detect_local, DetectLocal::ClusterCidr(_)) && !ranges.is_empty() {
+        value.flags |= NodeConfig::CLUSTER_PREFIXES;
+    }
     if config.masquerade_all {
         value.flags |= NodeConfig::MASQUERADE_ALL;
     }
@@ -165,6 +168,10 @@ mod tests {
         assert_eq!((value.pod_prefix_count, value.flags, left.len()), (1, 0, 0));
         assert!(value.pod_prefixes[0].contains(&ip("172.20.1.77").into()));
         assert!(!value.pod_prefixes[0].contains(&ip("172.20.2.77").into()));
+
+        let whole = DetectLocal::ClusterCidr(vec!["172.20.0.0/16".parse().unwrap()]);
+        let (value, _) = node_config(&node(), &[], &CompileConfig { detect_local: whole, ..config.clone() });
+        assert_eq!((value.pod_prefix_count, value.flags), (1, NodeConfig::CLUSTER_PREFIXES));
 
         let bare = Node { name: "n1".into(), ..Node::default() };
         let (value, _) = node_config(&bare, &[ip("10.0.0.9")], &config);

@@ -319,6 +319,7 @@ fn node_config(value: NodeConfig) -> Fields {
         "flags": bits(value.flags, [
             (NodeConfig::MASQUERADE_ALL, "masquerade_all"),
             (NodeConfig::LOCAL_BY_DEVICE, "local_by_device"),
+            (NodeConfig::CLUSTER_PREFIXES, "cluster_prefixes"),
         ]),
         "primary_v4": value.primary_v4.to_string(),
         "primary_v6": value.primary_v6.to_string(),

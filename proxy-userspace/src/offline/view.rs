@@ -291,6 +291,7 @@ impl NodeConfigView {
                 .collect(),
             flags: names(&[
                 (value.flags & NodeConfig::LOCAL_BY_DEVICE != 0, "local-by-device"),
+                (value.flags & NodeConfig::CLUSTER_PREFIXES != 0, "cluster-prefixes"),
                 (value.flags & NodeConfig::MASQUERADE_ALL != 0, "masquerade-all"),
             ]),
         }
