@@ -24,6 +24,8 @@ mod refusal;
 mod restart;
 mod s2_6_verdicts;
 mod s3_2_health_check;
+mod s2_7_detect_local;
+mod s2_7_source;
 mod same_tuple;
 mod trio;
 mod world;

@@ -1,0 +1,111 @@
+//! SERVICE-SEMANTICS 2.7: the four detectLocal modes, which say who is a pod of this node. Two things depend on it:
+//! the short circuit of externalTrafficPolicy Local, and whether a source is translated.
+
+use anyhow::Result;
+use tests::{
+    manifest::Service,
+    net::{
+        Plan,
+        plan::{BOTH, Family, PODS_V4, PODS_V6, vip},
+    },
+};
+
+use crate::{
+    trio::{ALL, Trio, evenly, silent},
+    world::{TARGET, at, is_of_node},
+};
+
+const CLUSTER: u16 = 30080;
+const LOCAL: u16 = 30081;
+
+/// One Service over everything, one of policy Local whose backends are not on node 0.
+fn start(plan: Plan, flags: &[&str]) -> Result<Trio> {
+    Trio::start(plan, flags, |trio| {
+        let cluster =
+            Service::new("cluster", vip(10)).node_port(80, TARGET, CLUSTER).pods(&trio.servers.each_ref());
+        let local = Service::new("local", vip(11)).node_port(80, TARGET, LOCAL).external_traffic_local();
+        vec![cluster, local.pods(&[&trio.servers[1], &trio.servers[2]])]
+    })
+}
+
+/// What holds in every mode.
+fn locals_are_detected(trio: &Trio, family: Family) -> Result<()> {
+    let own = trio.clients[0].addr().of(family);
+    let (cluster, local) = (at(trio.node(0).addr(), family, CLUSTER), at(trio.node(0).addr(), family, LOCAL));
+    for answer in evenly(&trio.pod(0), at(vip(10), family, 80), &ALL) {
+        assert_eq!(answer.peer.ip(), own, "a pod -> ClusterIP: {answer}");
+    }
+    for answer in evenly(&trio.pod(0), local, &["b", "c"]) {
+        assert_eq!(answer.peer.ip(), own, "a pod's short circuit: {answer}");
+    }
+    evenly(&trio.host(0), local, &["b", "c"]);
+    evenly(&trio.pod(0), cluster, &ALL);
+    for to in [cluster, at(vip(10), family, 80)] {
+        for answer in evenly(&trio.outside(), to, &ALL) {
+            assert!(answer.backend == "a" || is_of_node(answer.peer, 0), "outside -> {to}: {answer}");
+        }
+    }
+    // Somebody else's pod: every backend's answer finds the way back through this node.
+    evenly(&trio.pod(1), cluster, &ALL);
+    Ok(())
+}
+
+/// Pods of other nodes are no locals where the mode knows which pods are this node's.
+fn strangers_are_not(trio: &Trio) {
+    let strangers = BOTH.map(|family| at(trio.node(0).addr(), family, LOCAL));
+    let attempts: Vec<_> =
+        strangers.iter().flat_map(|to| [(trio.outside(), *to), (trio.pod(1), *to)]).collect();
+    silent(&attempts);
+}
+
+#[test]
+fn s2_7_detect_local_by_cluster_cidr() -> Result<()> {
+    let ranges = format!("{PODS_V4},{PODS_V6}");
+    for flags in [
+        ["--cluster-cidr", &ranges].as_slice(),
+        &["--cluster-cidr", &ranges, "--detect-local-mode", "ClusterCIDR"],
+    ] {
+        let trio = start(Plan::default(), flags)?;
+        for family in BOTH {
+            locals_are_detected(&trio, family)?;
+            // Every pod of the cluster is a local in this mode, and the answer must still find its way.
+            evenly(&trio.pod(1), at(trio.node(0).addr(), family, LOCAL), &["b", "c"]);
+        }
+        silent(&BOTH.map(|family| (trio.outside(), at(trio.node(0).addr(), family, LOCAL))));
+    }
+    Ok(())
+}
+
+#[test]
+fn s2_7_detect_local_by_node_cidr() -> Result<()> {
+    let trio = start(Plan::default(), &["--detect-local-mode", "NodeCIDR"])?;
+    for family in BOTH {
+        locals_are_detected(&trio, family)?;
+    }
+    strangers_are_not(&trio);
+    Ok(())
+}
+
+#[test]
+fn s2_7_detect_local_by_bridge() -> Result<()> {
+    let flags = ["--detect-local-mode", "BridgeInterface", "--pod-bridge-interface", "cni0"];
+    let trio = start(Plan::default().bridged(), &flags)?;
+    for family in BOTH {
+        locals_are_detected(&trio, family)?;
+    }
+    strangers_are_not(&trio);
+    Ok(())
+}
+
+#[test]
+fn s2_7_detect_local_by_name_prefix() -> Result<()> {
+    let flags = ["--detect-local-mode", "InterfaceNamePrefix", "--pod-interface-name-prefix", "veth"];
+    for plan in [Plan::default(), Plan::default().bridged()] {
+        let trio = start(plan, &flags)?;
+        for family in BOTH {
+            locals_are_detected(&trio, family)?;
+        }
+        strangers_are_not(&trio);
+    }
+    Ok(())
+}
