@@ -15,8 +15,8 @@ use crate::{
     config::{CompileConfig, MapSizes},
     health_checks::{self, HealthChecks, Listeners},
     maps::{MapError, MapStore},
-    model::{Node, ServiceKey},
-    node::{node_addrs, node_config},
+    model::{Family, Node, ServiceKey},
+    node::{node_addrs, node_config, primary},
     problem::{Consequence, Problem, ProblemKind},
     snapshot::Snapshot,
     source::Event,
@@ -44,6 +44,8 @@ pub struct SyncReport {
     pub services: usize,
     /// UDP: (service id, backend id) that no longer belong together; their flows are to be forgotten.
     pub removed: Vec<(u32, u32)>,
+    /// A backend left a set that clients stay with: who stayed with it may choose anew, also when it comes back.
+    pub left: bool,
     /// After the first sync: flows of former times may belong to no Service any more;
     /// [`Controller::serves`] tells which.
     pub first: bool,
@@ -135,6 +137,7 @@ impl Controller {
     /// in which the Node object has no InternalIP.
     pub fn set_node_addresses(&mut self, addresses: Vec<NodeAddress>, fallback: &[IpAddr]) {
         self.node_dirty |= self.addresses != addresses || self.fallback != fallback;
+        self.every_service |= self.fallback != fallback;
         self.addresses = addresses;
         self.fallback = fallback.to_vec();
     }
@@ -161,6 +164,11 @@ impl Controller {
     /// Whether UDP flows of this service id to this backend id may live on.
     pub fn serves(&self, service: u32, backend: u32) -> bool {
         self.lowering.serves(service, backend)
+    }
+
+    /// For how many seconds a client of this service id stays with this backend id; `None` where it does not.
+    pub fn affinity_seconds(&self, service: u32, backend: u32) -> Option<u32> {
+        self.lowering.affinity_seconds(service, backend)
     }
 
     /// Whether ids wait to be freed by [`release`](Self::release).
@@ -214,6 +222,7 @@ impl Controller {
         self.has_synced = true;
         report.complete = true;
         report.removed = self.lowering.take_removed();
+        report.left = self.lowering.take_left();
         report.problems.extend(self.lowering.take_fresh_conflicts());
         self.update_listeners(&mut report);
         for problem in &report.problems {
@@ -265,7 +274,13 @@ impl Controller {
             self.dirty.extend(self.refused.keys().cloned());
             self.last_retry = Some(now);
         }
-        let node = self.snapshot.node();
+        let mut node = self.snapshot.node();
+        for family in Family::BOTH {
+            // Its address, as far as anybody knows.
+            if node.primary_ip(family).is_none() {
+                node.internal_ips.extend(primary(&node, &self.fallback, family));
+            }
+        }
         let mut compiled: Vec<_> = std::mem::take(&mut self.dirty)
             .into_iter()
             .map(|key| {

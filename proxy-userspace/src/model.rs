@@ -73,7 +73,10 @@ pub struct Service {
     pub external_ips: Vec<IpAddr>,
     /// Addresses of `status.loadBalancer.ingress` that the proxy captures (ipMode VIP).
     pub load_balancer_ips: Vec<IpAddr>,
+    /// `loadBalancerSourceRanges`, those of both families.
     pub source_ranges: Vec<IpNet>,
+    /// Entries of that list that are no address range.
+    pub unreadable_ranges: Vec<Arc<str>>,
     pub health_check_node_port: Option<u16>,
 }
 

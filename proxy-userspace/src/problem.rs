@@ -3,7 +3,7 @@
 //! A problem is a state, not an event: it lasts until its cause is gone. The controller holds the current
 //! ones, logs each once and hands new ones to its caller.
 
-use std::{fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use proxy_common::FrontendKey;
 
@@ -22,15 +22,10 @@ pub enum ProblemKind {
     NoClusterIp,
     #[error("endpoint address {address} is refused: it is {why}")]
     EndpointRefused { address: IpAddr, why: RefusedAddress },
-    #[error(
-        "loadBalancerSourceRanges are not enforced by this version; the load balancer's address {address} is \
-         left out instead of being served to everyone"
-    )]
-    SourceRanges { address: IpAddr },
+    #[error("loadBalancerSourceRanges: {range:?} is not an address range; it lets nobody in")]
+    SourceRange { range: Arc<str> },
     #[error("port {port}/SCTP is not served: this version translates TCP and UDP")]
     Sctp { port: u16 },
-    #[error("sessionAffinity ClientIP is not kept by this version: its connections take turns")]
-    Affinity,
     #[error(
         "externalTrafficPolicy is Local, but it has no healthCheckNodePort: its load balancer cannot ask which nodes \
          have endpoints"

@@ -19,7 +19,7 @@ use crate::{
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dirty {
     pub services: Vec<ServiceKey>,
-    /// Something every Service depends on changed (this node's zone).
+    /// Something every Service depends on changed (this node's zone, its InternalIPs).
     pub every_service: bool,
     /// This node's own object, or an address of some node, changed.
     pub node: bool,
@@ -216,14 +216,16 @@ impl Snapshot {
         if let Some(old) = &old {
             self.count_node_addresses(old, false);
         }
-        let every_service = node.name == self.node_name && old.and_then(|old| old.zone) != node.zone;
+        let was = old.map(|old| (old.zone, old.internal_ips)).unwrap_or_default();
+        let every_service = node.name == self.node_name && was != (node.zone, node.internal_ips);
         Dirty { every_service, node: true, ..Dirty::default() }
     }
 
     fn remove_node(&mut self, name: &Arc<str>) -> Dirty {
         let Some(old) = self.nodes.remove(name) else { return Dirty::default() };
         self.count_node_addresses(&old, false);
-        let every_service = old.name == self.node_name && old.zone.is_some();
+        let every_service =
+            old.name == self.node_name && (old.zone.is_some() || !old.internal_ips.is_empty());
         Dirty { every_service, node: true, ..Dirty::default() }
     }
 

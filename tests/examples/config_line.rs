@@ -80,6 +80,7 @@ fn service(n: u32) -> Service {
         external_ips: Vec::new(),
         load_balancer_ips: Vec::new(),
         source_ranges: Vec::new(),
+        unreadable_ranges: Vec::new(),
         health_check_node_port: None,
     }
 }

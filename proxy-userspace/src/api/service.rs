@@ -1,6 +1,6 @@
 //! v1 Service.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use serde::{Deserialize, de::IgnoredAny};
@@ -115,7 +115,8 @@ pub fn convert(doc: ServiceDoc) -> Result<Service, FieldError> {
         affinity_seconds: affinity(&spec)?,
         external_ips,
         load_balancer_ips: load_balancer_ips(doc.status.as_ref())?,
-        source_ranges: source_ranges(&spec)?,
+        source_ranges: source_ranges(&spec).filter_map(Result::ok).collect(),
+        unreadable_ranges: source_ranges(&spec).filter_map(Result::err).collect(),
         health_check_node_port: health_check_node_port(&spec)?,
     })
 }
@@ -281,9 +282,11 @@ fn load_balancer_ips(status: Option<&Status>) -> Result<Vec<IpAddr>, FieldError>
     Ok(found)
 }
 
-fn source_ranges(spec: &Spec) -> Result<Vec<IpNet>, FieldError> {
-    let texts = spec.load_balancer_source_ranges.iter().flatten().enumerate();
-    texts.map(|(i, text)| range(&format!("spec.loadBalancerSourceRanges[{i}]"), text)).collect()
+/// The API server has let entries through in its time that are no ranges: one of them is no reason to refuse the
+/// Service.
+fn source_ranges(spec: &Spec) -> impl Iterator<Item = Result<IpNet, Arc<str>>> + '_ {
+    let texts = spec.load_balancer_source_ranges.iter().flatten();
+    texts.map(|text| range("spec.loadBalancerSourceRanges", text).map_err(|_| text.as_str().into()))
 }
 
 fn health_check_node_port(spec: &Spec) -> Result<Option<u16>, FieldError> {
@@ -381,6 +384,16 @@ mod tests {
         let twins = json!({"clusterIP": "10.68.0.1", "ports": [
             {"name": "tcp", "port": 53}, {"name": "udp", "port": 53, "protocol": "UDP"}]});
         assert_eq!(read(twins).unwrap().ports.len(), 2);
+    }
+
+    #[test]
+    fn source_ranges_are_trimmed_and_those_nobody_can_read_are_kept_apart() {
+        let service = read(json!({"clusterIP": "10.68.0.1", "ports": [{"port": 80}],
+            "loadBalancerSourceRanges": [" 10.1.2.3/8\t", "10.1.2.3", "fd00::/8", "10.0.0.0/33"]}))
+        .unwrap();
+        let ranges: Vec<_> = service.source_ranges.iter().map(ToString::to_string).collect();
+        assert_eq!(ranges, ["10.0.0.0/8", "fd00::/8"]);
+        assert_eq!(service.unreadable_ranges, ["10.1.2.3".into(), Arc::from("10.0.0.0/33")]);
     }
 
     #[test]

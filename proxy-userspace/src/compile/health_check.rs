@@ -66,6 +66,7 @@ mod tests {
             external_ips: Vec::new(),
             load_balancer_ips: Vec::new(),
             source_ranges: Vec::new(),
+            unreadable_ranges: Vec::new(),
             health_check_node_port: Some(32000),
         }
     }

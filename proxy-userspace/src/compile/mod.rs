@@ -5,9 +5,11 @@
 
 mod categorize;
 mod health_check;
+mod source_ranges;
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
+use ipnet::IpNet;
 use proxy_common::FrontendKind;
 
 pub use self::{
@@ -41,7 +43,7 @@ pub struct CompiledPort {
     pub port: u16,
     /// Choose at random instead of in turn.
     pub random: bool,
-    /// 0 is no affinity.
+    /// Session affinity by client address; 0 is none.
     pub affinity_seconds: u32,
     /// Some endpoint exists: without, new flows are refused.
     pub has_endpoints: bool,
@@ -54,6 +56,8 @@ pub struct CompiledPort {
     /// UDP only: endpoints that serve, in use or not. Flows to others are forgotten.
     pub serving: Vec<(IpAddr, u16)>,
     pub frontends: Vec<CompiledFrontend>,
+    /// Clients that its load balancer's addresses let in; `None` is everyone.
+    pub source_ranges: Option<Vec<IpNet>>,
 }
 
 /// An address and port that leads to a service port.
@@ -119,9 +123,9 @@ pub fn compile(
         }
         return compiled;
     }
-    if service.affinity_seconds.is_some() {
-        compiled.problems.push(Problem::new(&service.key, ProblemKind::Affinity));
-    }
+    let unreadable = service.unreadable_ranges.iter().cloned();
+    let unreadable = unreadable.map(|range| ProblemKind::SourceRange { range });
+    compiled.problems.extend(unreadable.map(|kind| Problem::new(&service.key, kind)));
     let (sctp, ports): (Vec<_>, Vec<_>) =
         service.ports.iter().partition(|port| port.protocol == Protocol::Sctp);
     let refused = sctp.iter().map(|port| ProblemKind::Sctp { port: port.port });
@@ -132,7 +136,7 @@ pub fn compile(
     }
     for family in Family::BOTH {
         let Some(cluster_ip) = service.cluster_ip(family) else { continue };
-        let addresses = addresses(service, family, cluster_ip, &mut compiled.problems);
+        let addresses = addresses(service, family, cluster_ip);
         for port in &ports {
             compiled.ports.push(compile_port(service, port, family, &addresses, endpoints, node, config));
         }
@@ -141,23 +145,12 @@ pub fn compile(
 }
 
 /// The Service's own addresses in one family, each once; a ClusterIP goes before a load balancer's address
-/// and that before an external one.
-fn addresses(
-    service: &Service,
-    family: Family,
-    cluster_ip: IpAddr,
-    problems: &mut Vec<Problem>,
-) -> Vec<(IpAddr, FrontendKind)> {
+/// and that before an external one (an address that is both is the load balancer's, with its source ranges).
+fn addresses(service: &Service, family: Family, cluster_ip: IpAddr) -> Vec<(IpAddr, FrontendKind)> {
     let in_family = |ips: &[IpAddr]| -> Vec<IpAddr> {
         ips.iter().copied().filter(|ip| Family::from(*ip) == family).collect()
     };
-    let mut load_balancer = in_family(&service.load_balancer_ips);
-    // The datapath cannot check sources yet: better not served than served to everyone.
-    if !load_balancer.is_empty() && is_source_restricted(service, family) {
-        for address in load_balancer.drain(..) {
-            problems.push(Problem::new(&service.key, ProblemKind::SourceRanges { address }));
-        }
-    }
+    let load_balancer = in_family(&service.load_balancer_ips);
     let mut found = vec![(cluster_ip, FrontendKind::ClusterIp)];
     found.extend(load_balancer.into_iter().map(|ip| (ip, FrontendKind::LoadBalancerIp)));
     found.extend(in_family(&service.external_ips).into_iter().map(|ip| (ip, FrontendKind::ExternalIp)));
@@ -168,13 +161,6 @@ fn addresses(
         first
     });
     found
-}
-
-/// Whether source ranges apply in this family: a list with a /0 allows everyone.
-fn is_source_restricted(service: &Service, family: Family) -> bool {
-    let mut ranges =
-        service.source_ranges.iter().filter(|range| Family::from(range.addr()) == family).peekable();
-    ranges.peek().is_some() && ranges.all(|range| range.prefix_len() != 0)
 }
 
 fn compile_port(
@@ -218,6 +204,7 @@ fn compile_port(
             .collect(),
         backends: used.iter().map(|i| backend(mine[*i], node)).collect(),
         frontends: frontends(port, addresses, policies),
+        source_ranges: source_ranges::of(service, family, node),
     }
 }
 

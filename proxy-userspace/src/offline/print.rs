@@ -35,6 +35,7 @@ pub fn print_tables_into(out: &mut impl Write, view: &TablesView, headers: bool)
         ]
     });
     section(out, "BACKENDS", headers, &["ID", "ADDRESS", "PORT", "NODE", "FLAGS"], backends)?;
+    print_clients_into(out, view, headers)?;
     let ports = view.ports.iter().map(|row| vec![row.port.to_string(), row.bits.join(",")]);
     section(out, "PORTS", headers, &["PORT", "BITS"], ports)?;
     if view.health_checks.is_empty() {
@@ -54,6 +55,24 @@ fn print_config_into(out: &mut impl Write, view: Option<&NodeConfigView>) -> io:
         writeln!(out, "primary: {}", or_dash(&view.primary))?;
         writeln!(out, "pod prefixes: {}", or_dash(&view.pod_prefixes))?;
         writeln!(out, "flags: {}", list(&view.flags))?;
+    }
+    Ok(())
+}
+
+/// Only where a Service has session affinity or source ranges.
+fn print_clients_into(out: &mut impl Write, view: &TablesView, headers: bool) -> io::Result<()> {
+    if !view.set_members.is_empty() {
+        let members = view.set_members.iter().map(|row| {
+            let (id, backend) = (row.service_id.to_string(), row.backend.to_string());
+            vec![id, row.service.clone(), backend, row.address.clone(), list(&row.sets)]
+        });
+        section(out, "SET_MEMBERS", headers, &["ID", "SERVICE", "BACKEND", "ADDRESS", "SETS"], members)?;
+    }
+    if !view.source_ranges.is_empty() {
+        let ranges = view.source_ranges.iter();
+        let ranges =
+            ranges.map(|row| vec![row.service_id.to_string(), row.service.clone(), row.range.clone()]);
+        section(out, "SOURCE_RANGES", headers, &["ID", "SERVICE", "RANGE"], ranges)?;
     }
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! Tables in words: what `shunt compile` prints, as data.
 
 use proxy_common::{
-    Addr, Backend, Frontend, FrontendKind, NodeConfig, Port, Proto, ServiceMeta,
+    Addr, Backend, Frontend, FrontendKind, NodeConfig, Port, Proto, ServiceMeta, SetMember, SourceRange,
+    client::set_bits,
     node::{port_bits, role},
 };
 use serde::Serialize;
@@ -20,6 +21,8 @@ pub struct TablesView {
     pub frontends: Vec<FrontendView>,
     pub slots: Vec<SlotView>,
     pub backends: Vec<BackendView>,
+    pub set_members: Vec<SetMemberView>,
+    pub source_ranges: Vec<SourceRangeView>,
     pub ports: Vec<PortView>,
     pub health_checks: Vec<HealthCheckView>,
 }
@@ -95,6 +98,24 @@ pub struct BackendView {
     pub flags: Vec<&'static str>,
 }
 
+/// An entry of SET_MEMBERS.
+#[derive(Clone, Debug, Serialize)]
+pub struct SetMemberView {
+    pub service_id: u32,
+    pub service: String,
+    pub backend: u32,
+    pub address: String,
+    pub sets: Vec<&'static str>,
+}
+
+/// An entry of SOURCE_RANGES.
+#[derive(Clone, Debug, Serialize)]
+pub struct SourceRangeView {
+    pub service_id: u32,
+    pub service: String,
+    pub range: String,
+}
+
 /// An element of PORTS.
 #[derive(Clone, Debug, Serialize)]
 pub struct PortView {
@@ -134,6 +155,8 @@ impl TablesView {
                 .map(|(slot, id)| slot_view(tables, *slot, *id))
                 .collect(),
             backends: tables.backends.entries().into_iter().map(|(id, b)| backend(tables, *id, b)).collect(),
+            set_members: set_members(tables),
+            source_ranges: source_ranges(tables),
             ports: ports(tables),
             health_checks: listeners
                 .iter()
@@ -167,12 +190,13 @@ fn frontends(tables: &Tables) -> Vec<FrontendView> {
         protocol: protocol(key.proto),
         kind: FrontendKind::from_number(value.kind).map_or("?", FrontendKind::name),
         service_id: value.service,
-        service: tables.service_meta.get(&value.service).map(service_name).unwrap_or_default(),
+        service: name_of(tables, value.service),
         flags: names(&[
             (value.has(Frontend::HAS_ENDPOINTS), "has-endpoints"),
             (value.has(Frontend::EXTERNAL), "external"),
             (value.has(Frontend::LOCAL), "local"),
             (value.has(Frontend::RANDOM), "random"),
+            (value.has(Frontend::SOURCE_RANGES), "source-ranges"),
         ]),
         cluster: range(tables, value.cluster_base, value.cluster_count),
         local: range(tables, value.local_base, value.local_count),
@@ -226,6 +250,32 @@ fn service(id: u32, meta: &ServiceMeta) -> ServiceView {
         protocol: protocol(meta.proto),
         family: meta.family,
     }
+}
+
+fn set_members(tables: &Tables) -> Vec<SetMemberView> {
+    let view = |(member, sets): (&SetMember, &u32)| SetMemberView {
+        service_id: member.service,
+        service: name_of(tables, member.service),
+        backend: member.backend,
+        address: tables.backends.get(&member.backend).map(|b| socket(b.addr, b.port)).unwrap_or_default(),
+        sets: names(&[(sets & set_bits::CLUSTER != 0, "cluster"), (sets & set_bits::LOCAL != 0, "local")]),
+    };
+    tables.set_members.entries().into_iter().map(view).collect()
+}
+
+fn source_ranges(tables: &Tables) -> Vec<SourceRangeView> {
+    let mut ranges: Vec<_> = tables.source_ranges.entries().into_iter().map(|(range, _)| range).collect();
+    ranges.sort_by_key(|range| (range.service, range.addr.to_ip(), range.prefix_len));
+    let view = |range: &SourceRange| SourceRangeView {
+        service_id: range.service,
+        service: name_of(tables, range.service),
+        range: format!("{}/{}", range.addr, range.address_bits()),
+    };
+    ranges.into_iter().map(view).collect()
+}
+
+fn name_of(tables: &Tables, service: u32) -> String {
+    tables.service_meta.get(&service).map(service_name).unwrap_or_default()
 }
 
 /// `default/web:http`, without the colon where the port has no name.

@@ -11,12 +11,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use proxy_common::{Addr, Frontend, FrontendKey, FrontendKind, Name, Port, ServiceMeta, map};
+use ipnet::IpNet;
+use proxy_common::{
+    Addr, Frontend, FrontendKey, FrontendKind, Name, Port, ServiceMeta, SetMember, SourceRange, map,
+};
 
 use super::{
     Tables,
     backends::Backends,
     claims::Claims,
+    clients::{ClientRules, source_range},
     pings::Pings,
     port_bits::PortBits,
     service_ids::{PortKey, ServiceIds},
@@ -67,6 +71,8 @@ pub struct Lowering {
     aging: VecDeque<(Instant, Range)>,
     /// UDP: service and backend ids that no longer belong together.
     removed: Vec<(u32, u32)>,
+    /// A backend left a set that clients stay with.
+    left: bool,
     /// Something was freed since the last look.
     made_room: bool,
 }
@@ -76,6 +82,7 @@ struct Installed {
     compiled: Arc<CompiledService>,
     /// Service ids, one for each port.
     ids: Vec<u32>,
+    rules: ClientRules,
 }
 
 /// The two sets of a service port.
@@ -102,6 +109,7 @@ impl Lowering {
             freed: Vec::new(),
             aging: VecDeque::new(),
             removed: Vec::new(),
+            left: false,
             made_room: false,
         }
     }
@@ -182,7 +190,35 @@ impl Lowering {
         if self.tables.frontends.occupied() + new_frontends > self.sizes.frontends as usize {
             return full(map::FRONTENDS, self.sizes.frontends);
         }
+        let (members, ranges) = self.new_rules(compiled);
+        if self.tables.set_members.occupied() + members > self.sizes.slots as usize {
+            return full(map::SET_MEMBERS, self.sizes.slots);
+        }
+        if self.tables.source_ranges.occupied() + ranges > self.sizes.source_ranges as usize {
+            return full(map::SOURCE_RANGES, self.sizes.source_ranges);
+        }
         Ok(())
+    }
+
+    /// How many entries of SET_MEMBERS and SOURCE_RANGES it needs that are not there.
+    fn new_rules(&self, compiled: &CompiledService) -> (usize, usize) {
+        let (mut members, mut ranges) = (0, 0);
+        for port in &compiled.ports {
+            let id = self.ids.get(&port_key(&compiled.key, port));
+            let is_there = |i: &usize| {
+                let backend = self.backends.id(&backend_key(port, *i));
+                let member = id.zip(backend).map(|(service, backend)| SetMember { service, backend });
+                member.is_some_and(|member| self.tables.set_members.occupies(&member))
+            };
+            if port.affinity_seconds != 0 {
+                members += (0..port.backends.len()).filter(|i| !is_there(i)).count();
+            }
+            let is_there = |range: &&IpNet| {
+                id.is_some_and(|id| self.tables.source_ranges.occupies(&source_range(id, range)))
+            };
+            ranges += port.source_ranges.iter().flatten().filter(|range| !is_there(range)).count();
+        }
+        (members, ranges)
     }
 
     /// Finds a place for every set: the old one where it says the same, else a free one.
@@ -227,6 +263,7 @@ impl Lowering {
     /// Enters everything the Service needs; [`check_room`](Self::check_room) said that it fits.
     fn install(&mut self, compiled: Arc<CompiledService>, ranges: &[Ranges]) -> Result<Installed, Full> {
         let mut ids = Vec::with_capacity(compiled.ports.len());
+        let mut rules = ClientRules::default();
         for (port, ranges) in compiled.ports.iter().zip(ranges) {
             let key = port_key(&compiled.key, port);
             let (id, is_new) =
@@ -242,6 +279,7 @@ impl Lowering {
                 let id = self.backends.acquire(key, backend, &mut self.tables, &mut self.bits);
                 backend_ids.push(id.ok_or(Full { map: map::BACKENDS, max: self.sizes.backends })?);
             }
+            rules.add(port, id, &backend_ids);
             let old = self.ranges.insert(id, *ranges).unwrap_or_default();
             self.held.remove(&id);
             self.fill(old.cluster, ranges.cluster, &port.cluster, &backend_ids);
@@ -255,7 +293,8 @@ impl Lowering {
                 }
             }
         }
-        Ok(Installed { compiled, ids })
+        rules.put(&mut self.tables);
+        Ok(Installed { compiled, ids, rules })
     }
 
     /// Writes a set to its place, unless that is where it stands already, and lets go of the old place.
@@ -272,6 +311,9 @@ impl Lowering {
     /// Lets go of what an old state of a Service had, but for the ids and frontends its new state kept.
     fn uninstall(&mut self, old: &Installed, kept: &HashSet<u32>, kept_frontends: &HashSet<FrontendKey>) {
         let key = &old.compiled.key;
+        let none = ClientRules::default();
+        let rules = self.services.get(key).map_or(&none, |installed| &installed.rules);
+        self.left |= old.rules.remove_but(rules, &mut self.tables);
         for (port, id) in old.compiled.ports.iter().zip(&old.ids) {
             self.note_removed(key, port, *id);
             for (i, backend) in port.backends.iter().enumerate() {
@@ -381,13 +423,29 @@ impl Lowering {
         std::mem::take(&mut self.removed)
     }
 
+    /// Whether a backend left a set that clients stay with, since the last call.
+    pub fn take_left(&mut self) -> bool {
+        std::mem::take(&mut self.left)
+    }
+
+    /// For how many seconds a client of this service id stays with this backend id; `None` where it does not.
+    pub fn affinity_seconds(&self, service: u32, backend: u32) -> Option<u32> {
+        self.tables.set_members.get(&SetMember { service, backend })?;
+        self.port(service).map(|port| port.affinity_seconds)
+    }
+
     /// Whether UDP flows of this service id to this backend id may live on.
     pub fn serves(&self, service: u32, backend: u32) -> bool {
         let Some(backend) = self.tables.backends.get(&backend) else { return false };
-        let Some(key) = self.ids.key(service) else { return false };
-        let Some(installed) = self.services.get(&key.service) else { return false };
-        let port = installed.ids.iter().position(|id| *id == service).map(|i| &installed.compiled.ports[i]);
-        port.is_some_and(|port| port.serving.contains(&(backend.addr.to_ip(), backend.port.host())))
+        let endpoint = (backend.addr.to_ip(), backend.port.host());
+        self.port(service).is_some_and(|port| port.serving.contains(&endpoint))
+    }
+
+    /// The port that this service id stands for, while it is served.
+    fn port(&self, id: u32) -> Option<&CompiledPort> {
+        let installed = self.services.get(&self.ids.key(id)?.service)?;
+        let at = installed.ids.iter().position(|other| *other == id)?;
+        installed.compiled.ports.get(at)
     }
 
     /// The Service to blame for an op that the store had no room for.
@@ -411,6 +469,8 @@ impl Lowering {
                 self.claims.owner(&key).cloned().or_else(pinged)
             }
             map::SERVICE_META => by_id(u32::from_bytes(op.key())?),
+            map::SET_MEMBERS => by_id(SetMember::from_bytes(op.key())?.service),
+            map::SOURCE_RANGES => by_id(SourceRange::from_bytes(op.key())?.service),
             map::BACKEND_ADDRS => using(FrontendKey::from_bytes(op.key())?),
             map::BACKEND_META => {
                 let backend = self.tables.backends.get(&u32::from_bytes(op.key())?)?;
@@ -503,6 +563,10 @@ fn frontend_value(
         (Frontend::LOCAL, frontend.local),
         (Frontend::HAS_ENDPOINTS, port.has_endpoints),
         (Frontend::RANDOM, port.random),
+        (
+            Frontend::SOURCE_RANGES,
+            frontend.kind == FrontendKind::LoadBalancerIp && port.source_ranges.is_some(),
+        ),
     ];
     Frontend {
         service,

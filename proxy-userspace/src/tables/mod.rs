@@ -6,6 +6,7 @@
 
 mod backends;
 mod claims;
+mod clients;
 mod ids;
 mod lowering;
 mod pings;
@@ -18,7 +19,8 @@ mod table;
 use std::sync::Arc;
 
 use proxy_common::{
-    Addr, Backend, BackendMeta, Frontend, FrontendKey, NodeConfig, Service, ServiceMeta, map,
+    Addr, Backend, BackendMeta, Frontend, FrontendKey, NodeConfig, Service, ServiceMeta, SetMember,
+    SourceRange, map,
 };
 
 pub use self::{
@@ -39,6 +41,9 @@ pub struct Tables {
     pub backend_addrs: Table<FrontendKey, u32>,
     pub backend_meta: Table<u32, NodeName>,
     pub service_meta: Table<u32, ServiceMeta>,
+    /// To bits of `proxy_common::client::set_bits`.
+    pub set_members: Table<SetMember, u32>,
+    pub source_ranges: Table<SourceRange, u32>,
     /// Port to bits of `proxy_common::node::port_bits`.
     pub ports: Table<u32, u32>,
     /// Address to bits of `proxy_common::node::role`.
@@ -79,6 +84,10 @@ macro_rules! each {
         $body;
         let $table = &mut tables.service_meta;
         $body;
+        let $table = &mut tables.set_members;
+        $body;
+        let $table = &mut tables.source_ranges;
+        $body;
         let $table = &mut tables.ports;
         $body;
         let $table = &mut tables.node_addrs;
@@ -97,6 +106,8 @@ impl Default for Tables {
             backend_addrs: Table::hash(map::BACKEND_ADDRS),
             backend_meta: Table::hash(map::BACKEND_META),
             service_meta: Table::hash(map::SERVICE_META),
+            set_members: Table::hash(map::SET_MEMBERS),
+            source_ranges: Table::hash(map::SOURCE_RANGES),
             ports: Table::array(map::PORTS),
             node_addrs: Table::hash(map::NODE_ADDRS),
             node_config: Table::array(map::NODE_CONFIG),
@@ -129,11 +140,15 @@ impl Tables {
         self.backend_meta.puts(&mut ops);
         self.backend_addrs.puts(&mut ops);
         self.slots.puts(&mut ops);
-        // A port's bits may only promise too much: added before the entries they stand for...
-        self.ports.puts_as(&mut ops, |bits, applied| {
+        // A port's bits may only promise too much: added before the entries they stand for... So may a backend's: it
+        // is in both sets of a frontend until the frontend's new value says otherwise.
+        let widened = |bits: &u32, applied: Option<&u32>| {
             let applied = applied.copied().unwrap_or(0);
             (bits & !applied != 0).then_some(bits | applied)
-        });
+        };
+        self.ports.puts_as(&mut ops, widened);
+        self.set_members.puts_as(&mut ops, widened);
+        self.source_ranges.puts(&mut ops);
         self.node_addrs.puts(&mut ops);
         self.node_config.puts(&mut ops);
 
@@ -141,8 +156,13 @@ impl Tables {
         self.frontends.deletes(&mut ops);
 
         // ...and cleared after them.
-        self.ports.puts_where(&mut ops, |bits, applied| applied.is_some_and(|applied| applied & !bits != 0));
+        let too_wide =
+            |bits: &u32, applied: Option<&u32>| applied.is_some_and(|applied| applied & !bits != 0);
+        self.ports.puts_where(&mut ops, too_wide);
         self.ports.deletes(&mut ops);
+        self.set_members.puts_where(&mut ops, too_wide);
+        self.set_members.deletes(&mut ops);
+        self.source_ranges.deletes(&mut ops);
         self.backends.puts_where(&mut ops, |backend, _| !backend.has(Backend::ACTIVE));
         self.backend_addrs.deletes(&mut ops);
         self.backend_meta.deletes(&mut ops);

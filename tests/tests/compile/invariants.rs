@@ -125,8 +125,10 @@ impl World {
             left.slots.len(),
             left.backends.len(),
             left.ports.len(),
+            left.set_members.len(),
+            left.source_ranges.len(),
         ];
-        ensure!(counts == [0; 5], "deleted Services leave something behind: {counts:?}");
+        ensure!(counts == [0; 7], "deleted Services leave something behind: {counts:?}");
         events.iter().for_each(|event| self.apply(event.clone()));
         self.sync()?;
         self.settle()?;
@@ -200,6 +202,13 @@ fn meaning(view: &TablesView) -> Value {
         .map(|s| format!("{}/{} {} {} {} {}", s.namespace, s.name, s.port_name, s.port, s.protocol, s.family))
         .collect();
     services.sort();
-    json!({"frontends": frontends, "backends": rows, "services": services, "ports": view.ports,
+    let mut clients: Vec<String> = view
+        .set_members
+        .iter()
+        .map(|m| format!("{} {} {:?}", m.service, m.address, m.sets))
+        .chain(view.source_ranges.iter().map(|r| format!("{} {}", r.service, r.range)))
+        .collect();
+    clients.sort();
+    json!({"clients": clients, "frontends": frontends, "backends": rows, "services": services, "ports": view.ports,
         "node_addrs": view.node_addrs, "node_config": view.node_config})
 }

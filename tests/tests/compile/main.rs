@@ -33,9 +33,10 @@ macro_rules! scenarios {
 }
 
 scenarios! {
-    affinity bad_endpoints bad_objects claims cluster_ip dual_stack dump endpoints external_local health_check hints
+    affinity affinity_sets bad_endpoints bad_objects claims cluster_ip dual_stack dump endpoints external_local
+    health_check hints
     internal_local load_balancer no_endpoints not_served other_node protocol_twins several_slices
-    shared_backends terminating two_files
+    shared_backends source_ranges terminating two_files
 }
 
 fn golden() -> PathBuf {

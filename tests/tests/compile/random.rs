@@ -9,7 +9,10 @@ use std::{
 };
 
 use proptest::prelude::*;
-use proxy_common::{Backend, Frontend, FrontendKey, FrontendKind, map, node::port_bits};
+use proxy_common::{
+    Backend, Frontend, FrontendKey, FrontendKind, SetMember, SourceRange, client::set_bits, map,
+    node::port_bits,
+};
 use shunt::{
     config::{CompileConfig, MapSizes},
     controller::{Controller, InUse, NodeAddress},
@@ -87,11 +90,16 @@ fn service(n: u8, ports: u8, node_port: bool, local: bool) -> Service {
         ports: (0..ports).map(port).collect(),
         internal_policy: TrafficPolicy::Cluster,
         external_policy: if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
-        affinity_seconds: None,
+        affinity_seconds: local.then_some(60),
         // Shared by two Services each.
         external_ips: vec![IpAddr::from([203, 0, 113, n / 2])],
-        load_balancer_ips: Vec::new(),
-        source_ranges: Vec::new(),
+        load_balancer_ips: if node_port { vec![IpAddr::from([203, 0, 113, 100 + n])] } else { Vec::new() },
+        source_ranges: if local {
+            vec!["192.168.0.0/16".parse().unwrap(), format!("198.51.{n}.0/24").parse().unwrap()]
+        } else {
+            Vec::new()
+        },
+        unreadable_ranges: Vec::new(),
         health_check_node_port: None,
     }
 }
@@ -164,9 +172,29 @@ impl Maps {
             let name = format!("{}:{}", meta.name.as_str(), meta.port_name.as_str());
             let cluster = self.set(value.cluster_base, value.cluster_count, key.proto);
             let local = self.set(value.local_base, value.local_count, key.proto);
+            if value.affinity_seconds != 0 {
+                self.are_members(&value, value.cluster_base, value.cluster_count, set_bits::CLUSTER);
+                self.are_members(&value, value.local_base, value.local_count, set_bits::LOCAL);
+            }
+            if value.has(Frontend::SOURCE_RANGES) {
+                let ranges = self.0.get(map::SOURCE_RANGES).into_iter().flatten();
+                let ranges = ranges
+                    .filter(|(range, _)| SourceRange::from_bytes(range).unwrap().service == value.service);
+                assert_eq!(ranges.count(), 2, "the ranges of {key:?} are not whole");
+            }
             meaning.insert(key, (name, value.flags, cluster, local));
         }
         meaning
+    }
+
+    /// Whoever stays with a backend that the frontend names finds it.
+    fn are_members(&self, frontend: &Frontend, base: u32, count: u32, set: u32) {
+        for slot in base..base + count {
+            let id = self.get(map::SLOTS, &slot.to_bytes()).expect("an empty slot");
+            let member = SetMember { service: frontend.service, backend: u32::from_bytes(id).unwrap() };
+            let sets = self.get(map::SET_MEMBERS, &member.to_bytes()).expect("a backend in no set");
+            assert_ne!(u32::from_bytes(sets).unwrap() & set, 0, "{member:?} is not in set {set}");
+        }
     }
 
     fn set(&self, base: u32, count: u32, proto: u8) -> Vec<String> {
@@ -338,7 +366,7 @@ proptest! {
         let mut world = if in_store {
             let limits = [
                 (map::FRONTENDS, frontends), (map::BACKEND_ADDRS, backends), (map::BACKEND_META, backends),
-                (map::SERVICE_META, services),
+                (map::SERVICE_META, services), (map::SET_MEMBERS, slots), (map::SOURCE_RANGES, 4),
             ];
             run(&steps, MapSizes::default(), &limits)
         } else {
@@ -349,6 +377,9 @@ proptest! {
         }
         world.settle();
         prop_assert!(Maps::of(&world.store).meaning().is_empty());
+        for left in [map::SET_MEMBERS, map::SOURCE_RANGES] {
+            prop_assert_eq!(world.store.entries(left).count(), 0, "left in {}", left);
+        }
         prop_assert!(world.controller.problems().is_empty(), "{:?}", world.controller.problems());
         world.step(&Step::Service { n: 0, ports: 1, node_port: false, local: false });
         world.step(&Step::Slice { n: 0, endpoints: 0b11, ready: 0b11 });
@@ -377,7 +408,7 @@ fn the_plain_case() {
     world.step(&Step::Slice { n: 1, endpoints: 0b110, ready: 0b010 });
     world.sync(None);
     let log = world.store.read(map::FRONTENDS).unwrap();
-    assert_eq!(log.len(), 2 + 2 + 2 + 2, "two ports at two addresses and the NodePort, and two pings");
+    assert_eq!(log.len(), 2 + 2 + 2 + 2 + 3, "two ports at three addresses and the NodePort, and three pings");
 }
 
 /// A Service goes, its ids are freed, it comes back under new ones, and the agent dies at each op of that
