@@ -98,6 +98,9 @@ impl CtEntry {
     pub const UNMASQUERADE: u32 = 32;
     /// Nothing differs between key and rewrite: a recorded direct flow.
     pub const IDENTITY: u32 = 64;
+    /// In all halves: the flow is the XDP lane's, and the host's stack does not see it (but for its packets to a backend
+    /// of this node).
+    pub const XDP: u32 = 128;
 
     /// Whether `flag` is set.
     #[inline(always)]

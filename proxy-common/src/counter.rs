@@ -60,6 +60,12 @@ counters! {
     FragmentTiny = 18, "fragment_tiny";
     /// Dropped: the client is in none of the load balancer's source ranges.
     SrcRange = 19, "src_range";
+    /// Packets that the XDP lane translated for a backend of this node.
+    XdpLocal = 20, "xdp_local";
+    /// Packets that the XDP lane translated and sent out.
+    XdpForwarded = 21, "xdp_forwarded";
+    /// Packets of the XDP lane's flows and frontends that it left to tc.
+    XdpLeft = 22, "xdp_left";
 }
 
 /// Entries of COUNTERS; leaves room, so that a new counter does not change the map.

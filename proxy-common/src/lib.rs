@@ -54,7 +54,9 @@ pub mod map {
     pub const SERVICE_META: &str = "SERVICE_META";
     pub const BACKEND_META: &str = "BACKEND_META";
     pub const AGENT: &str = "AGENT";
-    /// Every map above, in the order `shunt map list` prints them.
+    /// What `ingress_xdp` goes on with: a program array, which holds no data.
+    pub const INGRESS: &str = "INGRESS";
+    /// Every map above but INGRESS, in the order `shunt map list` prints them.
     pub const ALL: [&str; 21] = [
         FRONTENDS,
         SLOTS,

@@ -44,7 +44,7 @@ pod! {
     }
 
     /// Value of DEVICES (hash by ifindex): what source translation needs to know of a device.
-    pub struct Device [40] {
+    pub struct Device [48] {
         /// `Device::POD` and the other flags.
         pub flags: u32,
         /// Bytes of link-layer header: 14, or 0 for L3-only devices.
@@ -52,6 +52,9 @@ pod! {
         /// The address translated flows leave this device with; unspecified where there is none.
         pub source_v4: Addr,
         pub source_v6: Addr,
+        /// Its link-layer address; zero where it has none.
+        pub mac: [u16; 3],
+        pub reserved: u16,
     }
 }
 
@@ -126,6 +129,10 @@ impl Device {
     pub const UPLINK: u32 = 2;
     /// A tunnel between nodes.
     pub const TUNNEL: u32 = 4;
+    /// Our XDP program runs in its driver, and the driver sends frames of other devices.
+    pub const XDP_NATIVE: u32 = 8;
+    /// Our XDP program runs on its skbs.
+    pub const XDP_GENERIC: u32 = 16;
 }
 
 impl Prefix {

@@ -14,6 +14,7 @@ use crate::{
     rewrite::Rewrite,
     service::{Chosen, bits_of},
     verdict::DropReason,
+    xdp::Fib,
 };
 
 /// How many other ports are tried for a taken tuple.
@@ -69,6 +70,10 @@ pub struct Work {
     pub tcp_flags: u32,
     /// The device the packet came in by.
     pub ifindex: u32,
+    /// `CtEntry::XDP` where the flow is the XDP lane's.
+    pub lane: u32,
+    /// The XDP lane's question to the routing table.
+    pub fib: Fib,
 }
 
 #[inline(always)]
@@ -98,7 +103,8 @@ pub fn begin(work: &mut Work) -> Result<(), DropReason> {
         reserved: 0,
         flags: CtEntry::REPLY
             | if direct { 0 } else { CtEntry::SERVICE }
-            | if masquerade { CtEntry::MASQUERADED } else { 0 },
+            | if masquerade { CtEntry::MASQUERADED } else { 0 }
+            | work.lane,
         last_seen: now,
         service: work.to.service,
         backend: work.to.backend,
@@ -115,7 +121,7 @@ pub fn begin(work: &mut Work) -> Result<(), DropReason> {
         work.pending.addr = Addr::UNSPECIFIED_V6;
         work.pending.port = 0;
         work.pending.peer_port = work.to.port;
-        work.pending.flags = CtEntry::MASQUERADE | CtEntry::SERVICE;
+        work.pending.flags = CtEntry::MASQUERADE | CtEntry::SERVICE | work.lane;
         work.masquerade =
             CtKey::new(work.request.src, client_port, work.to.addr, work.to.port, proto, Half::Egress);
         // One that is there already was left by an earlier flow with this middle tuple, and still holds.

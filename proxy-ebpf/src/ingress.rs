@@ -38,6 +38,7 @@ pub fn ingress<L: Link>(ctx: &TcContext) -> Verdict {
     work.request = packet.key;
     work.tcp_flags = u32::from(packet.tcp_flags);
     work.ifindex = ifindex(ctx);
+    work.lane = 0;
     // From here on nothing is read from `packet`, so that all kinds of packets meet what follows in one state of
     // the verifier.
     match new_flow::decide(work) {
@@ -50,7 +51,7 @@ pub fn ingress<L: Link>(ctx: &TcContext) -> Verdict {
 
 /// A SYN on the tuple of a flow that is over, or that has had no answer from a backend that is gone.
 #[inline(always)]
-fn begins_anew(packet: &Packet, entry: &CtEntry) -> bool {
+pub fn begins_anew(packet: &Packet, entry: &CtEntry) -> bool {
     if !entry.has(CtEntry::REQUEST) {
         return false;
     }

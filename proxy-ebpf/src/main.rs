@@ -26,11 +26,12 @@ mod socket;
 mod source;
 mod trace;
 mod verdict;
+mod xdp;
 
 use aya_ebpf::{
     helpers::bpf_jiffies64,
-    macros::{cgroup_sock_addr, classifier},
-    programs::{SockAddrContext, TcContext},
+    macros::{cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, TcContext, XdpContext},
 };
 
 use packet::{Ethernet, NoHeader};
@@ -57,6 +58,25 @@ pub fn ingress_l3(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn egress_l3(ctx: TcContext) -> i32 {
     egress::egress::<NoHeader>(&ctx).tc_action()
+}
+
+/// tc ingress of a device with our XDP program: what that has translated goes on, everything else goes to the
+/// ingress program. A program of its own that writes nothing: before one that does the kernel makes the packet
+/// writable, and where it copies it for that (a socket of tcpdump's kind holds a clone), the mark is lost.
+#[classifier]
+pub fn ingress_xdp(ctx: TcContext) -> i32 {
+    if !xdp::is_translated(&ctx) {
+        // SAFETY: nothing here lives on; with an empty slot the packet passes.
+        unsafe { maps::INGRESS.tail_call(&ctx, 0) };
+    }
+    verdict::Verdict::Next.tc_action()
+}
+
+/// XDP of an uplink.
+#[xdp(frags)]
+#[inline(always)]
+pub fn xdp_uplink(ctx: XdpContext) -> u32 {
+    xdp::receive(&ctx).xdp_action()
 }
 
 /// Never attached: BPF_PROG_TEST_RUN of it tells user space the kernel's jiffies (low 32 bits), the clock

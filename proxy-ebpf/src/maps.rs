@@ -4,7 +4,7 @@ use crate::{begin::Work, flow::Spare};
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
 };
 use proxy_common::{
     Addr, Affinity, AffinityKey, Backend, BackendMeta, CtEntry, CtKey, Device, Fragment, FragmentKey,
@@ -79,6 +79,11 @@ pub static BACKEND_META: HashMap<u32, BackendMeta> = HashMap::pinned(131_072, BP
 
 #[map]
 pub static AGENT: Array<Agent> = Array::pinned(1, 0);
+
+/// What `ingress_xdp` goes on with: the ingress program in the first slot. Pinned, for a slot lives only as long as user
+/// space holds the map.
+#[map]
+pub static INGRESS: ProgramArray = ProgramArray::pinned(1, 0);
 
 /// Scratch memory of `begin`; not pinned, not part of the contract.
 #[map]

@@ -82,7 +82,7 @@ pub fn translate<L: Link>(ctx: &TcContext, work: &Work) -> Verdict {
 
 /// Where a new flow to a frontend goes: `work.to`.
 #[inline(never)]
-fn to_service(frontend: &Frontend, work: &mut Work) -> Result<(), DropReason> {
+pub fn to_service(frontend: &Frontend, work: &mut Work) -> Result<(), DropReason> {
     if !service::lets_in(frontend, &work.request.src) {
         return Err(Counter::SrcRange);
     }

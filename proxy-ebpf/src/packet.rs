@@ -90,7 +90,7 @@ pub struct Icmp {
 pub const ETH_P_IP: u16 = 0x0800_u16.to_be();
 pub const ETH_P_IPV6: u16 = 0x86dd_u16.to_be();
 /// More-fragments flag and fragment offset.
-const FRAGMENT_MASK: u16 = 0x3fff_u16.to_be();
+pub const FRAGMENT_MASK: u16 = 0x3fff_u16.to_be();
 
 /// A packet shunt may have a say in.
 pub struct Packet {

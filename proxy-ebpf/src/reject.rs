@@ -50,7 +50,7 @@ fn header_len<L: Link>(packet: &Packet) -> usize {
 
 /// Sum over what the pseudo-header holds; `len` in host order.
 #[inline(always)]
-fn pseudo(src: &Addr, dst: &Addr, v4: bool, proto: u8, len: u16) -> u32 {
+pub fn pseudo(src: &Addr, dst: &Addr, v4: bool, proto: u8, len: u16) -> u32 {
     let tail = csum::add(u32::from(u16::from(proto).to_be()), u32::from(len.to_be()));
     let addrs = if v4 {
         csum::add(src.v4_be(), dst.v4_be())

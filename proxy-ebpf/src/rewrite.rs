@@ -30,8 +30,8 @@ pub struct Rewrite {
 
 /// Source and destination port, which every transport protocol begins with.
 #[repr(C, packed(2))]
-struct Ports {
-    word: u32,
+pub struct Ports {
+    pub word: u32,
 }
 
 /// Applies `to` to the packet, at the hook its key was parsed for.
@@ -68,7 +68,7 @@ pub fn rewrite<L: Link>(ctx: &TcContext, packet: &Packet, to: &Rewrite) -> Resul
 
 /// Both ports as one native word of the packet.
 #[inline(always)]
-fn ports_word(sport: Port, dport: Port) -> u32 {
+pub fn ports_word(sport: Port, dport: Port) -> u32 {
     if cfg!(target_endian = "little") {
         u32::from(dport.be()) << 16 | u32::from(sport.be())
     } else {

@@ -56,7 +56,7 @@ fn reserve(key: &CtKey, pending: &CtEntry, addr: Addr, work: &mut Work) -> Resul
     work.entry.addr = key.src;
     work.entry.port = u64::from(key.sport.be());
     work.entry.peer_port = key.dport;
-    work.entry.flags = CtEntry::UNMASQUERADE | CtEntry::SERVICE;
+    work.entry.flags = CtEntry::UNMASQUERADE | CtEntry::SERVICE | pending.flags & CtEntry::XDP;
     work.reply = CtKey::new(key.dst, key.dport, addr, key.sport, key.proto, Half::Ingress);
     if is_in_pool(key.sport) && take(work, false) {
         return Ok(());

@@ -1,6 +1,6 @@
-//! What becomes of a packet. The only file that knows tc's action codes.
+//! What becomes of a packet. The only file that knows tc's and XDP's action codes.
 
-use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
 use proxy_common::Counter;
 
 use crate::count::count;
@@ -36,5 +36,46 @@ impl From<DropReason> for Verdict {
     fn from(reason: DropReason) -> Self {
         count(reason);
         Self::Drop
+    }
+}
+
+/// The end of the packet line in the XDP lane, which drops nothing: what is unsure is tc's.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub enum Lane {
+    /// None of the lane's.
+    Pass,
+    /// The lane's, but left to tc as it came.
+    Left,
+    /// Translated, to a backend of this node.
+    Local,
+    /// Translated, out of the device it came in by.
+    Back,
+    /// Translated, out of another device: bpf_redirect has been told which.
+    Across,
+}
+
+impl Lane {
+    #[inline(always)]
+    pub fn xdp_action(self) -> u32 {
+        match self {
+            Self::Pass => xdp_action::XDP_PASS,
+            Self::Left => {
+                count(Counter::XdpLeft);
+                xdp_action::XDP_PASS
+            }
+            Self::Local => {
+                count(Counter::XdpLocal);
+                xdp_action::XDP_PASS
+            }
+            Self::Back => {
+                count(Counter::XdpForwarded);
+                xdp_action::XDP_TX
+            }
+            Self::Across => {
+                count(Counter::XdpForwarded);
+                xdp_action::XDP_REDIRECT
+            }
+        }
     }
 }

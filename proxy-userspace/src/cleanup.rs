@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::{
     bpf::{
         self,
-        link::{self, LinkInfo, TYPE_CGROUP, TYPE_TCX},
+        link::{self, LinkInfo, TYPE_CGROUP, TYPE_TCX, TYPE_XDP},
         map::MapInfo,
         prog::ProgInfo,
     },
@@ -74,7 +74,7 @@ pub fn cleanup(bpffs: &Path, force: bool) -> Result<Report, CleanupError> {
     remove_filters(&ids, &mut report)?;
     sweep(&pins.links(), &mut report, |fd, _| match LinkInfo::of(fd.as_fd()) {
         Ok(info) if kind_of(fd) == Kind::Link => {
-            let known = matches!(info.link_type, TYPE_CGROUP | TYPE_TCX) && is_ours(info.prog_id, &ids);
+            let known = matches!(info.link_type, TYPE_CGROUP | TYPE_TCX | TYPE_XDP) && is_ours(info.prog_id, &ids);
             if known { link::detach(fd.as_fd()).or_else(already_gone).map(|()| true) } else { Ok(false) }
         }
         _ => Ok(false),
@@ -144,7 +144,7 @@ fn program_of(fd: &OwnedFd, name: &str) -> Option<u32> {
 
 fn is_our_map(fd: &OwnedFd, name: &str) -> bool {
     kind_of(fd) == Kind::Map
-        && map::ALL.contains(&finished(name))
+        && (map::ALL.contains(&finished(name)) || finished(name) == map::INGRESS)
         && MapInfo::of(fd.as_fd()).is_ok_and(|info| info.name() == cut(finished(name)))
 }
 

@@ -20,6 +20,7 @@ pub struct Config {
     /// Directory on a bpffs under which `v<SCHEMA>/` holds maps, programs and links.
     pub bpffs: PathBuf,
     pub socket_lb: SocketLb,
+    pub xdp: Xdp,
     pub compile: CompileConfig,
     pub sizes: MapSizes,
     pub healthz_bind_address: Option<SocketAddr>,
@@ -47,6 +48,18 @@ pub enum SocketLb {
     Host,
     /// Pods' sockets too.
     All,
+}
+
+/// `--xdp`: who serves outside traffic to NodePorts, load balancer addresses and externalIPs on uplinks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Xdp {
+    /// tc, as all other traffic.
+    #[default]
+    Off,
+    /// XDP in the device's driver; where that does not work, on skbs.
+    Native,
+    /// XDP on skbs.
+    Generic,
 }
 
 /// `--scheduler`: how a new flow's backend is chosen.

@@ -11,6 +11,7 @@ use std::{
 use bytemuck::bytes_of;
 use proxy_common::{Device, map};
 
+use super::lane::Lanes;
 use crate::{
     config::{Config, DetectLocal},
     controller::NodeAddress,
@@ -33,6 +34,8 @@ use crate::{
 struct Hooked {
     hook: Hook,
     device: Device,
+    /// Our XDP program is to be there too.
+    lane: bool,
 }
 
 /// How long devices waited for their programs.
@@ -52,6 +55,7 @@ pub struct DeviceHooks {
     filter: Filter,
     detect: DetectLocal,
     attacher: Attacher,
+    lanes: Lanes,
     hooked: BTreeMap<u32, Hooked>,
     /// Devices that were reported as not understood or as failing, so that it is said once.
     reported: BTreeSet<u32>,
@@ -92,6 +96,7 @@ impl DeviceHooks {
             preferred: Preferred::ask(),
             filter: Filter { include: config.devices.clone(), exclude: config.exclude_devices.clone() },
             detect: config.compile.detect_local.clone(),
+            lanes: Lanes::new(pins.clone(), config.xdp)?,
             attacher: Attacher::new(pins, method)?,
             hooked: BTreeMap::new(),
             reported: BTreeSet::new(),
@@ -118,6 +123,12 @@ impl DeviceHooks {
     /// The maps are complete: hooks every device there is, and takes off what an earlier run left on others.
     pub fn attach_all(&mut self, loaded: &mut Loaded) -> Result<Outcome, MapError> {
         self.is_attaching = true;
+        let lanes: Vec<_> = self.wanted().into_iter().filter(|(_, wanted)| wanted.lane).collect();
+        // Off before tc's hooks stop to know what it has translated.
+        self.lanes.drop_leftovers(&lanes.into_iter().map(|(ifindex, _)| ifindex).collect());
+        if let Err(error) = loaded.fill_ingress() {
+            tracing::error!(%error, "cannot fill INGRESS: uplinks in the XDP lane are not served");
+        }
         let mut outcome = self.reconcile(loaded)?;
         while outcome.again == Some(Duration::ZERO) {
             outcome = self.reconcile(loaded)?;
@@ -191,9 +202,10 @@ impl DeviceHooks {
         for ifindex in gone {
             self.forget(loaded, ifindex)?;
         }
-        let hooked: Vec<_> = self.hooked.iter().map(|(ifindex, hooked)| (*ifindex, hooked.hook)).collect();
-        for (ifindex, hook) in hooked {
-            if !matches!(self.attacher.is_hooked(loaded, ifindex, hook), Ok(true)) {
+        let hooked: Vec<_> = self.hooked.iter().map(|(ifindex, hooked)| (*ifindex, *hooked)).collect();
+        self.lanes.repair(loaded);
+        for (ifindex, Hooked { hook, lane, .. }) in hooked {
+            if !matches!(self.attacher.is_hooked(loaded, ifindex, hook, lane), Ok(true)) {
                 tracing::warn!(
                     ifindex,
                     device = self.name(ifindex),
@@ -228,6 +240,7 @@ impl DeviceHooks {
     /// A device is gone: its pins and its entry go too.
     fn forget(&mut self, loaded: &mut Loaded, ifindex: u32) -> Result<(), MapError> {
         self.reported.remove(&ifindex);
+        self.lanes.forget(ifindex);
         if self.hooked.remove(&ifindex).is_none() {
             return Ok(());
         }
@@ -249,20 +262,11 @@ impl DeviceHooks {
             return Ok(outcome);
         }
         let began = Instant::now();
-        let wanted: Vec<_> = self
-            .devices
-            .links
-            .values()
-            .map(|link| {
-                let hook = self.devices.hook(link, &self.filter);
-                let device = self.devices.describe(link, hook, &self.detect, self.preferred);
-                (link.index, Hooked { hook, device })
-            })
-            .collect();
-        for (ifindex, wanted) in wanted {
+        for (ifindex, wanted) in self.wanted() {
             let now = self.hooked.get(&ifindex).copied();
+            let joined = self.lanes.has(ifindex) == wanted.lane;
             match wanted.hook {
-                Hook::L2 | Hook::L3 if now == Some(wanted) => {}
+                Hook::L2 | Hook::L3 if now == Some(wanted) && joined => {}
                 Hook::L2 | Hook::L3 if began.elapsed() > SLICE => {
                     outcome.again = Some(Duration::ZERO);
                     return Ok(outcome);
@@ -281,15 +285,34 @@ impl DeviceHooks {
         Ok(outcome)
     }
 
+    /// What every device should have on it.
+    fn wanted(&mut self) -> Vec<(u32, Hooked)> {
+        let (devices, lanes) = (&self.devices, &mut self.lanes);
+        let each = devices.links.values().map(|link| {
+            let hook = devices.hook(link, &self.filter);
+            let mut device = devices.describe(link, hook, &self.detect, self.preferred);
+            let lane = lanes.wants(link, devices.lane(link, hook, &device));
+            if lane {
+                device.flags |= lanes.flags(link.index);
+            }
+            (link.index, Hooked { hook, device, lane })
+        });
+        each.collect()
+    }
+
     /// Whether it worked, or need not be tried again.
     fn hook(&mut self, loaded: &mut Loaded, ifindex: u32, wanted: Hooked) -> Result<bool, MapError> {
         let (key, value) = (bytes_of(&ifindex).to_vec(), bytes_of(&wanted.device).to_vec());
         loaded.store.write(&[Op::Put { map: map::DEVICES, key, value }]).map_err(|(_, error)| error)?;
-        if self.hooked.get(&ifindex).is_some_and(|now| now.hook == wanted.hook) {
-            self.hooked.insert(ifindex, wanted);
-            return Ok(true);
+        if !wanted.lane {
+            self.lanes.leave(ifindex);
         }
-        match self.attacher.hook(loaded, ifindex, wanted.hook) {
+        let now = self.hooked.get(&ifindex);
+        if now.is_some_and(|now| (now.hook, now.lane) == (wanted.hook, wanted.lane)) {
+            self.hooked.insert(ifindex, wanted);
+            return self.join(loaded, ifindex, wanted);
+        }
+        match self.attacher.hook(loaded, ifindex, wanted.hook, wanted.lane) {
             Ok(()) => {
                 self.hooked.insert(ifindex, wanted);
                 self.reported.remove(&ifindex);
@@ -302,7 +325,7 @@ impl DeviceHooks {
                 } else {
                     tracing::debug!(ifindex, device, "hooked");
                 }
-                Ok(true)
+                self.join(loaded, ifindex, wanted)
             }
             // Gone meanwhile: its own event says so soon.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
@@ -318,7 +341,24 @@ impl DeviceHooks {
         }
     }
 
+    /// Puts a hooked device into the XDP lane, if it is to be there and is not.
+    fn join(&mut self, loaded: &mut Loaded, ifindex: u32, mut wanted: Hooked) -> Result<bool, MapError> {
+        let Some(link) = self.devices.links.get(&ifindex).filter(|_| wanted.lane && !self.lanes.has(ifindex))
+        else {
+            return Ok(true);
+        };
+        if let Err(error) = self.lanes.join(loaded, link) {
+            tracing::warn!(ifindex, device = link.name, %error, "cannot put the device into the XDP lane");
+        }
+        wanted.device.flags |= self.lanes.flags(ifindex);
+        let (key, value) = (bytes_of(&ifindex).to_vec(), bytes_of(&wanted.device).to_vec());
+        loaded.store.write(&[Op::Put { map: map::DEVICES, key, value }]).map_err(|(_, error)| error)?;
+        self.hooked.insert(ifindex, wanted);
+        Ok(true)
+    }
+
     fn leave_alone(&mut self, loaded: &mut Loaded, ifindex: u32, hook: Hook) -> Result<(), MapError> {
+        self.lanes.leave(ifindex);
         if self.hooked.remove(&ifindex).is_some() {
             if let Err(error) = self.attacher.unhook(ifindex) {
                 tracing::warn!(ifindex, device = self.name(ifindex), %error, "cannot unhook the device");

@@ -6,6 +6,7 @@
 
 mod flows;
 mod hooks;
+mod lane;
 mod trace;
 
 use std::{
@@ -33,7 +34,7 @@ use crate::{
         self,
         probe::{self, Features},
     },
-    config::{Config, SocketLb},
+    config::{Config, SocketLb, Xdp},
     controller::{Controller, SyncError},
     datapath::{
         DatapathError,
@@ -172,7 +173,7 @@ impl Agent {
         tokio::spawn(health::checks::follow(wanted, health.clone()));
 
         let globals = Globals::new(&features, &config)?;
-        let mut loaded = load(&pins, &globals, &config.sizes)?;
+        let mut loaded = load(&pins, &globals, &config.sizes, config.xdp != Xdp::Off)?;
         if config.trace {
             trace::start(loaded.ebpf_mut()).map_err(io_error("starting the trace"))?;
         }
@@ -418,6 +419,12 @@ impl Agent {
                 tracing::warn!(map = name, "its pin was gone");
                 bpf::obj_pin(open.as_fd(), &path).map_err(|source| DatapathError::Pin { path, source })?;
             }
+        }
+        let path = self.pins.map(map::INGRESS);
+        if !path.exists() {
+            tracing::warn!(map = map::INGRESS, "its pin was gone");
+            let open = self.loaded.ingress().as_fd();
+            bpf::obj_pin(open, &path).map_err(|source| DatapathError::Pin { path, source })?;
         }
         if self.loaded.programs().any(|(name, _)| !self.pins.prog(name).exists()) {
             attach::pin_programs(&self.pins, &self.loaded)?;

@@ -22,6 +22,7 @@ pub enum AttachType {
     RecvMsg6 = 20,
     GetPeerName4 = 29,
     GetPeerName6 = 30,
+    Xdp = 37,
     TcxIngress = 46,
     TcxEgress = 47,
 }
@@ -64,6 +65,8 @@ pub struct LinkInfo {
 
 /// `BPF_LINK_TYPE_CGROUP`.
 pub const TYPE_CGROUP: u32 = 3;
+/// `BPF_LINK_TYPE_XDP`.
+pub const TYPE_XDP: u32 = 6;
 /// `BPF_LINK_TYPE_TCX`.
 pub const TYPE_TCX: u32 = 11;
 
@@ -75,9 +78,9 @@ impl LinkInfo {
         Ok(info)
     }
 
-    /// A tcx link's device; 0 when the device is gone.
+    /// A tcx or XDP link's device; 0 when the device is gone.
     pub fn ifindex(&self) -> Option<u32> {
-        (self.link_type == TYPE_TCX).then_some(self.target[0])
+        matches!(self.link_type, TYPE_TCX | TYPE_XDP).then_some(self.target[0])
     }
 
     /// A cgroup link's cgroup: the inode number of its directory, 0 when it is gone.
@@ -89,6 +92,7 @@ impl LinkInfo {
     pub fn attach_type(&self) -> u32 {
         match self.link_type {
             TYPE_CGROUP => self.target[2],
+            TYPE_XDP => AttachType::Xdp as u32,
             _ => self.target[1],
         }
     }
@@ -101,6 +105,16 @@ pub fn create_tcx(prog: BorrowedFd<'_>, ifindex: u32, attach_type: AttachType) -
     attr.target = ifindex;
     attr.attach_type = attach_type as u32;
     attr.flags = BEFORE;
+    bpf_fd(Cmd::LinkCreate, &mut attr)
+}
+
+/// Attaches an XDP program to a device in the mode that `flags` name. EBUSY or EEXIST: some program is there.
+pub fn create_xdp(prog: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io::Result<OwnedFd> {
+    let mut attr = CreateAttr::zeroed();
+    attr.prog_fd = prog.as_raw_fd() as u32;
+    attr.target = ifindex;
+    attr.attach_type = AttachType::Xdp as u32;
+    attr.flags = flags;
     bpf_fd(Cmd::LinkCreate, &mut attr)
 }
 

@@ -237,7 +237,7 @@ pub struct RunArgs {
     /// How translated packets go on: through the host's stack, or redirected
     #[arg(long, value_enum, default_value_t = RoutingArg::Stack, value_name = "LANE")]
     pub routing: RoutingArg,
-    /// Serve outside traffic in XDP on uplinks
+    /// Serve NodePorts, load balancer addresses and externalIPs in XDP on uplinks, past netfilter
     #[arg(long, value_enum, default_value_t = XdpArg::Off, value_name = "MODE")]
     pub xdp: XdpArg,
     /// Address of /healthz, /livez and /readyz; an empty string turns it off
@@ -307,10 +307,11 @@ pub enum RoutingArg {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum XdpArg {
+    /// In tc, as all other traffic
     Off,
-    /// Not built in this version
+    /// In the device's driver; where that does not work, generic
     Native,
-    /// Not built in this version
+    /// On packets that the kernel has already taken in: slower than native, on any device
     Generic,
 }
 

@@ -10,7 +10,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::args::{DetectLocalArg, PolicyArgs, RoutingArg, RunArgs, SchedulerArg, SocketLbArg, XdpArg};
-use crate::config::{CompileConfig, Config, DetectLocal, MapSizes, NodePortAddresses, Scheduler, SocketLb};
+use crate::config::{CompileConfig, Config, DetectLocal, MapSizes, NodePortAddresses, Scheduler, SocketLb, Xdp};
 
 /// Ports that kube-proxy's flags mean when an address has none.
 const HEALTHZ_PORT: u16 = 10256;
@@ -142,6 +142,11 @@ pub fn run_config(args: &RunArgs, bpffs: &Path, around: &Surroundings) -> Result
         cgroup,
         bpffs: std::path::absolute(bpffs).unwrap_or_else(|_| bpffs.to_owned()),
         socket_lb,
+        xdp: match args.xdp {
+            XdpArg::Off => Xdp::Off,
+            XdpArg::Native => Xdp::Native,
+            XdpArg::Generic => Xdp::Generic,
+        },
         compile: compile_config(&args.policy)?,
         sizes: MapSizes {
             conntrack: sizes.conntrack_max,
@@ -172,11 +177,7 @@ fn refuse_what_is_not_built(args: &RunArgs) -> Result<(), UsageError> {
     if args.routing == RoutingArg::Bpf {
         return not_built("--routing bpf", "use --routing stack");
     }
-    match args.xdp {
-        XdpArg::Off => Ok(()),
-        XdpArg::Native => not_built("--xdp native", "use --xdp off"),
-        XdpArg::Generic => not_built("--xdp generic", "use --xdp off"),
-    }
+    Ok(())
 }
 
 /// The part of the configuration that decides what the maps hold.
@@ -292,6 +293,7 @@ mod tests {
         assert_eq!(config.sizes, MapSizes::default());
         assert_eq!(config.compile, CompileConfig::default());
         assert_eq!(config.socket_lb, SocketLb::Host);
+        assert_eq!(config.xdp, Xdp::Off);
         assert_eq!(config.healthz_bind_address, "0.0.0.0:10256".parse().ok());
     }
 
@@ -300,13 +302,14 @@ mod tests {
         let line = "--manifests / --node-name n2 --device eth* --device veth* --exclude-device eth9 --cgroup /c --bpffs /b \
             --socket-lb all --scheduler random --cluster-cidr 172.20.0.0/16,fd00::/64 --masquerade-all \
             --nodeport-addresses 192.168.8.0/24,fd08::/64 --healthz-bind-address [::]:1 --metrics-bind-address= \
-            --conntrack-max 4096 --trace";
+            --xdp native --conntrack-max 4096 --trace";
         let config = config(&line.split_whitespace().collect::<Vec<_>>()).unwrap();
         assert_eq!(config.node_name, "n2");
         assert_eq!(config.devices, ["eth*", "veth*"]);
         assert_eq!(config.exclude_devices, ["eth9"]);
         assert_eq!((config.cgroup.as_path(), config.bpffs.as_path()), (Path::new("/c"), Path::new("/b")));
         assert_eq!(config.socket_lb, SocketLb::All);
+        assert_eq!(config.xdp, Xdp::Native);
         assert_eq!(config.compile.scheduler, Scheduler::Random);
         assert!(matches!(&config.compile.detect_local, DetectLocal::ClusterCidr(cidrs) if cidrs.len() == 2));
         assert!(
@@ -325,8 +328,6 @@ mod tests {
             ("--kubeconfig /k", "--kubeconfig is not built"),
             ("--manifests / --config /c", "--config is not built"),
             ("--manifests / --routing bpf", "--routing bpf is not built"),
-            ("--manifests / --xdp native", "--xdp native is not built"),
-            ("--manifests / --xdp generic", "--xdp generic is not built"),
             ("--manifests /does/not/exist", "does not exist"),
             ("--manifests /proc/self/mountinfo", "is not a directory"),
             ("--manifests / --cluster-cidr 10.0.0.0/8,11.0.0.0/8", "one range of each family"),

@@ -18,7 +18,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use super::{
     DatapathError, clsact,
     devices::select::Hook,
-    load::{Loaded, PROGRAMS},
+    load::Loaded,
     netlink::Socket,
     pins::Pins,
 };
@@ -52,8 +52,10 @@ impl Direction {
         }
     }
 
-    fn program(self, hook: Hook) -> &'static str {
+    /// With `lane` the device has our XDP program too.
+    fn program(self, hook: Hook, lane: bool) -> &'static str {
         match (self, hook) {
+            (Self::Ingress, Hook::L2) if lane => "ingress_xdp",
             (Self::Ingress, Hook::L3) => "ingress_l3",
             (Self::Egress, Hook::L3) => "egress_l3",
             (Self::Ingress, _) => "ingress_l2",
@@ -105,9 +107,9 @@ impl Attacher {
     }
 
     /// Hooks a device, or re-points what is there at the programs of `loaded`. `NotFound`: it is gone.
-    pub fn hook(&mut self, loaded: &Loaded, ifindex: u32, hook: Hook) -> io::Result<()> {
+    pub fn hook(&mut self, loaded: &Loaded, ifindex: u32, hook: Hook, lane: bool) -> io::Result<()> {
         for direction in Direction::BOTH {
-            let name = direction.program(hook);
+            let name = direction.program(hook, lane);
             let program = loaded.program(name).map_err(io::Error::other)?;
             let result = match self.method {
                 Method::Tcx => self.hook_tcx(program, ifindex, direction),
@@ -144,9 +146,15 @@ impl Attacher {
     }
 
     /// Whether both programs of `loaded` are on the device.
-    pub fn is_hooked(&mut self, loaded: &Loaded, ifindex: u32, hook: Hook) -> io::Result<bool> {
+    pub fn is_hooked(
+        &mut self,
+        loaded: &Loaded,
+        ifindex: u32,
+        hook: Hook,
+        lane: bool,
+    ) -> io::Result<bool> {
         for direction in Direction::BOTH {
-            let program = loaded.program(direction.program(hook)).map_err(io::Error::other)?;
+            let program = loaded.program(direction.program(hook, lane)).map_err(io::Error::other)?;
             let id = prog::ProgInfo::of(program)?.id;
             let there = match self.method {
                 Method::Tcx => {
@@ -277,7 +285,7 @@ pub fn pin_programs(pins: &Pins, loaded: &Loaded) -> Result<(), DatapathError> {
         bpf::obj_repin(program, &path).map_err(|e| DatapathError::pin(&path, e))?;
     }
     for name in Pins::names(&pins.progs()).map_err(|e| DatapathError::pin(&pins.progs(), e))? {
-        if !PROGRAMS.contains(&name.as_str()) {
+        if !loaded.programs().any(|(loaded, _)| loaded == name) {
             bpf::remove_pin(&pins.prog(&name)).map_err(|e| DatapathError::pin(&pins.prog(&name), e))?;
         }
     }
@@ -287,6 +295,7 @@ pub fn pin_programs(pins: &Pins, loaded: &Loaded) -> Result<(), DatapathError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::datapath::load::PROGRAMS;
 
     #[test]
     fn link_names_lead_back_to_devices() {
@@ -305,7 +314,9 @@ mod tests {
 
     #[test]
     fn every_attached_program_is_loaded() {
-        let on_devices = Direction::BOTH.iter().flat_map(|d| [d.program(Hook::L2), d.program(Hook::L3)]);
+        let on_devices = Direction::BOTH.iter().flat_map(|d| {
+            [(Hook::L2, true), (Hook::L2, false), (Hook::L3, true)].map(|(hook, lane)| d.program(hook, lane))
+        });
         for name in on_devices.chain(SOCKET_PROGRAMS.map(|(name, _)| name)) {
             assert!(PROGRAMS.contains(&name), "{name}");
         }

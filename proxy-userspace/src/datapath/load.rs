@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     fmt::Display,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
 };
 
 use aya::{
@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Every program of the object that is attached or run.
-pub const PROGRAMS: [&str; 13] = [
+pub const PROGRAMS: [&str; 15] = [
     "ingress_l2",
     "egress_l2",
     "ingress_l3",
@@ -40,7 +40,12 @@ pub const PROGRAMS: [&str; 13] = [
     "recvmsg6",
     "getpeername4",
     "getpeername6",
+    "ingress_xdp",
+    "xdp_uplink",
 ];
+
+/// Those that are loaded only where there is an XDP lane.
+const LANE: [&str; 2] = ["ingress_xdp", "xdp_uplink"];
 
 /// Lines of the verifier's log that a failed load shows: the last ones say why.
 const LOG_LINES: usize = 20;
@@ -82,6 +87,7 @@ impl Globals {
 pub struct Loaded {
     programs: BTreeMap<&'static str, OwnedFd>,
     pub store: KernelStore,
+    ingress: RawMap,
     /// Owns what is not pinned: read-only data, and the trace's ring buffer.
     ebpf: Ebpf,
 }
@@ -97,10 +103,29 @@ impl Loaded {
         self.programs.iter().map(|(name, fd)| (*name, fd.as_fd()))
     }
 
+    /// INGRESS, which holds no data.
+    pub fn ingress(&self) -> &RawMap {
+        &self.ingress
+    }
+
+    /// Lets `ingress_xdp` go on with this ingress program: before it is attached, and in place of an earlier run's.
+    pub fn fill_ingress(&self) -> std::io::Result<()> {
+        if !self.programs.contains_key("ingress_xdp") {
+            return Ok(());
+        }
+        let next = self.program("ingress_l2").map_err(std::io::Error::other)?;
+        self.ingress.update(&0u32.to_ne_bytes(), &(next.as_raw_fd() as u32).to_ne_bytes())
+    }
+
     /// The object, for the trace's reader.
     pub fn ebpf_mut(&mut self) -> &mut Ebpf {
         &mut self.ebpf
     }
+}
+
+/// All maps that outlive the process.
+fn pinned_maps() -> impl Iterator<Item = &'static str> {
+    map::ALL.into_iter().chain([map::INGRESS])
 }
 
 /// The maps whose size the user chooses.
@@ -120,11 +145,16 @@ fn sizes(sizes: &MapSizes) -> Vec<(&'static str, u32)> {
     ]
 }
 
-/// Loads the object with its maps pinned under `pins`.
-pub fn load(pins: &Pins, globals: &Globals, map_sizes: &MapSizes) -> Result<Loaded, DatapathError> {
+/// Loads the object with its maps pinned under `pins`; what the XDP lane needs, with `lane`.
+pub fn load(
+    pins: &Pins,
+    globals: &Globals,
+    map_sizes: &MapSizes,
+    lane: bool,
+) -> Result<Loaded, DatapathError> {
     let sizes = sizes(map_sizes);
     check_pins(pins, &sizes)?;
-    let paths: Vec<_> = map::ALL.iter().map(|name| (*name, pins.map(name))).collect();
+    let paths: Vec<_> = pinned_maps().map(|name| (name, pins.map(name))).collect();
     let mut loader = EbpfLoader::new();
     for (name, path) in &paths {
         loader.map_pin_path(name, path.as_path());
@@ -141,19 +171,21 @@ pub fn load(pins: &Pins, globals: &Globals, map_sizes: &MapSizes) -> Result<Load
         .override_global("SET_RETVAL", &globals.set_retval, true)
         .load(OBJECT)
         .map_err(|source| DatapathError::Object { source: Box::new(source) })?;
-    let programs = load_programs(&mut ebpf)?;
+    let programs = load_programs(&mut ebpf, lane)?;
     let store = KernelStore::open(&pins.maps(), &map::ALL)
         .map_err(|e| DatapathError::pin(&pins.maps(), std::io::Error::other(e)))?;
-    Ok(Loaded { programs, store, ebpf })
+    let path = pins.map(map::INGRESS);
+    let ingress = RawMap::open(&path).map_err(|e| DatapathError::pin(&path, e))?;
+    Ok(Loaded { programs, store, ingress, ebpf })
 }
 
 /// Loads all programs at once: the verifier takes its time over the large ones, and works on several.
-fn load_programs(ebpf: &mut Ebpf) -> Result<BTreeMap<&'static str, OwnedFd>, DatapathError> {
+fn load_programs(ebpf: &mut Ebpf, lane: bool) -> Result<BTreeMap<&'static str, OwnedFd>, DatapathError> {
     let mut found: BTreeMap<String, &mut Program> =
         ebpf.programs_mut().map(|(name, program)| (name.to_owned(), program)).collect();
     std::thread::scope(|scope| {
         let mut loading = Vec::new();
-        for name in PROGRAMS {
+        for name in PROGRAMS.into_iter().filter(|name| lane || !LANE.contains(name)) {
             let program = found.remove(name).ok_or(DatapathError::Incomplete { name })?;
             loading.push((name, scope.spawn(move || load_program(name, program))));
         }
@@ -171,6 +203,7 @@ fn load_program(name: &'static str, program: &mut Program) -> Result<OwnedFd, Da
     let fd = match program {
         Program::SchedClassifier(p) => p.load().and_then(|()| p.fd()),
         Program::CgroupSockAddr(p) => p.load().and_then(|()| p.fd()),
+        Program::Xdp(p) => p.load().and_then(|()| p.fd()),
         _ => return Err(DatapathError::Incomplete { name }),
     };
     fd.and_then(|fd| fd.as_fd().try_clone_to_owned().map_err(ProgramError::IOError))
@@ -197,7 +230,7 @@ fn last_lines(log: &impl Display) -> String {
 fn check_pins(pins: &Pins, sizes: &[(&'static str, u32)]) -> Result<(), DatapathError> {
     let object = aya_obj::Object::parse(OBJECT)
         .map_err(|e| DatapathError::Object { source: Box::new(aya::EbpfError::ParseError(e)) })?;
-    for name in map::ALL {
+    for name in pinned_maps() {
         let wanted = object.maps.get(name).ok_or(DatapathError::Incomplete { name })?;
         let wanted = Layout {
             map_type: wanted.map_type(),

@@ -137,6 +137,11 @@ impl Socket {
         Self::of(SockProtocol::NetlinkNetFilter)
     }
 
+    /// For generic netlink's families: what a device's driver can do.
+    pub fn open_generic() -> io::Result<Self> {
+        Self::of(SockProtocol::NetlinkGeneric)
+    }
+
     fn of(protocol: SockProtocol) -> io::Result<Self> {
         let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
         setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(5))?;
@@ -147,6 +152,12 @@ impl Socket {
     pub fn request(&mut self, mut request: Request) -> io::Result<()> {
         request.bytes[6] |= NLM_F_ACK as u8;
         self.exchange(request, |_| {}).map(drop)
+    }
+
+    /// Sends a request, calls `each` with every message of its answer, and waits for the kernel's yes or no.
+    pub fn ask(&mut self, mut request: Request, each: impl FnMut(Message<'_>)) -> io::Result<()> {
+        request.bytes[6] |= NLM_F_ACK as u8;
+        self.exchange(request, each).map(drop)
     }
 
     /// Calls `each` with every message of a dump. Where the kernel says that the dump was torn by a change,

@@ -11,8 +11,8 @@ use serde::Serialize;
 
 use super::{InspectError, pins::Pins, programs, table::print_table_into};
 use crate::{
-    bpf::link::{LinkInfo, TYPE_CGROUP, TYPE_TCX},
-    datapath::{attach::Direction, clsact, devices::Devices, netlink::Socket},
+    bpf::link::{LinkInfo, TYPE_CGROUP, TYPE_TCX, TYPE_XDP},
+    datapath::{attach::Direction, clsact, devices::Devices, netlink::Socket, xdp},
 };
 
 /// One attachment; names as `bpftool link list -j` has them.
@@ -20,7 +20,7 @@ use crate::{
 pub struct LinkView {
     /// 0 for a filter, which is no link.
     pub id: u32,
-    /// `tcx`, `cgroup` or `clsact`.
+    /// `tcx`, `xdp`, `cgroup` or `clsact`.
     #[serde(rename = "type")]
     pub link_type: String,
     pub prog_id: u32,
@@ -55,7 +55,11 @@ pub fn list(pins: &Pins) -> Result<Vec<LinkView>, InspectError> {
                 link_type: type_name(info.link_type),
                 prog_id: info.prog_id,
                 prog_name: names.get(&info.prog_id).cloned().unwrap_or_default(),
-                attach_type: attach_name(info.attach_type()),
+                // The kernel does not tell an XDP link's mode; its pin does.
+                attach_type: match xdp::parse_link_name(name) {
+                    Some((mode, _)) => format!("xdp_{mode}"),
+                    None => attach_name(info.attach_type()),
+                },
                 ifindex,
                 devname: ifindex.and_then(device_name),
                 cgroup_id: info.cgroup_id(),
@@ -108,7 +112,7 @@ fn type_name(number: u32) -> String {
     match number {
         TYPE_CGROUP => "cgroup".to_owned(),
         TYPE_TCX => "tcx".to_owned(),
-        6 => "xdp".to_owned(),
+        TYPE_XDP => "xdp".to_owned(),
         other => other.to_string(),
     }
 }

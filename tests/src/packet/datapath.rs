@@ -8,7 +8,7 @@ use std::{
     collections::HashMap as StdMap,
     fs,
     hash::Hash,
-    os::fd::{AsFd as _, BorrowedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -20,7 +20,7 @@ use anyhow::{Context, Result, bail};
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues},
-    programs::{Program, SchedClassifier},
+    programs::{Program, SchedClassifier, Xdp},
     util::nr_cpus,
 };
 use bytemuck::Zeroable as _;
@@ -31,7 +31,7 @@ use proxy_common::{
 
 use super::{
     frame::Link,
-    run::{self, Outcome, Way},
+    run::{self, Outcome, Way, XdpOutcome},
     world::Last,
 };
 use crate::net::{Netns, scratch};
@@ -110,6 +110,8 @@ pub struct Datapath {
     pub conntrack: HashMap<MapData, CtKey, CtEntry>,
     counters: PerCpuArray<MapData, u64>,
     netns: Netns,
+    /// Keeps the XDP program on the uplink, once there is one.
+    lane: Option<OwnedFd>,
     /// The device towards other hosts.
     pub uplink: u32,
     /// The device of a pod.
@@ -169,6 +171,7 @@ impl Datapath {
             uplink,
             pod,
             netns,
+            lane: None,
             last: Last::default(),
             marked: Vec::new(),
         };
@@ -250,6 +253,36 @@ impl Datapath {
         self.run(Hook::Egress, link, packet, Way { device: self.uplink, came_in: 0, complete: false })
     }
 
+    /// Makes the uplink a wire with neighbours at the other end (but for hosts of [`super::world::UNKNOWN`]), and puts the
+    /// XDP program on it: only such a device's number may be told to a test run.
+    pub fn wire(&mut self) -> Result<()> {
+        if self.lane.is_some() {
+            return Ok(());
+        }
+        self.netns.sysctl("net/ipv4/ip_forward", "1")?;
+        self.netns.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+        self.netns.ip(&super::world::wiring())?;
+        let program: &mut Xdp = self.ebpf.program_mut("xdp_uplink").context("no XDP program")?.try_into()?;
+        program.load().context("loading xdp_uplink")?;
+        const DRIVER: u32 = 1 << 2;
+        let link = shunt::bpf::link::create_xdp(program.fd()?.as_fd(), self.uplink, DRIVER)?;
+        self.lane = Some(link);
+        Ok(())
+    }
+
+    /// The XDP program, which is loaded with [`Self::wire`].
+    pub fn lane_fd(&self) -> BorrowedFd<'_> {
+        let program: &Xdp =
+            self.ebpf.program("xdp_uplink").expect("of the object").try_into().expect("of type XDP");
+        program.fd().expect("wired").as_fd()
+    }
+
+    /// A frame that comes in by the uplink, at XDP.
+    #[track_caller]
+    pub fn lane(&self, frame: &[u8]) -> XdpOutcome {
+        run::run_xdp(self.lane_fd(), frame, self.uplink).expect("BPF_PROG_TEST_RUN of the XDP program")
+    }
+
     /// Sum of a counter over the CPUs.
     pub fn counter(&self, counter: Counter) -> u64 {
         self.counters.get(&(counter as u32), 0).expect("every counter has an element").iter().sum()
@@ -263,6 +296,12 @@ impl Datapath {
             let program = self.ebpf.program_mut(&name).context("listed")?;
             let info = match program {
                 Program::SchedClassifier(program) => {
+                    if program.fd().is_err() {
+                        program.load()?;
+                    }
+                    program.info()?
+                }
+                Program::Xdp(program) => {
                     if program.fd().is_err() {
                         program.load()?;
                     }

@@ -71,6 +71,34 @@ pub struct Way {
     pub complete: bool,
 }
 
+/// `struct xdp_md`: of a frame without metadata only its end and its device are given.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct XdpMd {
+    data: u32,
+    data_end: u32,
+    data_meta: u32,
+    ingress_ifindex: u32,
+    rx_queue_index: u32,
+    egress_ifindex: u32,
+}
+
+/// What became of a frame at XDP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct XdpOutcome {
+    /// `XDP_PASS` and the like.
+    pub action: u32,
+    /// Metadata in front of the frame.
+    pub mark: Vec<u8>,
+    pub bytes: Vec<u8>,
+}
+
+impl XdpOutcome {
+    pub const PASS: u32 = 2;
+    pub const TX: u32 = 3;
+    pub const REDIRECT: u32 = 4;
+}
+
 /// What became of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
@@ -124,6 +152,48 @@ pub fn run(program: BorrowedFd<'_>, packet: &[u8], way: Way) -> io::Result<Outco
 /// kernel's mean in nanoseconds a run.
 pub fn time(program: BorrowedFd<'_>, packet: &[u8], way: Way, repeat: u32) -> io::Result<u32> {
     Ok(call(program, packet, way, None, repeat, 0)?.duration)
+}
+
+/// Runs an XDP program over a frame that came in by this device, which must have an XDP program in its driver.
+pub fn run_xdp(program: BorrowedFd<'_>, frame: &[u8], device: u32) -> io::Result<XdpOutcome> {
+    let mut out = vec![0; frame.len() + GROWTH];
+    let (attr, md) = call_xdp(program, frame, device, Some(&mut out), 1)?;
+    out.truncate(attr.data_size_out as usize);
+    let bytes = out.split_off(md.data as usize);
+    Ok(XdpOutcome { action: attr.retval, mark: out, bytes })
+}
+
+/// As [`time`], of an XDP program. Metadata adds up from run to run, so there is room for some sixty that mark.
+pub fn time_xdp(program: BorrowedFd<'_>, frame: &[u8], device: u32, repeat: u32) -> io::Result<u32> {
+    Ok(call_xdp(program, frame, device, None, repeat)?.0.duration)
+}
+
+fn call_xdp(
+    program: BorrowedFd<'_>,
+    frame: &[u8],
+    device: u32,
+    out: Option<&mut [u8]>,
+    repeat: u32,
+) -> io::Result<(Attr, XdpMd)> {
+    let md = XdpMd { data_end: frame.len() as u32, ingress_ifindex: device, ..Default::default() };
+    let mut md_out = XdpMd::default();
+    let (data_out, data_size_out) = out.map_or((0, 0), |out| (out.as_mut_ptr() as u64, out.len() as u32));
+    let mut attr = Attr {
+        prog_fd: program.as_raw_fd() as u32,
+        data_size_in: frame.len() as u32,
+        data_in: frame.as_ptr() as u64,
+        data_size_out,
+        data_out,
+        repeat,
+        ctx_size_in: size_of::<XdpMd>() as u32,
+        ctx_in: &raw const md as u64,
+        ctx_size_out: size_of::<XdpMd>() as u32,
+        ctx_out: &raw mut md_out as u64,
+        ..Zeroable::zeroed()
+    };
+    // SAFETY: `attr` and all buffers it points at live over the call and have the lengths it names.
+    let ret = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attr, size_of::<Attr>()) };
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok((attr, md_out)) }
 }
 
 fn call(

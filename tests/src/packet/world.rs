@@ -23,6 +23,33 @@ pub const NODE: u16 = 0xc801;
 /// The uplink's own address, with which translated flows leave it.
 pub const UPLINK: u16 = 0xc802;
 
+/// Another node: a host on the uplink's wire of which no MAC address is known.
+pub const UNKNOWN: u16 = 0x0302;
+/// A pod whose way there takes packets of at most 1280 bytes (locked: forwarding looks at no other route MTU).
+pub const NARROW: u16 = 0x0402;
+/// The uplink's MAC address, and that of whoever is at the other end of its wire.
+pub const MACS: [[u8; 6]; 2] = [[2, 1, 1, 1, 1, 1], [2, 9, 9, 9, 9, 9]];
+
+/// For iproute2: addresses and routes of an uplink whose neighbours are known.
+pub(super) fn wiring() -> String {
+    let mac = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
+    let mut lines = format!("link set uplink address {}\nlink set pod up\nlink set uplink up\n", mac(MACS[0]));
+    for (ip, bits) in [(Ip::V4, 32), (Ip::V6, 128)] {
+        let own = addr(ip, UPLINK);
+        lines += &format!("addr replace {own}/{bits} dev uplink{}\n", if ip.is_v4() { "" } else { " nodad" });
+        for host in [OUTSIDE, OUTSIDE + 1, FAR_POD, NARROW, UNKNOWN, VIP] {
+            let host_addr = addr(ip, host);
+            let narrow = if host == NARROW { " mtu lock 1280" } else { "" };
+            lines += &format!("route replace {host_addr}/{bits} dev uplink{narrow}\n");
+            if host != UNKNOWN {
+                let peer = mac(MACS[1]);
+                lines += &format!("neigh replace {host_addr} lladdr {peer} dev uplink nud permanent\n");
+            }
+        }
+    }
+    lines
+}
+
 /// An address of the family with this host number. All are 8.0.x.x and 2001:db8:86dd::x, because BPF_PROG_TEST_RUN
 /// reads an EtherType at bytes 12 and 13 whatever the program's device would have: without an Ethernet header these
 /// bytes of a source address then say IPv4 and IPv6.
@@ -71,6 +98,8 @@ impl Datapath {
             header_len: 14,
             source_v4: addr(Ip::V4, UPLINK).into(),
             source_v6: addr(Ip::V6, UPLINK).into(),
+            mac: [0; 3],
+            reserved: 0,
         };
         self.devices.insert(self.uplink, device, 0)?;
         self.devices.insert(self.pod, pod_device(), 0)?;
@@ -182,6 +211,8 @@ pub fn pod_device() -> Device {
         header_len: 14,
         source_v4: Addr::UNSPECIFIED_V4,
         source_v6: Addr::UNSPECIFIED_V6,
+        mac: [0; 3],
+        reserved: 0,
     }
 }
 

@@ -15,3 +15,4 @@ mod masquerade;
 mod ping;
 mod policy;
 mod refusal;
+mod xdp;

@@ -55,7 +55,7 @@ fn without(op: &Op) -> Op {
 fn a_pin_directory_is_filled_and_found_again() -> Result<()> {
     let dir = scratch("again")?;
     let pins = Pins::create(dir.path())?;
-    let mut loaded = load(&pins, &GLOBALS, &small())?;
+    let mut loaded = load(&pins, &GLOBALS, &small(), true)?;
     let store = &mut loaded.store;
 
     // A hash: batches, replacing, deleting what is and what is not there.
@@ -92,20 +92,20 @@ fn a_pin_directory_is_filled_and_found_again() -> Result<()> {
 
     // Another size is refused in words before anything is touched; the same is taken over with its contents.
     let bigger = MapSizes { frontends: 200, ..small() };
-    match load(&pins, &GLOBALS, &bigger) {
+    match load(&pins, &GLOBALS, &bigger, false) {
         Err(DatapathError::Layout { path, reason: Mismatch::Size { pinned: 100, wanted: 200 } }) => {
             assert_eq!(path, pins.map(map::FRONTENDS));
         }
         other => panic!("{:?}", other.err()),
     }
-    let mut again = load(&pins, &GLOBALS, &small())?;
+    let mut again = load(&pins, &GLOBALS, &small(), true)?;
     assert_eq!(again.store.read(map::FRONTENDS)?.len(), 100);
     drop(again);
 
     // Somebody else's map under one of our names.
     std::fs::remove_file(pins.map(map::PORTS))?;
     std::fs::rename(pins.map(map::NODE_ADDRS), pins.map(map::PORTS))?;
-    let error = load(&pins, &GLOBALS, &small()).expect_err("a foreign map");
+    let error = load(&pins, &GLOBALS, &small(), true).expect_err("a foreign map");
     assert!(matches!(error, DatapathError::Layout { reason: Mismatch::Layout { .. }, .. }), "{error}");
     Ok(())
 }

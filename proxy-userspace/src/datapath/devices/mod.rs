@@ -39,6 +39,10 @@ pub struct Link {
     pub kind: String,
     /// The bridge, bond, team or VRF it belongs to.
     pub master: Option<u32>,
+    /// The device it hangs on, in this network namespace (a VLAN's parent).
+    pub parent: Option<u32>,
+    /// Link-layer address of Ethernet's size; zero where it has none.
+    pub mac: [u8; 6],
     /// Set when the device it hangs on, or its peer, is in another network namespace.
     pub peer_elsewhere: bool,
 }
@@ -202,7 +206,9 @@ impl Follow {
 /// `struct ifinfomsg` and its attributes; only messages of the general family, since a bridge describes its
 /// ports in one of its own with few attributes.
 fn parse_link(body: &[u8]) -> Option<Link> {
+    const IFLA_ADDRESS: u16 = 1;
     const IFLA_IFNAME: u16 = 3;
+    const IFLA_LINK: u16 = 5;
     const IFLA_MASTER: u16 = 10;
     const IFLA_LINKINFO: u16 = 18;
     const IFLA_LINK_NETNSID: u16 = 37;
@@ -218,6 +224,8 @@ fn parse_link(body: &[u8]) -> Option<Link> {
     };
     for (kind, payload) in attributes(body.get(16..)?) {
         match kind {
+            IFLA_ADDRESS => link.mac = payload.try_into().unwrap_or_default(),
+            IFLA_LINK => link.parent = read_u32(payload, 0),
             IFLA_IFNAME => link.name = read_str(payload),
             IFLA_MASTER => link.master = read_u32(payload, 0).filter(|master| *master != 0),
             IFLA_LINK_NETNSID => link.peer_elsewhere = true,
@@ -228,6 +236,9 @@ fn parse_link(body: &[u8]) -> Option<Link> {
             }
             _ => {}
         }
+    }
+    if link.peer_elsewhere {
+        link.parent = None;
     }
     Some(link)
 }

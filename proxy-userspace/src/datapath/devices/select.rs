@@ -25,6 +25,16 @@ const ARPHRD_NONE: u16 = 0xfffe;
 /// Devices that only hold VIPs of other proxies and caches: their addresses are not the node's own.
 const VIP_HOLDERS: [&str; 2] = ["kube-ipvs0", "nodelocaldns"];
 
+/// Whether a device is in the XDP lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    In,
+    /// Pods, tunnels and what is not hooked at all.
+    Out,
+    /// An uplink that the lane does not serve, and why.
+    Refused(&'static str),
+}
+
 /// What to do with a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
@@ -96,6 +106,27 @@ impl Devices {
         }
     }
 
+    /// Whether a hooked device's traffic is the XDP lane's, where there is one. Only where a packet comes from the
+    /// wire: what the lane sends leaves by the same kind of device.
+    pub fn lane(&self, link: &Link, hook: Hook, device: &Device) -> Lane {
+        if device.flags & Device::UPLINK == 0 || !matches!(hook, Hook::L2 | Hook::L3) {
+            return Lane::Out;
+        }
+        if hook == Hook::L3 {
+            return Lane::Refused("it has no Ethernet header");
+        }
+        if link.kind == "vlan" {
+            return Lane::Refused("it is a VLAN of another device");
+        }
+        if self.master_of(link).is_some_and(|master| master.kind == "bridge") {
+            return Lane::Refused("it is a port of a bridge, whose routes are not its own");
+        }
+        if self.links.values().any(|other| other.kind == "vlan" && other.parent == Some(link.index)) {
+            return Lane::Refused("it carries VLANs, whose tags may be stripped before XDP sees the frame");
+        }
+        Lane::In
+    }
+
     /// What the datapath is told of a hooked device. `preferred` are the sources the default route would
     /// use, for devices without an address of their own.
     pub fn describe(&self, link: &Link, hook: Hook, detect: &DetectLocal, preferred: Preferred) -> Device {
@@ -112,6 +143,8 @@ impl Devices {
             header_len: if hook == Hook::L2 { 14 } else { 0 },
             source_v4: own(true).or(preferred.v4.map(IpAddr::V4)).map_or(Addr::UNSPECIFIED_V4, Addr::from),
             source_v6: own(false).or(preferred.v6.map(IpAddr::V6)).map_or(Addr::UNSPECIFIED_V6, Addr::from),
+            mac: bytemuck::cast(link.mac),
+            reserved: 0,
         }
     }
 
@@ -294,6 +327,32 @@ mod tests {
             ("ifb0", Hook::Not),
         ];
         assert_eq!(hooks(&found), want);
+    }
+
+    #[test]
+    fn the_lane_is_where_packets_come_from_the_wire() {
+        let found = devices([
+            link(2, "eth0", ""),
+            link(3, "br0", "bridge"),
+            Link { master: Some(3), ..link(4, "eth1", "") },
+            link(5, "eth2", ""),
+            Link { parent: Some(5), ..link(6, "eth2.7", "vlan") },
+            link(7, "vxlan7", "vxlan"),
+            Link { link_type: ARPHRD_PPP, ..link(8, "ppp8", "") },
+            Link { peer_elsewhere: true, ..link(9, "cali9", "veth") },
+        ]);
+        let lane = |index: u32| {
+            let link = &found.links[&index];
+            let hook = found.hook(link, &Filter::default());
+            found.lane(link, hook, &found.describe(link, hook, &DetectLocal::Auto, Preferred::default()))
+        };
+        assert_eq!(lane(2), Lane::In);
+        for index in [4, 5, 6, 8] {
+            assert!(matches!(lane(index), Lane::Refused(_)), "{index}");
+        }
+        for index in [3, 7, 9] {
+            assert_eq!(lane(index), Lane::Out, "{index}");
+        }
     }
 
     #[test]

@@ -1,0 +1,209 @@
+//! The XDP lane: traffic of NodePorts, load balancer addresses and externalIPs at an uplink's driver, before there
+//! is an skb. Ingress and egress stage of the packet line at one hook, over the same halves in CONNTRACK.
+//!
+//! To a backend on this node the destination is rewritten, and the packet goes on with a mark in its metadata that
+//! `ingress_xdp` knows. To one elsewhere, and back to the client, both ends are rewritten and the frame leaves by the
+//! device that the routing table names. A flow keeps its lane (`CtEntry::XDP`): the host's stack sees all of it or
+//! nothing. Whatever is unsure goes on to tc untouched, where the same entries make it go on.
+
+mod frame;
+mod route;
+
+use aya_ebpf::programs::{TcContext, XdpContext};
+use proxy_common::{Backend, CtEntry, CtKey, Frontend, FrontendKind, Half, node::port_bits};
+
+pub use self::route::Fib;
+use self::{
+    frame::{Ends, Family, V4, V6, is_partial, parse, rewrite},
+    route::{Way, send, way},
+};
+use crate::{
+    begin::{Work, begin, work},
+    flow,
+    ingress::begins_anew,
+    maps::NODE_ADDRS,
+    new_flow::{may_concern, to_service},
+    packet::{ETH_P_IP, ETH_P_IPV6, Packet, at},
+    service, source, trace,
+    verdict::Lane,
+};
+
+/// The XDP hook of an uplink.
+#[inline(always)]
+pub fn receive(ctx: &XdpContext) -> Lane {
+    // SAFETY: `at` checked the bounds.
+    let Some(kind) = at::<[u16; 7]>(ctx, 0).map(|words| unsafe { (*words)[6] }) else {
+        return Lane::Pass;
+    };
+    match kind {
+        ETH_P_IP => receive_ip::<V4>(ctx),
+        ETH_P_IPV6 => receive_ip::<V6>(ctx),
+        _ => Lane::Pass,
+    }
+}
+
+/// Whether the lane has translated this packet already: the tc hook lets it go on.
+#[inline(always)]
+pub fn is_translated(ctx: &TcContext) -> bool {
+    frame::is_marked(ctx)
+}
+
+#[inline(always)]
+fn receive_ip<F: Family>(ctx: &XdpContext) -> Lane {
+    let Some(mut packet) = parse::<F>(ctx) else {
+        return Lane::Pass;
+    };
+    let mut found = flow::lookup(&packet.key);
+    if let Some(entry) = &found {
+        if !entry.has(CtEntry::XDP) {
+            return Lane::Pass;
+        }
+        if packet.is_syn() && begins_anew(&packet, entry) {
+            flow::forget(&packet.key, entry);
+            found = None;
+        }
+    }
+    if found.is_none() {
+        match new::<F>(ctx, &packet) {
+            Decided::Foreign => return Lane::Pass,
+            Decided::Left => return Lane::Left,
+            Decided::Begun => found = flow::lookup(&packet.key),
+        }
+    }
+    match found {
+        Some(entry) if entry.has(CtEntry::XDP) => known::<F>(ctx, &mut packet, entry),
+        _ => Lane::Left,
+    }
+}
+
+/// A packet of no known flow.
+#[inline(always)]
+fn new<F: Family>(ctx: &XdpContext, packet: &Packet) -> Decided {
+    if !may_concern(packet) || packet.is_tcp() && !packet.is_syn() {
+        return Decided::Foreign;
+    }
+    let Some(work) = work() else {
+        return Decided::Foreign;
+    };
+    work.request = packet.key;
+    work.tcp_flags = u32::from(packet.tcp_flags);
+    work.ifindex = route::came_in(ctx);
+    if is_partial::<F>(ctx, packet) || route::prepare::<F>(ctx, packet, &mut work.fib).is_none() {
+        return Decided::Foreign;
+    }
+    decide(ctx, work)
+}
+
+/// A packet of a flow that is in this lane.
+#[inline(always)]
+fn known<F: Family>(ctx: &XdpContext, packet: &mut Packet, entry: &mut CtEntry) -> Lane {
+    if is_partial::<F>(ctx, packet) {
+        return Lane::Left;
+    }
+    if entry.has(CtEntry::REQUEST) {
+        flow::touch(packet, entry);
+        if !entry.has(CtEntry::MASQUERADED) {
+            let key = &packet.key;
+            let to = Ends { src: key.src, sport: entry.peer_port, dst: entry.addr, dport: entry.port() };
+            return match frame::hand_on::<F>(ctx, key, &to) {
+                Some(()) => Lane::Local,
+                None => Lane::Left,
+            };
+        }
+    }
+    forward::<F>(ctx, packet, entry)
+}
+
+/// Rewrites both ends of a packet of a flow whose source is translated, and sends it out. A subprogram: inlined, the
+/// compiler spills registers it never wrote ("R1 !read_ok").
+#[inline(never)]
+fn forward<F: Family>(ctx: &XdpContext, packet: &mut Packet, entry: &CtEntry) -> Lane {
+    let (old, from_client) = (packet.key, entry.has(CtEntry::REQUEST));
+    // The key that the packet would have at the egress hook.
+    packet.key = CtKey::new(old.src, entry.peer_port, entry.addr, entry.port(), old.proto, Half::Egress);
+    let Some(source) = flow::lookup(&packet.key) else {
+        return Lane::Left;
+    };
+    let half = if from_client { CtEntry::MASQUERADE } else { CtEntry::REPLY };
+    if !(source.has(half) && source.has(CtEntry::XDP)) {
+        return Lane::Left;
+    }
+    if !from_client {
+        flow::touch(packet, source);
+    }
+    let Some(work) = work() else {
+        return Lane::Left;
+    };
+    if route::prepare::<F>(ctx, packet, &mut work.fib).is_none() {
+        return Lane::Left;
+    }
+    work.fib.towards(&packet.key.dst, packet.key.dport, F::V4);
+    let way = way(ctx, &mut work.fib);
+    if matches!(way, Way::None) {
+        return Lane::Left;
+    }
+    if source.port == 0 && source::complete(&packet.key, work.fib.ifindex, source).is_err() {
+        return Lane::Left;
+    }
+    let to = Ends { src: source.addr, sport: source.port(), dst: packet.key.dst, dport: source.peer_port };
+    match rewrite::<F>(ctx, &old, &to, true) {
+        Some(()) => send(ctx, way, &work.fib),
+        None => Lane::Left,
+    }
+}
+
+/// What a packet of no known flow is to the lane.
+#[repr(u32)]
+enum Decided {
+    /// None of the lane's.
+    Foreign,
+    /// To one of its frontends, but tc's to serve, refuse or drop.
+    Left,
+    /// A flow of this lane has begun.
+    Begun,
+}
+
+/// Decides about the packet with tuple `work.request`, as `new_flow::decide` does. What that would refuse or drop is
+/// left to it before anything is counted or a backend's turn is taken. A subprogram for the verifier's sake.
+#[inline(never)]
+fn decide(ctx: &XdpContext, work: &mut Work) -> Decided {
+    let (dst, dport, proto) = (&work.request.dst, work.request.dport, work.request.proto);
+    let bits = service::bits_of(dport) & (port_bits::frontend(proto) | port_bits::nodeport(proto));
+    let Some(frontend) = service::frontend(dst, dport, proto, bits, service::PACKET_ROLES) else {
+        return Decided::Foreign;
+    };
+    const NODE_PORT: u32 = FrontendKind::NodePort as u32;
+    const LOAD_BALANCER: u32 = FrontendKind::LoadBalancerIp as u32;
+    const EXTERNAL: u32 = FrontendKind::ExternalIp as u32;
+    if !matches!(frontend.kind, NODE_PORT | LOAD_BALANCER | EXTERNAL) {
+        return Decided::Foreign;
+    }
+    let backends = if frontend.has(Frontend::LOCAL) { frontend.local_count } else { frontend.cluster_count };
+    if !frontend.has(Frontend::HAS_ENDPOINTS) || backends == 0 || to_service(frontend, work).is_err() {
+        return Decided::Left;
+    }
+    work.lane = if is_for_lane(ctx, work) { CtEntry::XDP } else { 0 };
+    // Recorded in any case: the backend's turn is taken, and tc finds the flow.
+    let result = begin(work);
+    trace::decision(work, &result);
+    if result.is_ok() && work.lane != 0 { Decided::Begun } else { Decided::Left }
+}
+
+/// Whether the flow that is about to begin can be served here from its first packet to its last.
+#[inline(always)]
+fn is_for_lane(ctx: &XdpContext, work: &mut Work) -> bool {
+    let local = work.chosen.backend.has(Backend::LOCAL);
+    match (local, work.to.masquerade != 0) {
+        // To the node's own stack a device's checksum may say more than an XDP program can mend (CHECKSUM_COMPLETE
+        // in generic mode); where a packet is forwarded the stack forgets it.
+        // SAFETY: BPF_F_NO_PREALLOC: an element is freed only after this program has ended.
+        (true, false) => unsafe { NODE_ADDRS.get(work.to.addr) }.is_none(),
+        (false, true) => {
+            let (addr, port) = (work.to.addr, work.to.port);
+            work.fib.towards(&addr, port, addr.is_v4());
+            !matches!(way(ctx, &mut work.fib), Way::None)
+        }
+        // Its source is translated where it leaves for its own pod, or its reply misses this node.
+        _ => false,
+    }
+}

@@ -1,0 +1,203 @@
+//! Frames as the XDP lane reads and writes them: headers in fixed places, checksums changed in place (RFC 1624).
+
+use core::mem::size_of;
+
+use aya_ebpf::{
+    helpers::bpf_xdp_adjust_meta,
+    programs::{TcContext, XdpContext},
+};
+use proxy_common::{Addr, CtKey, Half, Port, Proto, csum};
+
+use crate::{
+    globals,
+    packet::{FRAGMENT_MASK, Ipv4, Ipv6, Packet, Tcp, Udp, at, skb},
+    reject::pseudo,
+    rewrite::{Ports, ports_word},
+};
+
+/// Bytes of the Ethernet header.
+pub const ETHERNET: usize = 14;
+
+/// One of the two IP families: all offsets are constants.
+pub trait Family {
+    const V4: bool;
+    /// Offset of the transport header.
+    const L4: usize;
+}
+
+pub struct V4;
+pub struct V6;
+
+impl Family for V4 {
+    const V4: bool = true;
+    const L4: usize = ETHERNET + size_of::<Ipv4>();
+}
+
+impl Family for V6 {
+    const V4: bool = false;
+    const L4: usize = ETHERNET + size_of::<Ipv6>();
+}
+
+/// Both ends of a packet.
+pub struct Ends {
+    pub src: Addr,
+    pub sport: Port,
+    pub dst: Addr,
+    pub dport: Port,
+}
+
+/// `None`: not plain TCP or UDP (options, fragments, extension headers, the last hop), or cut short.
+#[inline(always)]
+pub fn parse<F: Family>(ctx: &XdpContext) -> Option<Packet> {
+    let (src, dst, proto) = if F::V4 {
+        // SAFETY: `at` checked the bounds.
+        let ip = unsafe { &*at::<Ipv4>(ctx, ETHERNET)? };
+        if ip.version_ihl != 0x45 || ip.fragment & FRAGMENT_MASK != 0 || ip.ttl <= 1 {
+            return None;
+        }
+        (Addr::from_v4_be(ip.src), Addr::from_v4_be(ip.dst), ip.proto)
+    } else {
+        // SAFETY: `at` checked the bounds.
+        let ip = unsafe { &*at::<Ipv6>(ctx, ETHERNET)? };
+        let (src, dst) = (Addr::from_v6_be(ip.src), Addr::from_v6_be(ip.dst));
+        if ip.version_class_flow as u8 >> 4 != 6 || ip.hop_limit <= 1 || src.is_v4() || dst.is_v4() {
+            return None;
+        }
+        (src, dst, ip.next_header)
+    };
+    let (sport, dport, tcp_flags) = match proto {
+        Proto::TCP => {
+            // SAFETY: `at` checked the bounds.
+            let tcp = unsafe { &*at::<Tcp>(ctx, F::L4)? };
+            (tcp.sport, tcp.dport, tcp.flags)
+        }
+        Proto::UDP => {
+            // SAFETY: `at` checked the bounds.
+            let udp = unsafe { &*at::<Udp>(ctx, F::L4)? };
+            (udp.sport, udp.dport, 0)
+        }
+        _ => return None,
+    };
+    let key = CtKey::new(src, Port::from_be(sport), dst, Port::from_be(dport), proto, Half::Ingress);
+    Some(Packet { key, l4: F::L4, tcp_flags, v4: F::V4, echo: false })
+}
+
+/// Length of the IP packet as its header says.
+#[inline(always)]
+pub fn ip_len<F: Family>(ctx: &XdpContext) -> Option<u32> {
+    Some(if F::V4 {
+        // SAFETY: `at` checked the bounds.
+        u32::from(u16::from_be(unsafe { (*at::<Ipv4>(ctx, ETHERNET)?).total_len }))
+    } else {
+        // SAFETY: `at` checked the bounds.
+        let payload = u16::from_be(unsafe { (*at::<Ipv6>(ctx, ETHERNET)?).payload_len });
+        u32::from(payload) + size_of::<Ipv6>() as u32
+    })
+}
+
+/// Offset of the transport checksum.
+#[inline(always)]
+fn check_at<F: Family>(proto: u8) -> usize {
+    if proto == Proto::TCP { F::L4 + 16 } else { F::L4 + 6 }
+}
+
+/// Whether the transport checksum may be the pseudo-header's sum alone (CHECKSUM_PARTIAL), or is missing where it
+/// must not be: a whole checksum looks so once in 65536 packets, and tc knows how to tell.
+#[inline(always)]
+pub fn is_partial<F: Family>(ctx: &XdpContext, packet: &Packet) -> bool {
+    let proto = packet.key.proto;
+    let Some((len, field)) = ip_len::<F>(ctx).zip(at::<[u16; 1]>(ctx, check_at::<F>(proto))) else {
+        return true;
+    };
+    // SAFETY: `at` checked the bounds.
+    let [field] = unsafe { *field };
+    let transport = len.wrapping_sub((F::L4 - ETHERNET) as u32) as u16;
+    let seed = csum::fold(pseudo(&packet.key.src, &packet.key.dst, F::V4, proto, transport));
+    field == seed || field == 0 && !F::V4 && proto == Proto::UDP
+}
+
+/// Writes both ends, and one hop less where the packet is forwarded from here.
+#[inline(always)]
+pub fn rewrite<F: Family>(ctx: &XdpContext, old: &CtKey, to: &Ends, forwarded: bool) -> Option<()> {
+    let addrs = if F::V4 {
+        // SAFETY: `at` checked the bounds.
+        let ip = unsafe { &mut *at::<Ipv4>(ctx, ETHERNET)? };
+        let addrs = csum::add(
+            csum::diff(old.src.v4_be(), to.src.v4_be()),
+            csum::diff(old.dst.v4_be(), to.dst.v4_be()),
+        );
+        (ip.src, ip.dst) = (to.src.v4_be(), to.dst.v4_be());
+        let mut header = addrs;
+        if forwarded {
+            let word = |ttl: u8| u32::from(u16::from_ne_bytes([ttl, 0]));
+            header = csum::add(header, csum::diff(word(ip.ttl), word(ip.ttl - 1)));
+            ip.ttl -= 1;
+        }
+        ip.check = csum::apply(ip.check, header);
+        addrs
+    } else {
+        // SAFETY: `at` checked the bounds.
+        let ip = unsafe { &mut *at::<Ipv6>(ctx, ETHERNET)? };
+        (ip.src, ip.dst) = (to.src.words(), to.dst.words());
+        if forwarded {
+            ip.hop_limit -= 1;
+        }
+        csum::add(csum::diff4(old.src.words(), to.src.words()), csum::diff4(old.dst.words(), to.dst.words()))
+    };
+    let (old_ports, new_ports) = (ports_word(old.sport, old.dport), ports_word(to.sport, to.dport));
+    // SAFETY: `at` checked the bounds.
+    unsafe { (*at::<Ports>(ctx, F::L4)?).word = new_ports };
+    // SAFETY: `at` checked the bounds.
+    let [field] = unsafe { &mut *at::<[u16; 1]>(ctx, check_at::<F>(old.proto))? };
+    let is_udp = old.proto == Proto::UDP;
+    if is_udp && *field == 0 {
+        return Some(());
+    }
+    let sum = csum::apply(*field, csum::add(addrs, csum::diff(old_ports, new_ports)));
+    *field = if is_udp && sum == 0 { 0xffff } else { sum };
+    Some(())
+}
+
+/// Translates a packet for the host's stack and marks it as translated; untouched where there is no room for a mark.
+#[inline(always)]
+pub fn hand_on<F: Family>(ctx: &XdpContext, old: &CtKey, to: &Ends) -> Option<()> {
+    // SAFETY: the context the kernel gave; pointers into the packet are made anew after this.
+    if unsafe { bpf_xdp_adjust_meta(ctx.ctx, -(size_of::<u32>() as i32)) } != 0 {
+        return None;
+    }
+    // SAFETY: fields of the context, which is valid while the program runs.
+    let (meta, data) = unsafe {
+        ((&raw const (*ctx.ctx).data_meta).read_volatile(), (&raw const (*ctx.ctx).data).read_volatile())
+    };
+    let (meta, data) = (meta as usize, data as usize);
+    if meta + size_of::<u32>() > data {
+        return None;
+    }
+    // SAFETY: checked just now.
+    unsafe { *(meta as *mut u32) = mark() };
+    if rewrite::<F>(ctx, old, to, false).is_none() {
+        // SAFETY: as above.
+        unsafe { bpf_xdp_adjust_meta(ctx.ctx, size_of::<u32>() as i32) };
+        return None;
+    }
+    Some(())
+}
+
+/// What tells a packet that this node's lane has translated: an skb may carry another node's metadata with it from one
+/// network namespace to the next.
+#[inline(always)]
+fn mark() -> u32 {
+    0x5348_0000 ^ globals::host_netns() as u32
+}
+
+/// Whether the metadata in front of the packet is [`mark`].
+#[inline(always)]
+pub fn is_marked(ctx: &TcContext) -> bool {
+    let skb = skb(ctx);
+    // SAFETY: fields of the context, which is valid while the program runs.
+    let (meta, data) =
+        unsafe { ((&raw const skb.data_meta).read_volatile(), (&raw const skb.data).read_volatile()) };
+    let (meta, data) = (meta as usize, data as usize);
+    // SAFETY: only read where it lies in front of the packet.
+    meta + size_of::<u32>() <= data && unsafe { *(meta as *const u32) } == mark()
+}
