@@ -14,6 +14,7 @@ pub struct Service {
     name: String,
     kind: &'static str,
     vip: Option<Dual>,
+    families: Vec<Family>,
     ports: Vec<ServicePort>,
     labels: Vec<String>,
     slice_labels: Vec<String>,
@@ -40,6 +41,7 @@ impl Service {
             name: name.to_owned(),
             kind: "ClusterIP",
             vip: Some(vip),
+            families: BOTH.to_vec(),
             ports: Vec::new(),
             labels: Vec::new(),
             slice_labels: Vec::new(),
@@ -48,6 +50,11 @@ impl Service {
             ingress: Vec::new(),
             endpoints: Vec::new(),
         }
+    }
+
+    /// Single-stack: this family's ClusterIP only, and this family's EndpointSlices.
+    pub fn only(self, family: Family) -> Self {
+        Self { families: vec![family], ..self }
     }
 
     pub fn tcp(self, port: u16, target: u16) -> Self {
@@ -161,7 +168,7 @@ impl Service {
 
     /// The Service's document and one EndpointSlice for each family.
     pub fn yaml(&self) -> String {
-        let slices = BOTH.map(|family| self.slice(family, ""));
+        let slices: Vec<_> = self.families.iter().map(|family| self.slice(*family, "")).collect();
         [self.document(), slices.join("---\n")].join("---\n")
     }
 
@@ -174,11 +181,16 @@ impl Service {
             self.labels.join(", "),
             self.kind
         );
-        if let Some(Dual { v4, v6 }) = self.vip {
+        if let Some(vip) = self.vip {
+            let ips: Vec<_> = self.families.iter().map(|family| format!("\"{}\"", vip.of(*family))).collect();
+            let families: Vec<_> = self.families.iter().map(|family| kind(*family).1).collect();
+            let policy = if families.len() == 2 { "RequireDualStack" } else { "SingleStack" };
             let _ = writeln!(
                 text,
-                "  clusterIP: {v4}\n  clusterIPs: [{v4}, \"{v6}\"]\n  ipFamilies: [IPv4, IPv6]\n  \
-                 ipFamilyPolicy: RequireDualStack"
+                "  clusterIP: {}\n  clusterIPs: [{}]\n  ipFamilies: [{}]\n  ipFamilyPolicy: {policy}",
+                ips[0],
+                ips.join(", "),
+                families.join(", ")
             );
         }
         for field in &self.spec {
@@ -205,10 +217,7 @@ impl Service {
 
     /// One EndpointSlice, `NAME-FAMILY` and `suffix`, with all endpoints and their ports.
     pub fn slice(&self, family: Family, suffix: &str) -> String {
-        let (short, kind) = match family {
-            Family::V4 => ("v4", "IPv4"),
-            Family::V6 => ("v6", "IPv6"),
-        };
+        let (short, kind) = kind(family);
         let own = format!("kubernetes.io/service-name: {}", self.name);
         let labels: Vec<_> = [&own].into_iter().chain(&self.slice_labels).map(String::as_str).collect();
         let mut text = format!(
@@ -236,6 +245,14 @@ impl Service {
     }
 }
 
+/// How names and the API call a family.
+fn kind(family: Family) -> (&'static str, &'static str) {
+    match family {
+        Family::V4 => ("v4", "IPv4"),
+        Family::V6 => ("v6", "IPv6"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,7 +262,7 @@ mod tests {
     fn a_service_is_three_documents() {
         let text = Service::new("web", vip(10)).node_port(80, 8080, 30080).external_traffic_local().yaml();
         assert_eq!(text.matches("---\n").count(), 2);
-        assert!(text.contains("clusterIPs: [10.68.0.10, \"fd00:10:68::a\"]"), "{text}");
+        assert!(text.contains("clusterIPs: [\"10.68.0.10\", \"fd00:10:68::a\"]"), "{text}");
         assert!(
             text.contains("{name: udp-80, protocol: UDP, port: 80, targetPort: 8080, nodePort: 30080}"),
             "{text}"

@@ -172,7 +172,7 @@ pub fn silent(attempts: &[(Client, SocketAddr)]) {
 /// Waits until new connections are answered by exactly these backends, in turn; an empty list waits for a refusal.
 /// Fails after [`SOON`].
 #[track_caller]
-pub fn soon(from: &Client, to: SocketAddr, backends: &[&str]) -> Duration {
+pub fn soon(from: &Client, to: SocketAddr, backends: &[&str]) {
     let from = from.clone().patience(SILENCE);
     let settled = eventually(SOON, || {
         if backends.is_empty() {
@@ -187,5 +187,15 @@ pub fn soon(from: &Client, to: SocketAddr, backends: &[&str]) -> Duration {
         }
         backends.iter().all(|name| tally.count(name) == 1)
     });
-    settled.unwrap_or_else(|_| panic!("{to}: not answered by {backends:?} after {SOON:?}: {}", from.tcp(to)))
+    assert!(settled.is_ok(), "{to}: not answered by {backends:?} after {SOON:?}: {}", from.tcp(to));
+}
+
+/// Waits until nothing answers there any more: what that looks like from outside depends on what is behind it. Fails
+/// after [`SOON`].
+#[track_caller]
+pub fn soon_unserved(from: &Client, to: SocketAddr) {
+    let from = from.clone().patience(Duration::from_millis(150));
+    let unserved =
+        || PROTOCOLS.iter().all(|protocol| !matches!(protocol(&from, to).outcome, Outcome::Answered(_)));
+    assert!(eventually(SOON, unserved).is_ok(), "{to}: still answered: {}", from.tcp(to));
 }
