@@ -63,7 +63,7 @@ impl Bench {
     }
 
     fn load(&self) -> Result<Loaded> {
-        Ok(load(&self.pins, &GLOBALS, &SIZES)?)
+        Ok(load(&self.pins, &GLOBALS, &SIZES, false)?)
     }
 
     /// Ids and programs of the pinned links.
@@ -96,31 +96,34 @@ fn links_stay_and_their_programs_change() -> Result<()> {
     let ifindex = if_nametoindex("d0")?;
     let old = bench.load()?;
     let mut attacher = bench.attacher(Method::Tcx)?;
-    assert!(!attacher.is_hooked(&old, ifindex, Hook::L2)?);
-    attacher.hook(&old, ifindex, Hook::L2)?;
-    assert!(attacher.is_hooked(&old, ifindex, Hook::L2)?);
+    assert!(!attacher.is_hooked(&old, ifindex, Hook::L2, false)?);
+    attacher.hook(&old, ifindex, Hook::L2, false)?;
+    assert!(attacher.is_hooked(&old, ifindex, Hook::L2, false)?);
     assert_eq!(attacher.pinned()?, [ifindex]);
     let before = bench.links()?;
     assert_eq!(before.len(), 2);
 
     let new = bench.load()?;
     let mut attacher = bench.attacher(Method::Tcx)?;
-    attacher.hook(&new, ifindex, Hook::L2)?;
+    attacher.hook(&new, ifindex, Hook::L2, false)?;
     let after = bench.links()?;
     let ids = |links: &BTreeSet<(u32, u32)>| links.iter().map(|link| link.0).collect::<Vec<_>>();
     assert_eq!(ids(&before), ids(&after), "the same links");
     assert!(before.is_disjoint(&after), "with other programs");
-    assert!(!attacher.is_hooked(&old, ifindex, Hook::L2)? && attacher.is_hooked(&new, ifindex, Hook::L2)?);
+    assert!(
+        !attacher.is_hooked(&old, ifindex, Hook::L2, false)?
+            && attacher.is_hooked(&new, ifindex, Hook::L2, false)?
+    );
 
     bench.netns.ip("link del d0\nlink add name d0 index 70 type veth peer name d1\n")?;
-    assert!(!attacher.is_hooked(&new, ifindex, Hook::L2)?, "the pin is of the device that is gone");
-    attacher.hook(&new, ifindex, Hook::L2)?;
-    assert!(attacher.is_hooked(&new, ifindex, Hook::L2)?);
+    assert!(!attacher.is_hooked(&new, ifindex, Hook::L2, false)?, "the pin is of the device that is gone");
+    attacher.hook(&new, ifindex, Hook::L2, false)?;
+    assert!(attacher.is_hooked(&new, ifindex, Hook::L2, false)?);
     assert!(ids(&bench.links()?).iter().all(|id| !ids(&after).contains(id)));
 
     attacher.unhook(ifindex)?;
-    assert!(bench.links()?.is_empty() && !attacher.is_hooked(&new, ifindex, Hook::L2)?);
-    let gone = attacher.hook(&new, 4711, Hook::L2).unwrap_err();
+    assert!(bench.links()?.is_empty() && !attacher.is_hooked(&new, ifindex, Hook::L2, false)?);
+    let gone = attacher.hook(&new, 4711, Hook::L2, false).unwrap_err();
     assert_eq!(gone.kind(), std::io::ErrorKind::NotFound, "{gone}");
     Ok(())
 }
@@ -132,16 +135,16 @@ fn a_device_that_moved_away_is_not_taken_for_its_successor() -> Result<()> {
     let bench = Bench::new("moved")?;
     let loaded = bench.load()?;
     let mut attacher = bench.attacher(Method::Tcx)?;
-    attacher.hook(&loaded, 70, Hook::L2)?;
+    attacher.hook(&loaded, 70, Hook::L2, false)?;
     let away = Netns::new(format!("shunt-attach-{}-away", std::process::id()))?;
     let path = away.path();
     let path = path.to_str().context("a path of ours")?;
     bench
         .netns
         .ip(&format!("link set d0 netns {path}\nlink add name d2 index 70 type veth peer name d3\n"))?;
-    assert!(!attacher.is_hooked(&loaded, 70, Hook::L2)?);
-    attacher.hook(&loaded, 70, Hook::L2)?;
-    assert!(attacher.is_hooked(&loaded, 70, Hook::L2)?);
+    assert!(!attacher.is_hooked(&loaded, 70, Hook::L2, false)?);
+    attacher.hook(&loaded, 70, Hook::L2, false)?;
+    assert!(attacher.is_hooked(&loaded, 70, Hook::L2, false)?);
     let left = away.enter(|| bpf::prog::query(70, bpf::link::AttachType::TcxIngress as u32))?;
     assert_eq!(left, [], "nothing of ours stays on the device that went");
     Ok(())
@@ -154,15 +157,15 @@ fn filters_are_replaced_beside_others() -> Result<()> {
     let ifindex = if_nametoindex("d0")?;
     let old = bench.load()?;
     let mut attacher = bench.attacher(Method::Clsact)?;
-    assert!(!attacher.is_hooked(&old, ifindex, Hook::L3)?, "no qdisc yet");
+    assert!(!attacher.is_hooked(&old, ifindex, Hook::L3, false)?, "no qdisc yet");
     attacher.unhook(ifindex)?;
-    attacher.hook(&old, ifindex, Hook::L3)?;
+    attacher.hook(&old, ifindex, Hook::L3, false)?;
     assert_eq!(bench.filters(ifindex)?, [program(&old, "ingress_l3")?, program(&old, "egress_l3")?]);
 
     let foreign = DropAll::load()?;
     foreign.attach_clsact(&bench.netns, "d0", foreign::Hook::Ingress, &bench.pins.root().join("foreign"))?;
     let new = bench.load()?;
-    attacher.hook(&new, ifindex, Hook::L2)?;
+    attacher.hook(&new, ifindex, Hook::L2, false)?;
     assert_eq!(bench.filters(ifindex)?, [program(&new, "ingress_l2")?, program(&new, "egress_l2")?]);
     let shown = bench.netns.run(&["tc", "filter", "show", "dev", "d0", "ingress"])?;
     assert_eq!(shown.matches("shunt_").count(), 1, "{shown}");
@@ -172,7 +175,7 @@ fn filters_are_replaced_beside_others() -> Result<()> {
     assert_eq!(bench.filters(ifindex)?, [None, None]);
     let shown = bench.netns.run(&["tc", "filter", "show", "dev", "d0", "ingress"])?;
     assert!(shown.contains("direct-action"), "the other's stays: {shown}");
-    let gone = attacher.hook(&new, 4711, Hook::L2).unwrap_err();
+    let gone = attacher.hook(&new, 4711, Hook::L2, false).unwrap_err();
     assert_eq!(gone.kind(), std::io::ErrorKind::NotFound, "{gone}");
     Ok(())
 }

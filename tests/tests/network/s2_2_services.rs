@@ -28,7 +28,7 @@ fn s2_1_the_service_proxy_name_label_hands_a_service_over_and_back() -> Result<(
             soon(&trio.pod(0), to, &ALL);
             soon(&trio.host(1), to, &ALL);
         }
-        trio.apply(&[labelled.clone()])?;
+        trio.apply(std::slice::from_ref(&labelled))?;
         for to in both(vip(10), 80) {
             soon_unserved(&trio.pod(0), to);
             soon_unserved(&trio.host(1), to);
@@ -44,7 +44,7 @@ fn s2_1_slices_with_the_headless_label_are_none_of_ours() -> Result<()> {
     let labelled = trio.service("web", vip(10)).slice_label("service.kubernetes.io/headless: \"\"");
     for _ in 0..2 {
         both(vip(10), 80).into_iter().for_each(|to| soon(&trio.pod(0), to, &ALL));
-        trio.apply(&[labelled.clone()])?;
+        trio.apply(std::slice::from_ref(&labelled))?;
         both(vip(10), 80).into_iter().for_each(|to| soon(&trio.pod(0), to, &[]));
         trio.apply(&[trio.service("web", vip(10))])?;
     }

@@ -90,7 +90,7 @@ fn s2_4_what_does_not_belong_is_ignored() -> Result<()> {
 fn s2_4_only_the_first_address_counts() -> Result<()> {
     let trio = Trio::start(Plan::default(), &[], |_| vec![])?;
     let part = of_web(&trio, &[0]);
-    let text = slices(&part, &[part.clone()], |_, text| {
+    let text = slices(&part, std::slice::from_ref(&part), |_, text| {
         BOTH.iter().fold(text, |text, family| {
             let (first, second) = (trio.servers[0].addr().of(*family), trio.servers[1].addr().of(*family));
             text.replace(&format!("[\"{first}\"]"), &format!("[\"{first}\", \"{second}\"]"))
