@@ -74,7 +74,8 @@ pub fn cleanup(bpffs: &Path, force: bool) -> Result<Report, CleanupError> {
     remove_filters(&ids, &mut report)?;
     sweep(&pins.links(), &mut report, |fd, _| match LinkInfo::of(fd.as_fd()) {
         Ok(info) if kind_of(fd) == Kind::Link => {
-            let known = matches!(info.link_type, TYPE_CGROUP | TYPE_TCX | TYPE_XDP) && is_ours(info.prog_id, &ids);
+            let known =
+                matches!(info.link_type, TYPE_CGROUP | TYPE_TCX | TYPE_XDP) && is_ours(info.prog_id, &ids);
             if known { link::detach(fd.as_fd()).or_else(already_gone).map(|()| true) } else { Ok(false) }
         }
         _ => Ok(false),

@@ -97,7 +97,8 @@ impl Lanes {
             };
             // What an XDP program sends on a veth without that is lost, and nobody is told.
             if link.kind == "veth" && transmits != Some(true) {
-                refused = Some("the peer of a veth must have GRO on, or an XDP program of its own".to_owned());
+                refused =
+                    Some("the peer of a veth must have GRO on, or an XDP program of its own".to_owned());
                 continue;
             }
             match xdp::attach(&self.pins, &mut self.netlink, program, ifindex, *mode) {

@@ -10,7 +10,9 @@ use std::{
 use ipnet::IpNet;
 
 use super::args::{DetectLocalArg, PolicyArgs, RoutingArg, RunArgs, SchedulerArg, SocketLbArg, XdpArg};
-use crate::config::{CompileConfig, Config, DetectLocal, MapSizes, NodePortAddresses, Scheduler, SocketLb, Xdp};
+use crate::config::{
+    CompileConfig, Config, DetectLocal, MapSizes, NodePortAddresses, Scheduler, SocketLb, Xdp,
+};
 
 /// Ports that kube-proxy's flags mean when an address has none.
 const HEALTHZ_PORT: u16 = 10256;

@@ -15,13 +15,7 @@ use std::{
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
-use super::{
-    DatapathError, clsact,
-    devices::select::Hook,
-    load::Loaded,
-    netlink::Socket,
-    pins::Pins,
-};
+use super::{DatapathError, clsact, devices::select::Hook, load::Loaded, netlink::Socket, pins::Pins};
 use crate::bpf::{
     self,
     link::{self, AttachType, LinkInfo},
@@ -146,13 +140,7 @@ impl Attacher {
     }
 
     /// Whether both programs of `loaded` are on the device.
-    pub fn is_hooked(
-        &mut self,
-        loaded: &Loaded,
-        ifindex: u32,
-        hook: Hook,
-        lane: bool,
-    ) -> io::Result<bool> {
+    pub fn is_hooked(&mut self, loaded: &Loaded, ifindex: u32, hook: Hook, lane: bool) -> io::Result<bool> {
         for direction in Direction::BOTH {
             let program = loaded.program(direction.program(hook, lane)).map_err(io::Error::other)?;
             let id = prog::ProgInfo::of(program)?.id;

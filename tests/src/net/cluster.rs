@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use super::{
-    Netns, Node, Place, Pod, cgroup, checksums, cni, netns,
+    Netns, Node, Place, Pod, cgroup, checksums, cni, lane, netns,
     plan::{BOTH, Between, Dual, OUTSIDE, Plan, PodNet, pod_addr},
     scratch::{self, Scratch},
     tun::Tunnel,
@@ -75,6 +75,12 @@ impl Cluster {
         }
         underlay.ip(&cables)?;
         outside.ip(&wiring::outside())?;
+        if plan.xdp.is_some() {
+            lane::wire(&underlay, "outside", &outside)?;
+            for (index, netns) in inside.iter().enumerate() {
+                lane::wire(&underlay, &format!("node-{}", index + 1), netns)?;
+            }
+        }
         let tunnel = (plan.between == Between::Tun).then(|| Tunnel::new(&inside)).transpose()?;
         let mut nodes = Vec::new();
         for (index, netns) in inside.into_iter().enumerate() {
@@ -91,7 +97,7 @@ impl Cluster {
             }
             let manifests = files.path().join(netns.name());
             fs::create_dir(&manifests)?;
-            nodes.push(Node::new(&id, index, netns, manifests)?);
+            nodes.push(Node::new(&id, index, netns, manifests, plan.xdp)?);
         }
         let outside = Place::inside(outside);
         let (pods, past_checksum_errors) = Default::default();

@@ -5,6 +5,7 @@ pub mod checksums;
 pub mod cluster;
 pub mod cni;
 pub mod foreign;
+pub mod lane;
 pub mod netns;
 pub mod node;
 pub mod place;
@@ -16,6 +17,7 @@ pub mod tun;
 mod wiring;
 
 pub use cluster::Cluster;
+pub use lane::Lane;
 pub use netns::Netns;
 pub use node::Node;
 pub use place::Place;

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use super::{
-    Netns, Place, Shunt,
+    Lane, Netns, Place, Shunt,
     cgroup::Cgroup,
     plan::{Dual, Family, node_addr},
     scratch::{BPFFS, Scratch},
@@ -33,6 +33,7 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 pub struct Node {
     index: usize,
     name: String,
+    xdp: Option<Lane>,
     shunt: Mutex<Option<Shunt>>,
     past_logs: Mutex<String>,
     servers: Mutex<Vec<Server>>,
@@ -45,13 +46,19 @@ pub struct Node {
 
 impl Node {
     /// `id` is unique on this machine; `manifests` exists already.
-    pub(super) fn new(id: &str, index: usize, netns: Arc<Netns>, manifests: PathBuf) -> Result<Self> {
+    pub(super) fn new(
+        id: &str,
+        index: usize,
+        netns: Arc<Netns>,
+        manifests: PathBuf,
+        xdp: Option<Lane>,
+    ) -> Result<Self> {
         let name = format!("node-{}", index + 1);
         let cgroup = Cgroup::new(&format!("{id}-{name}"))?;
         let place = Place::in_cgroup(netns.clone(), &cgroup)?;
         let bpffs = Scratch::new(Path::new(BPFFS).join(format!("{id}-{name}")))?;
         let (shunt, past_logs, servers) = Default::default();
-        Ok(Self { index, name, shunt, past_logs, servers, place, cgroup, bpffs, manifests, netns })
+        Ok(Self { index, name, xdp, shunt, past_logs, servers, place, cgroup, bpffs, manifests, netns })
     }
 
     pub fn index(&self) -> usize {
@@ -136,6 +143,9 @@ impl Node {
             ("--healthz-bind-address", &health),
         ] {
             args.extend([flag.to_owned(), value.to_owned()]);
+        }
+        if let Some(lane) = self.xdp.filter(|_| !more.contains(&"--xdp")) {
+            args.extend(["--xdp".to_owned(), lane.to_string()]);
         }
         args.extend(more.iter().map(|&arg| arg.to_owned()));
         *running = Some(Shunt::start(&self.netns, &self.cgroup, &args)?);

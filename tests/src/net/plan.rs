@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::Lane;
+
 /// How pods are connected to their node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PodNet {
@@ -32,6 +34,8 @@ pub struct Plan {
     pub between: Between,
     /// A CNI's rules on every node: see [`super::cni`].
     pub cni_rules: bool,
+    /// Outside traffic in XDP, over cables that are like wires; else as the environment says.
+    pub xdp: Option<Lane>,
     /// First part of every name: `PREFIX-PID-...`.
     pub prefix: &'static str,
     /// Namespaces get names that `ip netns` shows.
@@ -45,6 +49,7 @@ impl Default for Plan {
             pod_net: PodNet::default(),
             between: Between::default(),
             cni_rules: false,
+            xdp: Lane::of_environment(),
             prefix: "shunt-test",
             published: false,
         }
@@ -72,6 +77,10 @@ impl Plan {
     /// tunnels only.
     pub fn masquerades(&self) -> bool {
         self.cni_rules || self.between != Between::Routes
+    }
+
+    pub fn xdp(self, lane: Lane) -> Self {
+        Self { xdp: Some(lane), ..self }
     }
 
     pub fn with_cni_rules(self) -> Self {

@@ -33,7 +33,8 @@ pub const MACS: [[u8; 6]; 2] = [[2, 1, 1, 1, 1, 1], [2, 9, 9, 9, 9, 9]];
 /// For iproute2: addresses and routes of an uplink whose neighbours are known.
 pub(super) fn wiring() -> String {
     let mac = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
-    let mut lines = format!("link set uplink address {}\nlink set pod up\nlink set uplink up\n", mac(MACS[0]));
+    let mut lines =
+        format!("link set uplink address {}\nlink set pod up\nlink set uplink up\n", mac(MACS[0]));
     for (ip, bits) in [(Ip::V4, 32), (Ip::V6, 128)] {
         let own = addr(ip, UPLINK);
         lines += &format!("addr replace {own}/{bits} dev uplink{}\n", if ip.is_v4() { "" } else { " nodad" });

@@ -408,7 +408,11 @@ fn the_plain_case() {
     world.step(&Step::Slice { n: 1, endpoints: 0b110, ready: 0b010 });
     world.sync(None);
     let log = world.store.read(map::FRONTENDS).unwrap();
-    assert_eq!(log.len(), 2 + 2 + 2 + 2 + 3, "two ports at three addresses and the NodePort, and three pings");
+    assert_eq!(
+        log.len(),
+        2 + 2 + 2 + 2 + 3,
+        "two ports at three addresses and the NodePort, and three pings"
+    );
 }
 
 /// A Service goes, its ids are freed, it comes back under new ones, and the agent dies at each op of that

@@ -197,7 +197,10 @@ fn frames_that_are_not_plain_pass_as_they_came() -> Result<()> {
         let ask = ask.flagged(ACK);
         let mut strange = vec![
             ("the last hop", Packet { ttl: 1, ..ask.clone() }.bytes()),
-            ("to another machine's MAC", Packet { macs: [[2, 7, 7, 7, 7, 7], MACS[1]], ..ask.clone() }.bytes()),
+            (
+                "to another machine's MAC",
+                Packet { macs: [[2, 7, 7, 7, 7, 7], MACS[1]], ..ask.clone() }.bytes(),
+            ),
             ("cut short", {
                 let mut bytes = ask.bytes();
                 bytes.pop();
@@ -260,7 +263,8 @@ fn a_syn_takes_the_tuple_of_a_flow_that_is_over() -> Result<()> {
     for case in Case::ethernet(Transport::SYN) {
         let mut node = wired()?;
         let front = node_port(&mut node, case, FAR_POD, false, 0)?;
-        let (client, back, source) = (case.at(OUTSIDE, CLIENT), case.at(FAR_POD, 8080), case.at(UPLINK, CLIENT));
+        let (client, back, source) =
+            (case.at(OUTSIDE, CLIENT), case.at(FAR_POD, 8080), case.at(UPLINK, CLIENT));
         for round in 1..=10 {
             let ask = case.packet(client, front);
             let out = node.lane(&ask.bytes());
@@ -280,7 +284,8 @@ fn checksums_changed_in_place_are_those_of_a_packet_built_from_scratch() -> Resu
     for case in cases() {
         let mut node = wired()?;
         let front = node_port(&mut node, case, FAR_POD, false, 0)?;
-        let (client, back, source) = (case.at(OUTSIDE, CLIENT), case.at(FAR_POD, 8080), case.at(UPLINK, CLIENT));
+        let (client, back, source) =
+            (case.at(OUTSIDE, CLIENT), case.at(FAR_POD, 8080), case.at(UPLINK, CLIENT));
         let ask = case.packet(client, front);
         node.lane(&ask.bytes());
         let (mut random, mut left) = (0x2545_f491_4f6c_dd1d_u64, 0);
