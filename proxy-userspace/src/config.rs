@@ -23,6 +23,7 @@ pub struct Config {
     pub xdp: Xdp,
     pub compile: CompileConfig,
     pub sizes: MapSizes,
+    pub timeouts: Timeouts,
     pub healthz_bind_address: Option<SocketAddr>,
     pub metrics_bind_address: Option<SocketAddr>,
     /// Print sampled datapath decisions.
@@ -120,6 +121,40 @@ impl Default for MapSizes {
             services: 65_536,
             affinity: 65_536,
             source_ranges: 65_536,
+        }
+    }
+}
+
+/// Seconds a flow may be silent, by its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// TCP before the handshake is complete.
+    pub opening: u32,
+    pub established: u32,
+    /// One side has sent FIN. An hour, as kube-proxy sets it for CLOSE_WAIT: a client that has sent its
+    /// request and shut down its side may wait that long for the answer.
+    pub half_closed: u32,
+    /// Both sides have, or one has sent RST.
+    pub closed: u32,
+    /// Both sides have sent FIN, and the node's port stands for the client's: the backend remembers that port for a
+    /// minute (TIME_WAIT), and what is begun from it meanwhile costs a reset, and sometimes a second.
+    pub time_wait: u32,
+    /// Datagrams that nobody answered, or one question and its answer.
+    pub unreplied: u32,
+    /// Datagrams in both directions, for longer than a question and its answer.
+    pub assured: u32,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            opening: 60,
+            established: 24 * 3600,
+            half_closed: 3600,
+            closed: 10,
+            time_wait: 60,
+            unreplied: 30,
+            assured: 180,
         }
     }
 }

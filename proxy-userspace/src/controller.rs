@@ -46,6 +46,8 @@ pub struct SyncReport {
     pub removed: Vec<(u32, u32)>,
     /// A backend left a set that clients stay with: who stayed with it may choose anew, also when it comes back.
     pub left: bool,
+    /// UDP frontends have a backend that had none before.
+    pub udp_served: bool,
     /// After the first sync: flows of former times may belong to no Service any more;
     /// [`Controller::serves`] tells which.
     pub first: bool,
@@ -223,6 +225,7 @@ impl Controller {
         report.complete = true;
         report.removed = self.lowering.take_removed();
         report.left = self.lowering.take_left();
+        report.udp_served = self.lowering.take_served();
         report.problems.extend(self.lowering.take_fresh_conflicts());
         self.update_listeners(&mut report);
         for problem in &report.problems {

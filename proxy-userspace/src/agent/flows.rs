@@ -1,129 +1,135 @@
-//! When to look at CONNTRACK, and what to do with what is found: expired flows go, and the controller learns
-//! which ids nobody names any more.
+//! Flows and sockets after they began, on two threads of their own: the *collector* removes what has expired, the
+//! *leavers* thread moves datagrams whose backend left their Service.
+//!
+//! Both read large maps, which takes from milliseconds to a second; the agent's task must not wait for that, and a UDP
+//! flow that must move must not wait for the collector. They hold handles of their own on CONNTRACK and the SOCK_*
+//! maps and do nothing to them but look and delete; everything else they know they ask the agent's task, which alone
+//! knows what the ids mean ([`Report`]).
+
+mod collecting;
+mod leaving;
 
 use std::{
+    collections::HashSet,
     io,
-    os::fd::AsFd as _,
+    os::fd::OwnedFd,
+    sync::mpsc as sync_mpsc,
+    thread,
     time::{Duration, Instant},
 };
 
 use proxy_common::map;
+use tokio::sync::mpsc;
 
 use crate::{
-    bpf::prog,
-    controller::{Controller, InUse},
-    datapath::{
-        collector::{self, Clock, Timeouts},
-        load::Loaded,
-    },
+    bpf::map::RawMap,
+    config::{SocketLb, Timeouts},
+    controller::InUse,
+    datapath::{collector::leavers::Pair, load::Loaded},
 };
 
-/// Between two looks.
-const INTERVAL: Duration = Duration::from_secs(5);
-/// Between two looks at the least, when datagrams are to leave a backend.
-const HURRY: Duration = Duration::from_millis(50);
-/// A look may take up to one part in so many of the time...
-const SHARE: u32 = 20;
-/// ...and this while there is more to remove, or little room.
-const BUSY_SHARE: u32 = 4;
-/// Flows removed in one look: what is left waits for the next, so that devices and Services do not wait for it.
-const MOST: usize = 16_384;
+/// How long a thread waits for the agent's task, which may be writing all maps anew.
+const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The collector's timetable.
+/// What the threads tell or ask the agent's task.
+#[derive(Debug)]
+pub enum Report {
+    /// Which of these pairs have come apart? They are taken from the maps.
+    Ask { pairs: HashSet<Pair>, answer: sync_mpsc::SyncSender<HashSet<Pair>> },
+    /// The ids that flows name, as read since `began`.
+    Looked { began: Instant, in_use: InUse },
+}
+
+/// What the leavers thread is told.
+#[derive(Debug)]
+enum Order {
+    /// These came apart.
+    Left(Vec<Pair>),
+    /// Any may have: the agent was away.
+    Any,
+    /// UDP frontends can be served that could not be before.
+    Served,
+}
+
+/// Both threads, as the agent sees them. They end when this is dropped.
 #[derive(Debug)]
 pub struct Flows {
-    hz: u32,
-    timeouts: Timeouts,
-    due: Instant,
-    last_end: Instant,
-    last_took: Duration,
+    orders: sync_mpsc::Sender<Order>,
+    _alive: sync_mpsc::Sender<()>,
+    reports: mpsc::UnboundedReceiver<Report>,
+}
+
+/// What a thread needs: handles of its own.
+#[derive(Debug)]
+struct Maps {
+    conntrack: RawMap,
+    sock_backend: RawMap,
+    sock_revnat: RawMap,
+    frontends: RawMap,
+    /// The program that tells the clock of the maps.
+    clock: OwnedFd,
+    reports: mpsc::UnboundedSender<Report>,
+}
+
+impl Maps {
+    fn of(loaded: &Loaded, reports: &mpsc::UnboundedSender<Report>) -> io::Result<Self> {
+        let open = |name| loaded.store.map(name).map_err(io::Error::other)?.try_clone();
+        Ok(Self {
+            conntrack: open(map::CONNTRACK)?,
+            sock_backend: open(map::SOCK_BACKEND)?,
+            sock_revnat: open(map::SOCK_REVNAT)?,
+            frontends: open(map::FRONTENDS)?,
+            clock: loaded.program("clock").map_err(io::Error::other)?.try_clone_to_owned()?,
+            reports: reports.clone(),
+        })
+    }
+
+    /// Which of `pairs` have come apart. Nothing, when the agent does not answer: it is going down.
+    fn ask(&self, pairs: HashSet<Pair>) -> HashSet<Pair> {
+        if pairs.is_empty() {
+            return pairs;
+        }
+        let (answer, answers) = sync_mpsc::sync_channel(1);
+        let asked = self.reports.send(Report::Ask { pairs, answer });
+        asked.ok().and_then(|()| answers.recv_timeout(PATIENCE).ok()).unwrap_or_default()
+    }
 }
 
 impl Flows {
-    pub fn new(hz: u32) -> Self {
-        let now = Instant::now();
-        Self {
-            hz,
-            timeouts: Timeouts::default(),
-            due: now + INTERVAL,
-            last_end: now,
-            last_took: Duration::ZERO,
+    /// Starts both threads. The first thing the leavers thread does is to look at everything.
+    pub fn start(loaded: &Loaded, timeouts: Timeouts, hz: u32, sockets: SocketLb) -> io::Result<Self> {
+        let (reporter, reports) = mpsc::unbounded_channel();
+        let (orders, ordered) = sync_mpsc::channel();
+        let (alive, is_alive) = sync_mpsc::channel();
+        let maps = Maps::of(loaded, &reporter)?;
+        let spawn = |name: &str| thread::Builder::new().name(name.into());
+        spawn("collector").spawn(move || collecting::run(&maps, timeouts, hz, &is_alive))?;
+        let maps = Maps::of(loaded, &reporter)?;
+        spawn("leavers").spawn(move || leaving::run(&maps, sockets, &ordered))?;
+        let flows = Self { orders, _alive: alive, reports };
+        flows.order(Order::Any);
+        Ok(flows)
+    }
+
+    /// What a thread tells or asks; `None` when they have ended, which they do not by themselves.
+    pub async fn report(&mut self) -> Option<Report> {
+        self.reports.recv().await
+    }
+
+    /// Datagrams of these pairs are to move.
+    pub fn left(&self, pairs: Vec<Pair>) {
+        if !pairs.is_empty() {
+            self.order(Order::Left(pairs));
         }
     }
 
-    /// When to look next.
-    pub fn due(&self) -> Option<Instant> {
-        Some(self.due)
+    /// UDP frontends can be served that could not be before.
+    pub fn served(&self) {
+        self.order(Order::Served);
     }
 
-    /// Datagrams are to leave a backend: look now, or as soon as the last look's cost allows.
-    pub fn hurry(&mut self) {
-        self.due = self.due.min(self.last_end + HURRY.max(self.last_took * BUSY_SHARE));
+    fn order(&self, order: Order) {
+        // A thread that has ended is noticed by `report`.
+        let _ended = self.orders.send(order);
     }
-
-    /// Removes expired flows and tells the controller which ids are still named. Whether ids were freed,
-    /// so that a sync has something to delete.
-    pub fn collect(&mut self, loaded: &mut Loaded, controller: &mut Controller) -> io::Result<bool> {
-        let began = Instant::now();
-        let result = self.look(began, loaded, controller);
-        self.last_end = Instant::now();
-        self.last_took = self.last_end.duration_since(began);
-        let (least, share) = match &result {
-            Ok(looked) if looked.has_more => (HURRY, BUSY_SHARE),
-            Ok(looked) if looked.is_crowded => (INTERVAL, BUSY_SHARE),
-            _ => (INTERVAL, SHARE),
-        };
-        self.due = self.last_end + least.max(self.last_took * share);
-        result.map(|looked| looked.freed)
-    }
-
-    fn look(&self, began: Instant, loaded: &mut Loaded, controller: &mut Controller) -> io::Result<Looked> {
-        let conntrack = loaded.store.map(map::CONNTRACK).map_err(io::Error::other)?;
-        let dump = collector::dump(conntrack)?;
-        let clock = Clock { now: jiffies(loaded)?, hz: self.hz };
-        let serves = |service, backend| controller.serves(service, backend);
-        let max = conntrack.info().max_entries as usize;
-        let timeouts = self.timeouts.with_room(dump.len(), max);
-        let found = collector::collect(&dump, clock, &timeouts, serves);
-        let now = &found.dead[..found.dead.len().min(MOST)];
-        let removed = collector::remove(conntrack, now)?;
-        let has_more = now.len() < found.dead.len();
-        let is_crowded = dump.len() > max / 4 * 3;
-        if removed > 0 {
-            tracing::debug!(
-                removed,
-                entries = found.entries,
-                took = ?began.elapsed(),
-                "expired flows removed"
-            );
-        }
-        if !controller.has_retired() {
-            return Ok(Looked { freed: false, has_more, is_crowded });
-        }
-        let mut in_use = InUse { services: found.services, backends: found.backends };
-        // What could not be deleted this time still names its ids.
-        for (_, entry) in found.dead.iter().flat_map(|flow| &flow.halves) {
-            in_use.services.insert(entry.service);
-            in_use.backends.insert(entry.backend);
-        }
-        controller.release(began, &in_use);
-        Ok(Looked { freed: true, has_more, is_crowded })
-    }
-}
-
-/// What a look came to.
-struct Looked {
-    /// The controller was told which ids are still named: a sync may have something to delete.
-    freed: bool,
-    /// There is more to remove.
-    has_more: bool,
-    /// Little room is left.
-    is_crowded: bool,
-}
-
-/// The kernel's jiffies, low 32 bits, as the programs see them.
-fn jiffies(loaded: &Loaded) -> io::Result<u32> {
-    let clock = loaded.program("clock").map_err(io::Error::other)?;
-    // A classifier's test packet must hold an Ethernet header.
-    prog::test_run(clock.as_fd(), &[0; 64])
 }

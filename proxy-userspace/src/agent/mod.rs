@@ -1,7 +1,7 @@
 //! `shunt run`: joins the sources, the controller, the devices and the kernel, and keeps them in step.
 //!
-//! One task owns every map handle and does one thing after the other: take events, sync, hook devices,
-//! collect flows, repair. At start nothing is attached before the maps are complete; at exit programs, links
+//! One task writes the maps and does one thing after the other: take events, sync, hook devices, repair. What takes
+//! long and only deletes (expired flows, datagrams that must move) is done by two threads beside it ([`flows`]). At start nothing is attached before the maps are complete; at exit programs, links
 //! and maps stay, and the node keeps forwarding.
 
 mod flows;
@@ -26,7 +26,7 @@ use tokio::{
 };
 
 use self::{
-    flows::Flows,
+    flows::{Flows, Report},
     hooks::{DeviceHooks, EventError, Outcome},
 };
 use crate::{
@@ -76,6 +76,8 @@ pub enum AgentError {
     Devices(#[from] EventError),
     #[error("the source of Services and endpoints has ended")]
     SourceEnded,
+    #[error("the threads that collect flows have ended")]
+    FlowsEnded,
     #[error("{action}: {source}")]
     Io { action: &'static str, source: io::Error },
 }
@@ -143,7 +145,9 @@ struct Agent {
     devices: DeviceHooks,
     device_events: AsyncFd<OwnedFd>,
     events: mpsc::Receiver<Vec<Event>>,
-    flows: Flows,
+    /// Once attached.
+    flows: Option<Flows>,
+    hz: u32,
     health: Arc<Health>,
     /// To the task that keeps the listeners of healthCheckNodePorts.
     listeners: watch::Sender<Listeners>,
@@ -203,7 +207,8 @@ impl Agent {
         let state =
             AgentState { started: unix_now(), pid: std::process::id(), ..bytemuck::Zeroable::zeroed() };
         let mut agent = Self {
-            flows: Flows::new(globals.hz),
+            flows: None,
+            hz: globals.hz,
             config,
             pins,
             _lock: lock,
@@ -250,7 +255,10 @@ impl Agent {
                     let outcome = self.devices.retry(&mut self.loaded).map_err(EventError::Map);
                     self.after_devices(outcome);
                 }
-                () = wait_for(self.flows.due()), if self.is_attached => self.collect(),
+                report = next_report(&mut self.flows) => {
+                    let Some(report) = report else { return Err(AgentError::FlowsEnded) };
+                    self.on_flows(report);
+                }
                 _ = heartbeat.tick() => self.beat(),
                 () = wait_for(Some(self.repair_at)), if self.is_attached => self.repair(),
             }
@@ -330,8 +338,14 @@ impl Agent {
         self.state.last_sync = unix_now();
         self.state.services = self.controller.service_count() as u32;
         self.beat();
-        if report.first || !report.removed.is_empty() {
-            self.flows.hurry();
+        match &self.flows {
+            Some(flows) => {
+                flows.left(report.removed);
+                if report.udp_served {
+                    flows.served();
+                }
+            }
+            None => self.start_flows()?,
         }
         if let Some(after) = report.retry_in {
             self.sync_at = Some(self.last_sync + after);
@@ -357,6 +371,13 @@ impl Agent {
         Ok(())
     }
 
+    /// What happened to flows and sockets while no agent was there is looked at first.
+    fn start_flows(&mut self) -> Result<(), AgentError> {
+        let flows = Flows::start(&self.loaded, self.config.timeouts, self.hz, self.config.socket_lb);
+        self.flows = Some(flows.map_err(io_error("starting to collect flows"))?);
+        Ok(())
+    }
+
     fn attach_sockets(&self) -> Result<(), AgentError> {
         match self.config.socket_lb {
             SocketLb::Off => {
@@ -368,12 +389,21 @@ impl Agent {
         }
     }
 
-    fn collect(&mut self) {
-        let result = self.flows.collect(&mut self.loaded, &mut self.controller);
-        match result {
-            Ok(true) if self.sync_at.is_none() => self.sync_at = Some(self.last_sync + MIN_SYNC_INTERVAL),
-            Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "collecting expired flows failed"),
+    /// Answers what only this task knows: what the ids mean.
+    fn on_flows(&mut self, report: Report) {
+        match report {
+            Report::Ask { mut pairs, answer } => {
+                pairs.retain(|(service, backend)| !self.controller.serves(*service, *backend));
+                // The thread has lost patience: it asks again with its next look.
+                let _late = answer.send(pairs);
+            }
+            Report::Looked { began, in_use } => {
+                if !self.controller.has_retired() {
+                    return;
+                }
+                self.controller.release(began, &in_use);
+                self.sync_at.get_or_insert(self.last_sync + MIN_SYNC_INTERVAL);
+            }
         }
     }
 
@@ -458,6 +488,14 @@ async fn listen(config: &Config, health: &Arc<Health>, pins: &Pins) {
         if let Some(addr) = addr {
             health::keep_listening(addr, what, page).await;
         }
+    }
+}
+
+/// For ever while nothing is attached.
+async fn next_report(flows: &mut Option<Flows>) -> Option<Report> {
+    match flows {
+        Some(flows) => flows.report().await,
+        None => std::future::pending().await,
     }
 }
 

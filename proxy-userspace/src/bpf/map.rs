@@ -113,6 +113,11 @@ impl RawMap {
         Self::new(obj_get(path)?)
     }
 
+    /// A handle of its own on the same map, for another thread.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Self::new(self.fd.try_clone()?)
+    }
+
     pub fn info(&self) -> &MapInfo {
         &self.info
     }

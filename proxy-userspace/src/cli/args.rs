@@ -251,6 +251,35 @@ pub struct RunArgs {
     pub trace: bool,
     #[command(flatten)]
     pub sizes: SizeArgs,
+    #[command(flatten)]
+    pub timeouts: TimeoutArgs,
+}
+
+/// How long a flow is remembered after its last packet. Durations as kube-proxy's flags take them; 0 is the default.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Time-outs of flows (5s, 10m, 1h30m; 0 is the default)")]
+pub struct TimeoutArgs {
+    /// An established TCP connection
+    #[arg(long, value_name = "DURATION", default_value = "24h")]
+    pub conntrack_tcp_timeout_established: String,
+    /// A TCP connection that one side has ended
+    #[arg(long, value_name = "DURATION", default_value = "1h")]
+    pub conntrack_tcp_timeout_close_wait: String,
+    /// A TCP connection whose handshake is not complete
+    #[arg(long, value_name = "DURATION", default_value = "60s")]
+    pub conntrack_tcp_timeout_syn: String,
+    /// A TCP connection that is over, or reset
+    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    pub conntrack_tcp_timeout_closed: String,
+    /// A TCP connection that is over, where a port of the node stands for the client's
+    #[arg(long, value_name = "DURATION", default_value = "60s")]
+    pub conntrack_tcp_timeout_time_wait: String,
+    /// Datagrams without an answer, or a question and its answer
+    #[arg(long, value_name = "DURATION", default_value = "30s")]
+    pub conntrack_udp_timeout: String,
+    /// Datagrams to and fro
+    #[arg(long, value_name = "DURATION", default_value = "3m")]
+    pub conntrack_udp_timeout_stream: String,
 }
 
 /// Entries of the maps, fixed when they are first made.

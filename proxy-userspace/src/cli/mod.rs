@@ -3,6 +3,7 @@
 
 pub mod args;
 pub mod compile;
+mod durations;
 mod failure;
 mod output;
 mod resolve;

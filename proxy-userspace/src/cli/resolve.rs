@@ -9,7 +9,10 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::args::{DetectLocalArg, PolicyArgs, RoutingArg, RunArgs, SchedulerArg, SocketLbArg, XdpArg};
+use super::{
+    args::{DetectLocalArg, PolicyArgs, RoutingArg, RunArgs, SchedulerArg, SocketLbArg, XdpArg},
+    durations,
+};
 use crate::config::{
     CompileConfig, Config, DetectLocal, MapSizes, NodePortAddresses, Scheduler, SocketLb, Xdp,
 };
@@ -159,6 +162,7 @@ pub fn run_config(args: &RunArgs, bpffs: &Path, around: &Surroundings) -> Result
             affinity: sizes.affinity_max,
             source_ranges: sizes.source_ranges_max,
         },
+        timeouts: durations::timeouts(&args.timeouts)?,
         healthz_bind_address: address("--healthz-bind-address", &args.healthz_bind_address, HEALTHZ_PORT)?,
         metrics_bind_address: address("--metrics-bind-address", &args.metrics_bind_address, METRICS_PORT)?,
         trace: args.trace,
@@ -273,7 +277,10 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
-    use crate::cli::args::{Cli, Command};
+    use crate::{
+        cli::args::{Cli, Command},
+        config::Timeouts,
+    };
 
     fn around() -> Surroundings {
         Surroundings { node_name: None, hostname: "Node-1".into(), cgroup2: Some("/cg".into()) }
@@ -293,6 +300,7 @@ mod tests {
         assert_eq!(config.cgroup, Path::new("/cg"));
         assert_eq!(config.bpffs, Path::new("/sys/fs/bpf/shunt"));
         assert_eq!(config.sizes, MapSizes::default());
+        assert_eq!(config.timeouts, Timeouts::default());
         assert_eq!(config.compile, CompileConfig::default());
         assert_eq!(config.socket_lb, SocketLb::Host);
         assert_eq!(config.xdp, Xdp::Off);
@@ -304,7 +312,9 @@ mod tests {
         let line = "--manifests / --node-name n2 --device eth* --device veth* --exclude-device eth9 --cgroup /c --bpffs /b \
             --socket-lb all --scheduler random --cluster-cidr 172.20.0.0/16,fd00::/64 --masquerade-all \
             --nodeport-addresses 192.168.8.0/24,fd08::/64 --healthz-bind-address [::]:1 --metrics-bind-address= \
-            --xdp native --conntrack-max 4096 --trace";
+            --xdp native --conntrack-max 4096 --conntrack-tcp-timeout-established 2h --conntrack-tcp-timeout-close-wait 30m \
+            --conntrack-tcp-timeout-syn 20s --conntrack-tcp-timeout-closed 5s --conntrack-tcp-timeout-time-wait 45s \
+            --conntrack-udp-timeout 15s --conntrack-udp-timeout-stream 2m --trace";
         let config = config(&line.split_whitespace().collect::<Vec<_>>()).unwrap();
         assert_eq!(config.node_name, "n2");
         assert_eq!(config.devices, ["eth*", "veth*"]);
@@ -321,6 +331,16 @@ mod tests {
         assert_eq!(config.healthz_bind_address, "[::]:1".parse().ok());
         assert_eq!(config.metrics_bind_address, None);
         assert_eq!(config.sizes.conntrack, 4096);
+        let timeouts = Timeouts {
+            established: 7200,
+            half_closed: 1800,
+            opening: 20,
+            closed: 5,
+            time_wait: 45,
+            unreplied: 15,
+            assured: 120,
+        };
+        assert_eq!(config.timeouts, timeouts);
     }
 
     #[test]
@@ -338,6 +358,9 @@ mod tests {
             ("--manifests / --detect-local-mode BridgeInterface", "needs --pod-bridge-interface"),
             ("--manifests / --nodeport-addresses primary,10.0.0.0/8", "stands alone"),
             ("--manifests / --device a/b", "--device"),
+            ("--manifests / --conntrack-udp-timeout soon", "\"soon\" is not a duration"),
+            ("--manifests / --conntrack-tcp-timeout-syn 200h", "--conntrack-tcp-timeout-syn"),
+            ("--manifests / --conntrack-udp-timeout 5m", "at least as long as --conntrack-udp-timeout"),
             ("--manifests / --healthz-bind-address here", "--healthz-bind-address"),
         ] {
             let error = config(&line.split_whitespace().collect::<Vec<_>>()).unwrap_err().to_string();

@@ -10,6 +10,7 @@ pub mod layout;
 pub mod load;
 pub mod netlink;
 pub mod pins;
+pub mod sock_diag;
 pub mod xdp;
 
 use std::{

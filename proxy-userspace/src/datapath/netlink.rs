@@ -142,6 +142,11 @@ impl Socket {
         Self::of(SockProtocol::NetlinkGeneric)
     }
 
+    /// For the sockets of this network namespace.
+    pub fn open_sock_diag() -> io::Result<Self> {
+        Self::of(SockProtocol::NetlinkSockDiag)
+    }
+
     fn of(protocol: SockProtocol) -> io::Result<Self> {
         let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
         setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(5))?;

@@ -73,6 +73,8 @@ pub struct Lowering {
     removed: Vec<(u32, u32)>,
     /// A backend left a set that clients stay with.
     left: bool,
+    /// A UDP port has a backend that had none.
+    served: bool,
     /// Something was freed since the last look.
     made_room: bool,
 }
@@ -110,6 +112,7 @@ impl Lowering {
             aging: VecDeque::new(),
             removed: Vec::new(),
             left: false,
+            served: false,
             made_room: false,
         }
     }
@@ -157,6 +160,7 @@ impl Lowering {
                 Some(self.install(compiled, &ranges)?)
             }
         };
+        self.served |= installed.as_ref().is_some_and(|new| serves_more(self.services.get(key), new));
         let (ids, frontends) = match &installed {
             None => (HashSet::new(), HashSet::new()),
             Some(new) => (new.ids.iter().copied().collect(), frontend_keys(&new.compiled).collect()),
@@ -434,6 +438,11 @@ impl Lowering {
         self.port(service).map(|port| port.affinity_seconds)
     }
 
+    /// Whether a UDP port has a backend that had none, since the last call.
+    pub fn take_served(&mut self) -> bool {
+        std::mem::take(&mut self.served)
+    }
+
     /// Whether UDP flows of this service id to this backend id may live on.
     pub fn serves(&self, service: u32, backend: u32) -> bool {
         let Some(backend) = self.tables.backends.get(&backend) else { return false };
@@ -479,6 +488,22 @@ impl Lowering {
             _ => None,
         }
     }
+}
+
+/// Whether a UDP port of `new` has a backend, in a set that was empty or through a frontend that was not there.
+fn serves_more(old: Option<&Installed>, new: &Installed) -> bool {
+    let udp = |port: &&CompiledPort| port.protocol == Protocol::Udp && !port.backends.is_empty();
+    new.compiled.ports.iter().zip(&new.ids).filter(|(port, _)| udp(port)).any(|(port, id)| {
+        let old = old.and_then(|old| {
+            let i = old.ids.iter().position(|other| other == id)?;
+            old.compiled.ports.get(i)
+        });
+        old.is_none_or(|old| {
+            old.cluster.is_empty() && !port.cluster.is_empty()
+                || old.local.is_empty() && !port.local.is_empty()
+                || old.frontends != port.frontends
+        })
+    })
 }
 
 fn port_key(service: &ServiceKey, port: &CompiledPort) -> PortKey {

@@ -22,6 +22,7 @@ mod options;
 mod ping;
 mod refusal;
 mod restart;
+mod s2_11_udp;
 mod s2_13_restart;
 mod s2_2_services;
 mod s2_3_service_ports;

@@ -1,7 +1,11 @@
 //! The conntrack collector: which flows have expired, and their removal from CONNTRACK.
 //!
 //! [`collect`] is pure: a dump and the time in, keys to delete and ids still named out. [`remove`] carries
-//! it out. The agent calls both, every few seconds and after each sync that took a UDP backend away.
+//! it out. The agent's collector thread calls both every few seconds; datagrams that are to leave their backend at
+//! once are [`leavers`]' business.
+
+pub mod leavers;
+mod timeouts;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -9,82 +13,12 @@ use std::{
 };
 
 use bytemuck::{bytes_of, pod_read_unaligned};
-use proxy_common::{CtEntry, CtKey, Proto, tcp};
+use proxy_common::{CtEntry, CtKey};
 
-use crate::bpf::map::{PartialWrite, RawMap};
-
-/// Seconds a flow may be silent, by its state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timeouts {
-    /// TCP before the handshake is complete.
-    pub opening: u32,
-    pub established: u32,
-    /// One side has sent FIN. An hour, as kube-proxy sets it for CLOSE_WAIT: a client that has sent its
-    /// request and shut down its side may wait that long for the answer.
-    pub half_closed: u32,
-    /// Both sides have, or one has sent RST.
-    pub closed: u32,
-    /// Both sides have sent FIN, and the node's port stands for the client's: the backend remembers that port for a
-    /// minute (TIME_WAIT), and what is begun from it meanwhile costs a reset, and sometimes a second.
-    pub time_wait: u32,
-    /// Datagrams that nobody answered, or one question and its answer.
-    pub unreplied: u32,
-    /// Datagrams in both directions, for longer than [`STREAM`].
-    pub assured: u32,
-}
-
-/// Datagrams that go to and fro for this many seconds are a stream. A question and its answer are not (as for the
-/// kernel's own conntrack): a busy resolver would fill CONNTRACK with flows that are over.
-const STREAM: u32 = 2;
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self {
-            opening: 60,
-            established: 6 * 3600,
-            half_closed: 3600,
-            closed: 10,
-            time_wait: 60,
-            unreplied: 30,
-            assured: 180,
-        }
-    }
-}
-
-impl Timeouts {
-    /// These, shortened where the room runs out: flows that are over go early, then those that may never begin, so
-    /// that a flood of SYNs does not keep new flows out for a minute.
-    pub fn with_room(self, entries: usize, max: usize) -> Self {
-        let mut timeouts = self;
-        if entries > max / 2 {
-            timeouts.time_wait = self.time_wait.min(self.closed);
-        }
-        if entries > max / 4 * 3 {
-            timeouts.opening = self.opening.min(10);
-            timeouts.closed = self.closed.min(3);
-            timeouts.time_wait = timeouts.closed;
-            timeouts.unreplied = self.unreplied.min(10);
-            timeouts.assured = self.assured.min(60);
-        }
-        timeouts
-    }
-
-    /// For a flow whose last packet came `lasted` seconds after its first.
-    fn of(&self, state: u64, proto: u8, is_masqueraded: bool, lasted: u32) -> u32 {
-        let replied = state & tcp::REPLIED != 0;
-        match proto {
-            Proto::TCP if is_masqueraded && tcp::is_closed(state) && state & tcp::RESET == 0 => {
-                self.time_wait
-            }
-            Proto::TCP if tcp::is_closed(state) => self.closed,
-            Proto::TCP if state & tcp::CONFIRMED == 0 => self.opening,
-            Proto::TCP if state & (tcp::FIN_CLIENT | tcp::FIN_BACKEND) != 0 => self.half_closed,
-            Proto::TCP => self.established,
-            _ if replied && lasted >= STREAM => self.assured,
-            _ => self.unreplied,
-        }
-    }
-}
+use crate::{
+    bpf::map::{PartialWrite, RawMap},
+    config::Timeouts,
+};
 
 /// The clock of the maps: low 32 bits of the kernel's jiffies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +51,9 @@ pub struct Dead {
     pub may_revive: bool,
 }
 
+/// CONNTRACK as it was read.
+pub type Dump = HashMap<CtKey, CtEntry>;
+
 /// What a look at CONNTRACK found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
@@ -131,7 +68,7 @@ pub struct Collected {
 /// Decides for every flow of `dump` whether it lives. `serves(service, backend)` tells whether datagrams of
 /// a Service may still go to a backend; TCP flows outlive their endpoint.
 pub fn collect(
-    dump: &HashMap<CtKey, CtEntry>,
+    dump: &Dump,
     clock: Clock,
     timeouts: &Timeouts,
     serves: impl Fn(u32, u32) -> bool,
@@ -153,12 +90,8 @@ pub fn collect(
         let (state, is_masqueraded) = (entry.state | reply.state, entry.has(CtEntry::MASQUERADED));
         let lasted = age.saturating_sub(silent);
         let expired = silent >= timeouts.of(state, key.proto, is_masqueraded, lasted);
-        let forsaken =
-            key.proto != Proto::TCP && entry.has(CtEntry::SERVICE) && !serves(entry.service, entry.backend);
-        if forsaken && !expired {
-            // The next datagram begins anew. An answer that is on its way still finds its way back: the other halves
-            // go when they have been silent for a while.
-            found.dead.push(Dead { halves: vec![(*key, *entry)], may_revive: false });
+        if !expired && leavers::is_leaver(key, entry) && !serves(entry.service, entry.backend) {
+            found.dead.push(leavers::forsaken(key, entry));
         } else if expired {
             found.dead.push(Dead { halves, may_revive: true });
         } else {
@@ -178,16 +111,12 @@ pub fn collect(
 }
 
 /// The entry at `key`, if it is the half we mean and not one of another flow that took the tuple over.
-fn own(
-    dump: &HashMap<CtKey, CtEntry>,
-    key: CtKey,
-    is_ours: impl Fn(&CtKey, &CtEntry) -> bool,
-) -> Option<(CtKey, &CtEntry)> {
+fn own(dump: &Dump, key: CtKey, is_ours: impl Fn(&CtKey, &CtEntry) -> bool) -> Option<(CtKey, &CtEntry)> {
     dump.get(&key).filter(|entry| is_ours(&key, entry)).map(|entry| (key, entry))
 }
 
 /// The masquerade and unmasquerade halves of a flow, those that are there.
-fn source_halves(dump: &HashMap<CtKey, CtEntry>, request: &CtKey, entry: &CtEntry) -> Vec<(CtKey, CtEntry)> {
+fn source_halves(dump: &Dump, request: &CtKey, entry: &CtEntry) -> Vec<(CtKey, CtEntry)> {
     let mut halves = Vec::with_capacity(4);
     if !entry.has(CtEntry::MASQUERADED) {
         return halves;
@@ -206,7 +135,7 @@ fn source_halves(dump: &HashMap<CtKey, CtEntry>, request: &CtKey, entry: &CtEntr
 }
 
 /// Everything in CONNTRACK.
-pub fn dump(conntrack: &RawMap) -> io::Result<HashMap<CtKey, CtEntry>> {
+pub fn dump(conntrack: &RawMap) -> io::Result<Dump> {
     let mut found = HashMap::new();
     conntrack.for_each(|key, value| {
         found.insert(pod_read_unaligned(key), pod_read_unaligned(value));
@@ -256,7 +185,7 @@ mod tests {
 
     use bytemuck::Zeroable as _;
     use proptest::prelude::*;
-    use proxy_common::{Addr, Half, Port};
+    use proxy_common::{Addr, Half, Port, Proto, tcp};
 
     use super::*;
 
@@ -340,7 +269,7 @@ mod tests {
         let cases = [
             (Proto::TCP, tcp::OPENED, 60),
             (Proto::TCP, tcp::OPENED | tcp::REPLIED, 60),
-            (Proto::TCP, OPEN, 6 * 3600),
+            (Proto::TCP, OPEN, 24 * 3600),
             (Proto::TCP, OPEN | tcp::FIN_CLIENT, 3600),
             (Proto::TCP, OPEN | tcp::FIN_BACKEND, 3600),
             (Proto::TCP, OPEN | tcp::FIN_CLIENT | tcp::FIN_BACKEND, 10),
@@ -377,19 +306,6 @@ mod tests {
             assert_eq!(look(&flow, (seconds - 1) * HZ, true).dead, [], "{state:#x}");
             assert_eq!(look(&flow, seconds * HZ, true).dead.len(), 1, "{state:#x}");
         }
-    }
-
-    #[test]
-    fn a_full_table_shortens_what_is_over_and_what_has_not_begun() {
-        let usual = Timeouts::default();
-        assert_eq!(usual.with_room(500, 1000), usual);
-        let half = Timeouts { time_wait: usual.closed, ..usual };
-        assert_eq!(usual.with_room(501, 1000), half);
-        let full = usual.with_room(751, 1000);
-        assert!(
-            full.opening < usual.opening && full.unreplied < usual.unreplied && full.closed < usual.closed
-        );
-        assert_eq!((full.established, full.half_closed), (usual.established, usual.half_closed));
     }
 
     #[test]

@@ -1,0 +1,178 @@
+//! Connected UDP sockets that lead nowhere any more are closed (SOCK_DESTROY of sock_diag(7)): their owner gets
+//! ECONNABORTED and connects anew, where it would otherwise wait for a server that is gone. What the kernel translated
+//! at connect() it never looks at again, so there is no other way to tell.
+//!
+//! Which sockets these are is the caller's business (the agent's leavers thread). TCP sockets are never touched.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt as _,
+};
+
+use nix::sched::{CloneFlags, setns};
+use proxy_common::{Addr, Port, Proto};
+
+use super::netlink::{Message, Request, Socket, read_u32};
+
+/// Message types of sock_diag (uapi/linux/sock_diag.h).
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
+
+/// A connected UDP socket has TCP's state of that name.
+const ESTABLISHED: u32 = 1;
+
+/// `struct inet_diag_sockid`: ports, addresses, device, cookie; what names a socket in a request.
+const ID: usize = 48;
+/// Where it stands in `struct inet_diag_msg`.
+const ID_AT: usize = 4;
+
+/// A connected UDP socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connected {
+    family: u8,
+    id: [u8; ID],
+    pub cookie: u64,
+    pub peer: Addr,
+    pub port: Port,
+}
+
+/// A network namespace's sockets.
+#[derive(Debug)]
+pub struct SockDiag {
+    netlink: Socket,
+}
+
+impl SockDiag {
+    /// Of the calling thread's namespace.
+    pub fn open() -> io::Result<Self> {
+        Ok(Self { netlink: Socket::open_sock_diag()? })
+    }
+
+    /// All connected UDP sockets, v4-mapped ones among IPv6's.
+    pub fn connected_udp(&mut self) -> io::Result<Vec<Connected>> {
+        let mut found = Vec::new();
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            let mut here = Vec::new();
+            let body = request(family as u8, &[0; ID]);
+            self.netlink.dump(SOCK_DIAG_BY_FAMILY, &body, |message| here.extend(read(&message)))?;
+            found.append(&mut here);
+        }
+        Ok(found)
+    }
+
+    /// Closes the socket. `false`: it is gone already.
+    pub fn destroy(&mut self, socket: &Connected) -> io::Result<bool> {
+        let request = Request::new(SOCK_DESTROY, 0, &request(socket.family, &socket.id));
+        match self.netlink.request(request) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether this kernel can (CONFIG_INET_DIAG_DESTROY): asked for a socket that does not exist.
+    pub fn can_destroy(&mut self) -> io::Result<()> {
+        let mut id = [0; ID];
+        // Cookies count up from 1: nobody has this one.
+        id[ID - 8..].fill(0xfe);
+        let nobody = Connected {
+            family: libc::AF_INET as u8,
+            id,
+            cookie: 0,
+            peer: Addr::UNSPECIFIED_V4,
+            port: Port::ZERO,
+        };
+        // Without UDP's part of sock_diag the dump fails; destroying would answer ENOENT either way.
+        self.connected_udp()?;
+        self.destroy(&nobody).map(drop)
+    }
+}
+
+/// `struct inet_diag_req_v2`.
+fn request(family: u8, id: &[u8; ID]) -> Vec<u8> {
+    let mut body = vec![family, Proto::UDP, 0, 0];
+    body.extend((1u32 << ESTABLISHED).to_ne_bytes());
+    body.extend(id);
+    body
+}
+
+/// From a `struct inet_diag_msg`.
+fn read(message: &Message<'_>) -> Option<Connected> {
+    let body = message.body;
+    let family = *body.first()?;
+    let id: [u8; ID] = body.get(ID_AT..ID_AT + ID)?.try_into().ok()?;
+    let word = |at: usize| read_u32(&id, at);
+    let peer = match i32::from(family) {
+        libc::AF_INET => Addr::from_v4_be(word(20)?),
+        libc::AF_INET6 => Addr::from_v6_be([word(20)?, word(24)?, word(28)?, word(32)?]),
+        _ => return None,
+    };
+    Some(Connected {
+        family,
+        id,
+        cookie: u64::from(word(40)?) | u64::from(word(44)?) << 32,
+        peer,
+        port: Port::from_be(u16::from_ne_bytes([id[2], id[3]])),
+    })
+}
+
+/// Calls `each` with the sockets of every other network namespace of which this process sees a process, until it
+/// returns `false`. For `--socket-lb all`: pods' sockets are translated, too. Needs /proc of the host and
+/// CAP_SYS_ADMIN; what cannot be entered is passed over, and the number of those is returned.
+pub fn elsewhere(mut each: impl FnMut(SockDiag) -> io::Result<bool>) -> io::Result<usize> {
+    let own = File::open("/proc/thread-self/ns/net")?;
+    let mut seen = BTreeSet::from([own.metadata()?.ino()]);
+    let mut closed = 0;
+    for entry in fs::read_dir("/proc")?.flatten() {
+        if !entry.file_name().as_encoded_bytes().first().is_some_and(u8::is_ascii_digit) {
+            continue;
+        }
+        // A process that has ended meanwhile, a zombie, or one we may not look at.
+        let Ok(netns) = File::open(entry.path().join("ns/net")) else { continue };
+        if !seen.insert(netns.metadata()?.ino()) {
+            continue;
+        }
+        if setns(&netns, CloneFlags::CLONE_NEWNET).is_err() {
+            closed += 1;
+            continue;
+        }
+        let inside = SockDiag::open();
+        // Whatever comes next belongs to our own namespace again; a thread that cannot go back must not go on.
+        setns(&own, CloneFlags::CLONE_NEWNET)?;
+        if !each(inside?)? {
+            break;
+        }
+    }
+    Ok(closed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+
+    /// The kernel's own answer about a socket of this process, in both families.
+    #[test]
+    fn connected_sockets_are_found_by_their_peer() {
+        for (from, to) in
+            [("127.0.0.1:0", "127.0.0.1:9"), ("[::1]:0", "[::1]:9"), ("[::]:0", "[::ffff:127.0.0.1]:9")]
+        {
+            let socket = UdpSocket::bind(from).unwrap();
+            let unconnected = UdpSocket::bind(from).unwrap();
+            socket.connect(to).unwrap();
+            let found = SockDiag::open().unwrap().connected_udp().unwrap();
+            let peer: std::net::SocketAddr = to.parse().unwrap();
+            let local = socket.local_addr().unwrap().port();
+            let port_of = |one: &Connected| u16::from_be_bytes([one.id[0], one.id[1]]);
+            let mine: Vec<_> = found.iter().filter(|one| port_of(one) == local).collect();
+            assert_eq!(mine.len(), 1, "{to}: {found:?}");
+            assert_eq!((mine[0].peer, mine[0].port), (peer.ip().into(), Port::new(9)));
+            assert_ne!(mine[0].cookie, 0);
+            let other = unconnected.local_addr().unwrap().port();
+            assert!(found.iter().all(|one| port_of(one) != other));
+        }
+    }
+}
