@@ -4,6 +4,7 @@
 //! long and only deletes (expired flows, datagrams that must move) is done by two threads beside it ([`flows`]). At start nothing is attached before the maps are complete; at exit programs, links
 //! and maps stay, and the node keeps forwarding.
 
+mod clients;
 mod flows;
 mod hooks;
 mod lane;
@@ -26,6 +27,7 @@ use tokio::{
 };
 
 use self::{
+    clients::Clients,
     flows::{Flows, Report},
     hooks::{DeviceHooks, EventError, Outcome},
 };
@@ -148,6 +150,7 @@ struct Agent {
     /// Once attached.
     flows: Option<Flows>,
     hz: u32,
+    clients: Clients,
     health: Arc<Health>,
     /// To the task that keeps the listeners of healthCheckNodePorts.
     listeners: watch::Sender<Listeners>,
@@ -209,6 +212,7 @@ impl Agent {
         let mut agent = Self {
             flows: None,
             hz: globals.hz,
+            clients: Clients::new(globals.hz),
             config,
             pins,
             _lock: lock,
@@ -258,6 +262,11 @@ impl Agent {
                 report = next_report(&mut self.flows) => {
                     let Some(report) = report else { return Err(AgentError::FlowsEnded) };
                     self.on_flows(report);
+                }
+                () = wait_for(self.clients.due()), if self.is_attached => {
+                    if let Err(error) = self.clients.collect(&self.loaded, &self.controller) {
+                        tracing::warn!(%error, "removing old session affinities failed");
+                    }
                 }
                 _ = heartbeat.tick() => self.beat(),
                 () = wait_for(Some(self.repair_at)), if self.is_attached => self.repair(),
@@ -346,6 +355,9 @@ impl Agent {
                 }
             }
             None => self.start_flows()?,
+        }
+        if report.first || report.left {
+            self.clients.hurry();
         }
         if let Some(after) = report.retry_in {
             self.sync_at = Some(self.last_sync + after);

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use proxy_common::{
     Backend, BackendMeta, CtEntry, CtKey, Frontend, FrontendKey, FrontendKind, Proto, Service, ServiceMeta,
-    map, tcp,
+    SourceRange, map, tcp,
 };
 use serde::Serialize;
 
@@ -28,6 +28,8 @@ pub struct ServiceView {
     pub policy: &'static str,
     /// 0 without session affinity.
     pub affinity_seconds: u32,
+    /// The clients that a load balancer's address lets in; `null` is everyone.
+    pub source_ranges: Option<Vec<String>>,
     /// Whether the Service has a usable endpoint anywhere: without, new flows are refused.
     pub has_endpoints: bool,
     pub backends: Vec<ServiceBackend>,
@@ -75,6 +77,7 @@ pub struct ServiceMaps {
     pub service_meta: HashMap<u32, ServiceMeta>,
     pub backend_meta: HashMap<u32, BackendMeta>,
     pub conntrack: Vec<(CtKey, CtEntry)>,
+    pub source_ranges: Vec<(SourceRange, u32)>,
 }
 
 impl ServiceMaps {
@@ -89,6 +92,7 @@ impl ServiceMaps {
             service_meta: pins.read(map::SERVICE_META)?.into_iter().collect(),
             backend_meta: pins.read(map::BACKEND_META)?.into_iter().collect(),
             conntrack: pins.read(map::CONNTRACK)?,
+            source_ranges: pins.read(map::SOURCE_RANGES)?,
         })
     }
 
@@ -138,6 +142,7 @@ impl ServiceMaps {
             scheduler: if frontend.has(Frontend::RANDOM) { "random" } else { "rr" },
             policy: if frontend.has(Frontend::LOCAL) { "Local" } else { "Cluster" },
             affinity_seconds: frontend.affinity_seconds,
+            source_ranges: frontend.has(Frontend::SOURCE_RANGES).then(|| self.ranges_of(frontend.service)),
             has_endpoints: frontend.has(Frontend::HAS_ENDPOINTS),
             backends: self.backends_of(key, frontend, connections),
             id: frontend.service,
@@ -148,6 +153,14 @@ impl ServiceMaps {
                 dropped: counts.dropped,
             }),
         }
+    }
+
+    /// By address, then from the widest to the narrowest.
+    fn ranges_of(&self, service: u32) -> Vec<String> {
+        let mine = self.source_ranges.iter().map(|(range, _)| range).filter(|range| range.service == service);
+        let mut ranges: Vec<_> = mine.map(|range| (range.addr.to_ip(), range.address_bits())).collect();
+        ranges.sort_unstable();
+        ranges.into_iter().map(|(ip, bits)| format!("{ip}/{bits}")).collect()
     }
 
     /// What new flows to this frontend can reach: under Cluster policy the cluster set; under Local policy the
@@ -324,6 +337,9 @@ mod tests {
                 flow(3, ip(100), 80, 2, open),
                 flow(4, ip(250), 30080, 1, open | tcp::FIN_CLIENT),
             ],
+            source_ranges: [(7, ip(0), 120), (7, ip(128), 121), (8, ip(0), 100)]
+                .map(|(service, addr, len)| (SourceRange::new(service, addr, len), 1))
+                .into(),
         }
     }
 
@@ -355,6 +371,18 @@ mod tests {
         assert_eq!(maps.views()[0].nobody(), "no local endpoint: dropped");
         maps.frontends[2].1.flags = 0;
         assert_eq!(maps.views()[0].nobody(), "no endpoint: refused");
+    }
+
+    #[test]
+    fn source_ranges_are_shown_where_they_count() {
+        let mut maps = maps();
+        assert_eq!(maps.views()[0].source_ranges, None);
+        maps.frontends[2].1.flags |= Frontend::SOURCE_RANGES;
+        let want = Some(vec!["10.0.0.0/24".to_owned(), "10.0.0.128/25".to_owned()]);
+        assert_eq!(maps.views()[0].source_ranges, want);
+        assert_eq!(maps.views()[1].source_ranges, None);
+        maps.source_ranges.clear();
+        assert_eq!(maps.views()[0].source_ranges, Some(Vec::new()));
     }
 
     #[test]

@@ -18,6 +18,15 @@ impl ServiceView {
         }
     }
 
+    /// Whom it lets in.
+    fn sources(&self) -> String {
+        match self.source_ranges.as_deref() {
+            None => "all".to_owned(),
+            Some([]) => "nobody".to_owned(),
+            Some(ranges) => ranges.join(","),
+        }
+    }
+
     /// What happens to new flows when there is no backend to show.
     pub(super) fn nobody(&self) -> &'static str {
         if self.has_endpoints { "no local endpoint: dropped" } else { "no endpoint: refused" }
@@ -46,7 +55,7 @@ pub fn print_services_into(
     wide: bool,
 ) -> io::Result<()> {
     let mut rows = Vec::new();
-    let row = |cells: [&str; 7], extra: [String; 2]| {
+    let row = |cells: [&str; 7], extra: [String; 3]| {
         let mut cells: Vec<String> = cells.into_iter().map(str::to_owned).collect();
         if wide {
             cells.extend(extra);
@@ -56,11 +65,11 @@ pub fn print_services_into(
     if headers {
         rows.push(row(
             ["PROT", "ADDRESS:PORT", "SERVICE", "SCHEDULER", "KIND", "POLICY", ""],
-            ["AFFINITY".to_owned(), "ID".to_owned()],
+            ["AFFINITY".to_owned(), "ID".to_owned(), "SOURCES".to_owned()],
         ));
         rows.push(row(
             ["  ->", "BACKEND", "NODE", "WHERE", "STATE", "ACTIVE", "INACTIVE"],
-            ["SET".to_owned(), "ID".to_owned()],
+            ["SET".to_owned(), "ID".to_owned(), String::new()],
         ));
     }
     for view in views {
@@ -70,7 +79,7 @@ pub fn print_services_into(
         };
         rows.push(row(
             [&view.protocol, &view.endpoint(), &view.title(), view.scheduler, view.kind, view.policy, ""],
-            [affinity, view.id.to_string()],
+            [affinity, view.id.to_string(), view.sources()],
         ));
         for backend in &view.backends {
             rows.push(row(
@@ -83,11 +92,11 @@ pub fn print_services_into(
                     &backend.active.to_string(),
                     &backend.inactive.to_string(),
                 ],
-                [backend.set.to_owned(), backend.id.to_string()],
+                [backend.set.to_owned(), backend.id.to_string(), String::new()],
             ));
         }
         if view.backends.is_empty() {
-            rows.push(row(["  ->", view.nobody(), "", "", "", "", ""], [String::new(), String::new()]));
+            rows.push(row(["  ->", view.nobody(), "", "", "", "", ""], [const { String::new() }; 3]));
         }
     }
     print_table_into(out, false, &[], rows)
@@ -110,6 +119,7 @@ pub fn print_service_into(out: &mut impl Write, views: &[ServiceView]) -> io::Re
             ("Policy", view.policy.to_owned()),
             ("Scheduler", view.scheduler.to_owned()),
             ("Affinity", affinity),
+            ("Sources", view.sources()),
             ("New flows", format!("{} cluster-wide, {} local", counts.cluster_flows, counts.local_flows)),
             ("Refused", format!("{} (no endpoint)", counts.refused)),
             ("Dropped", format!("{} (no local endpoint)", counts.dropped)),
