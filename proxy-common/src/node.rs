@@ -115,8 +115,12 @@ pub mod port_bits {
 impl NodeConfig {
     /// Translate the source of every Service flow (`--masquerade-all`).
     pub const MASQUERADE_ALL: u32 = 1;
-    /// A source is a local pod when its packet came in by a device with [`Device::POD`].
-    pub const LOCAL_BY_DEVICE: u32 = 2;
+    /// Of this family no `pod_prefixes` are known: a source is a local pod when its packet came in by a device with
+    /// [`Device::POD`].
+    pub const LOCAL_BY_DEVICE_V4: u32 = 2;
+    pub const LOCAL_BY_DEVICE_V6: u32 = 8;
+    /// The two of them.
+    pub const LOCAL_BY_DEVICE: u32 = Self::LOCAL_BY_DEVICE_V4 | Self::LOCAL_BY_DEVICE_V6;
     /// `pod_prefixes` hold the pods of every node (detectLocalMode ClusterCIDR): a source inside them is this node's
     /// own only where its packet came in by a device with [`Device::POD`].
     pub const CLUSTER_PREFIXES: u32 = 4;

@@ -124,7 +124,12 @@ fn needs_masquerade(work: &Work, frontend: &Frontend, config: &NodeConfig, origi
 /// Whether the packet comes from a pod of this node. Only new flows ask.
 #[inline(never)]
 fn origin(work: &Work, config: &NodeConfig) -> Origin {
-    if config.flags & NodeConfig::LOCAL_BY_DEVICE != 0 {
+    let by_device = if work.request.src.is_v4() {
+        NodeConfig::LOCAL_BY_DEVICE_V4
+    } else {
+        NodeConfig::LOCAL_BY_DEVICE_V6
+    };
+    if config.flags & by_device != 0 {
         return if came_by_pod_device(work) { Origin::Inside } else { Origin::Outside };
     }
     let mut i = 0;

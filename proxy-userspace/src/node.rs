@@ -46,8 +46,14 @@ pub fn node_config(node: &Node, fallback: &[IpAddr], config: &CompileConfig) -> 
         *place = prefix(*range);
     }
     value.pod_prefix_count = ranges.len().min(room) as u32;
-    if by_device || ranges.is_empty() {
-        value.flags |= NodeConfig::LOCAL_BY_DEVICE;
+    // A dual-stack node may know the pod range of one family only.
+    for (family, flag) in
+        [(Family::V4, NodeConfig::LOCAL_BY_DEVICE_V4), (Family::V6, NodeConfig::LOCAL_BY_DEVICE_V6)]
+    {
+        let is_known = ranges.iter().take(room).any(|range| Family::from(range.addr()) == family);
+        if by_device || !is_known {
+            value.flags |= flag;
+        }
     }
     if matches!(config.detect_local, DetectLocal::ClusterCidr(_)) && !ranges.is_empty() {
         value.flags |= NodeConfig::CLUSTER_PREFIXES;
@@ -58,21 +64,17 @@ pub fn node_config(node: &Node, fallback: &[IpAddr], config: &CompileConfig) -> 
     (value, ranges.iter().skip(room).copied().collect())
 }
 
-/// The contents of NODE_ADDRS. `is_vip` says whether an address is a Service's.
+/// The contents of NODE_ADDRS. An address that a device holds is the node's, also where it is a load balancer's or an
+/// external one of some Service; a ClusterIP is not, on whatever device a cache or a proxy has put it.
 pub fn node_addrs(
     addresses: &[NodeAddress],
     node: &Node,
     fallback: &[IpAddr],
     chosen: &NodePortAddresses,
-    is_vip: impl Fn(IpAddr) -> bool,
+    is_cluster_ip: impl Fn(IpAddr) -> bool,
 ) -> BTreeMap<Addr, u32> {
-    let is_nodes = |ip: IpAddr| {
-        node.internal_ips.contains(&ip) || node.other_ips.contains(&ip) || fallback.contains(&ip)
-    };
-    // An externalIP may well be a node's address; then it stays the node's.
-    let real = addresses
-        .iter()
-        .filter(|a| !VIP_DEVICES.contains(&a.device.as_str()) && (is_nodes(a.addr) || !is_vip(a.addr)));
+    let real =
+        addresses.iter().filter(|a| !VIP_DEVICES.contains(&a.device.as_str()) && !is_cluster_ip(a.addr));
     let mut roles = BTreeMap::new();
     for ip in real.map(|a| a.addr) {
         let accepts = match chosen {
@@ -130,8 +132,7 @@ mod tests {
             ("10.68.0.10", "kube-ipvs0"),
             ("10.68.0.11", "dummy0"),
         ];
-        let is_vip = |vip: IpAddr| vip == ip("10.68.0.11") || vip == ip("192.168.8.201");
-        let found = node_addrs(&addresses.map(address), &node(), &[], &chosen, is_vip);
+        let found = node_addrs(&addresses.map(address), &node(), &[], &chosen, |a| a == ip("10.68.0.11"));
         found.into_iter().map(|(addr, role)| (addr.to_string(), role)).collect()
     }
 
@@ -165,13 +166,22 @@ mod tests {
     fn pod_ranges_or_pod_devices() {
         let config = CompileConfig::default();
         let (value, left) = node_config(&node(), &[], &config);
-        assert_eq!((value.pod_prefix_count, value.flags, left.len()), (1, 0, 0));
+        let v6_by_device = NodeConfig::LOCAL_BY_DEVICE_V6;
+        assert_eq!((value.pod_prefix_count, value.flags, left.len()), (1, v6_by_device, 0));
         assert!(value.pod_prefixes[0].contains(&ip("172.20.1.77").into()));
         assert!(!value.pod_prefixes[0].contains(&ip("172.20.2.77").into()));
 
         let whole = DetectLocal::ClusterCidr(vec!["172.20.0.0/16".parse().unwrap()]);
         let (value, _) = node_config(&node(), &[], &CompileConfig { detect_local: whole, ..config.clone() });
-        assert_eq!((value.pod_prefix_count, value.flags), (1, NodeConfig::CLUSTER_PREFIXES));
+        assert_eq!((value.pod_prefix_count, value.flags), (1, NodeConfig::CLUSTER_PREFIXES | v6_by_device));
+
+        let mut dual = node();
+        dual.pod_cidrs.push("fd00:20:1::/64".parse().unwrap());
+        let (value, _) = node_config(&dual, &[], &config);
+        assert_eq!((value.pod_prefix_count, value.flags), (2, 0));
+        let bridge = DetectLocal::BridgeInterface("cni0".into());
+        let (value, _) = node_config(&dual, &[], &CompileConfig { detect_local: bridge, ..config.clone() });
+        assert_eq!((value.pod_prefix_count, value.flags), (0, NodeConfig::LOCAL_BY_DEVICE));
 
         let bare = Node { name: "n1".into(), ..Node::default() };
         let (value, _) = node_config(&bare, &[ip("10.0.0.9")], &config);

@@ -318,7 +318,8 @@ fn node_config(value: NodeConfig) -> Fields {
     fields! {
         "flags": bits(value.flags, [
             (NodeConfig::MASQUERADE_ALL, "masquerade_all"),
-            (NodeConfig::LOCAL_BY_DEVICE, "local_by_device"),
+            (NodeConfig::LOCAL_BY_DEVICE_V4, "local_by_device_v4"),
+            (NodeConfig::LOCAL_BY_DEVICE_V6, "local_by_device_v6"),
             (NodeConfig::CLUSTER_PREFIXES, "cluster_prefixes"),
         ]),
         "primary_v4": value.primary_v4.to_string(),

@@ -340,7 +340,8 @@ impl NodeConfigView {
                 })
                 .collect(),
             flags: names(&[
-                (value.flags & NodeConfig::LOCAL_BY_DEVICE != 0, "local-by-device"),
+                (value.flags & NodeConfig::LOCAL_BY_DEVICE_V4 != 0, "local-by-device/IPv4"),
+                (value.flags & NodeConfig::LOCAL_BY_DEVICE_V6 != 0, "local-by-device/IPv6"),
                 (value.flags & NodeConfig::CLUSTER_PREFIXES != 0, "cluster-prefixes"),
                 (value.flags & NodeConfig::MASQUERADE_ALL != 0, "masquerade-all"),
             ]),
