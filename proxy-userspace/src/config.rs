@@ -37,6 +37,8 @@ pub struct CompileConfig {
     pub detect_local: DetectLocal,
     pub masquerade_all: bool,
     pub nodeport_addresses: NodePortAddresses,
+    /// `--allow-service-external-ips false`: spec.externalIPs count for nothing.
+    pub without_external_ips: bool,
 }
 
 /// `--socket-lb`: whose sockets are translated at connect and sendmsg.

@@ -71,7 +71,7 @@ pub struct Controller {
     dirty: BTreeSet<ServiceKey>,
     every_service: bool,
     node_dirty: bool,
-    vips_dirty: bool,
+    cluster_ips_dirty: bool,
     /// What each Service changed since the last complete write was before.
     unwritten: HashMap<ServiceKey, Option<Arc<CompiledService>>>,
     refused: BTreeMap<ServiceKey, Problem>,
@@ -96,7 +96,7 @@ impl Controller {
             dirty: BTreeSet::new(),
             every_service: false,
             node_dirty: true,
-            vips_dirty: true,
+            cluster_ips_dirty: true,
             unwritten: HashMap::new(),
             refused: BTreeMap::new(),
             compile_problems: BTreeMap::new(),
@@ -132,7 +132,7 @@ impl Controller {
         self.dirty.extend(dirty.services);
         self.every_service |= dirty.every_service;
         self.node_dirty |= dirty.node;
-        self.vips_dirty |= dirty.vips;
+        self.cluster_ips_dirty |= dirty.cluster_ips;
     }
 
     /// All addresses of the node's network namespace. `fallback` stands in as primary address of a family
@@ -237,15 +237,15 @@ impl Controller {
     }
 
     fn update_node(&mut self) {
-        let (node_dirty, vips_dirty) = (self.node_dirty, self.vips_dirty);
-        (self.node_dirty, self.vips_dirty) = (false, false);
-        if !node_dirty && !vips_dirty {
+        let (node_dirty, cluster_ips_dirty) = (self.node_dirty, self.cluster_ips_dirty);
+        (self.node_dirty, self.cluster_ips_dirty) = (false, false);
+        if !node_dirty && !cluster_ips_dirty {
             return;
         }
         let node = self.snapshot.node();
-        let is_vip = |ip| self.snapshot.is_vip(ip);
-        let roles =
-            node_addrs(&self.addresses, &node, &self.fallback, &self.config.nodeport_addresses, is_vip);
+        let is_cluster_ip = |ip| self.snapshot.is_cluster_ip(ip);
+        let chosen = &self.config.nodeport_addresses;
+        let roles = node_addrs(&self.addresses, &node, &self.fallback, chosen, is_cluster_ip);
         let own = roles.keys().map(|addr| addr.to_ip());
         let nodes: HashSet<IpAddr> = own.chain(self.snapshot.node_addresses()).collect();
         self.health_dirty = true;

@@ -239,11 +239,6 @@ impl Service {
             && self.kind != ServiceType::ExternalName
             && !self.cluster_ips.is_empty()
     }
-
-    /// Every address that is the Service's alone (not a NodePort's).
-    pub fn vips(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        [&self.cluster_ips, &self.external_ips, &self.load_balancer_ips].into_iter().flatten().copied()
-    }
 }
 
 impl Node {

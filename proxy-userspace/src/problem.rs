@@ -35,6 +35,8 @@ pub enum ProblemKind {
     HealthCheckPort { port: u16, address: IpAddr, reason: String },
     #[error("healthCheckNodePort {port} is answered for Service {owner}, whose claim goes first")]
     HealthCheckPortTaken { port: u16, owner: ServiceKey },
+    #[error("externalIPs are not served: --allow-service-external-ips is false")]
+    ExternalIps,
     #[error("{frontend} is served for Service {owner}, whose claim goes first", frontend = Frontend(*frontend))]
     FrontendTaken { frontend: FrontendKey, owner: ServiceKey },
     #[error("map {map} has no room for it ({max} entries); {consequence}")]
@@ -59,8 +61,8 @@ pub enum RefusedAddress {
     Multicast,
     Broadcast,
     V4Mapped,
-    /// The address of a Service.
-    Vip,
+    /// A Service's.
+    ClusterIp,
 }
 
 impl Problem {
@@ -112,7 +114,7 @@ impl fmt::Display for RefusedAddress {
             Self::Multicast => "a multicast address",
             Self::Broadcast => "the broadcast address",
             Self::V4Mapped => "an IPv4-mapped IPv6 address",
-            Self::Vip => "the address of a Service",
+            Self::ClusterIp => "a Service's ClusterIP",
         })
     }
 }

@@ -23,8 +23,8 @@ pub struct Dirty {
     pub every_service: bool,
     /// This node's own object, or an address of some node, changed.
     pub node: bool,
-    /// An address became or ceased to be a Service's.
-    pub vips: bool,
+    /// An address became or ceased to be a ClusterIP.
+    pub cluster_ips: bool,
 }
 
 /// The cluster as far as the sources have told.
@@ -35,8 +35,8 @@ pub struct Snapshot {
     slices: HashMap<ObjectKey, EndpointSlice>,
     slices_of: HashMap<ServiceKey, BTreeSet<ObjectKey>>,
     nodes: HashMap<Arc<str>, Node>,
-    /// How many Services have this address as their own.
-    vips: HashMap<IpAddr, u32>,
+    /// How many served Services have this address as ClusterIP.
+    cluster_ips: HashMap<IpAddr, u32>,
     /// How many Node objects have this address.
     node_addresses: HashMap<IpAddr, u32>,
     /// How many endpoints have this address.
@@ -99,9 +99,10 @@ impl Snapshot {
         self.node_addresses.keys().copied()
     }
 
-    /// Whether this is the address of some Service.
-    pub fn is_vip(&self, ip: IpAddr) -> bool {
-        self.vips.contains_key(&ip)
+    /// Whether the cluster gave this address to some Service. A load balancer's address is none of these: it may well be
+    /// a node's own (k3s). Neither is an externalIP: whoever may make a Service can name any address.
+    pub fn is_cluster_ip(&self, ip: IpAddr) -> bool {
+        self.cluster_ips.contains_key(&ip)
     }
 
     /// The Service's endpoints from all its slices, one for each port, in the order of the slices' names.
@@ -112,8 +113,8 @@ impl Snapshot {
         for slice in slices {
             for endpoint in &slice.endpoints {
                 let address = endpoint.address;
-                let vip = self.is_vip(address).then_some(RefusedAddress::Vip);
-                if let Some(why) = RefusedAddress::of(address).or(vip) {
+                let cluster_ip = self.is_cluster_ip(address).then_some(RefusedAddress::ClusterIp);
+                if let Some(why) = RefusedAddress::of(address).or(cluster_ip) {
                     refused.insert(Problem::new(key, ProblemKind::EndpointRefused { address, why }));
                     continue;
                 }
@@ -138,29 +139,29 @@ impl Snapshot {
             return Dirty::default();
         }
         let key = service.key.clone();
-        let mut changed = self.count_vips(&service, true);
+        let mut changed = self.count_cluster_ips(&service, true);
         if let Some(old) = self.services.insert(key.clone(), service) {
-            changed.extend(self.count_vips(&old, false));
+            changed.extend(self.count_cluster_ips(&old, false));
         }
-        self.dirty_with_vips(key, &changed)
+        self.dirty_with(key, &changed)
     }
 
     fn remove_service(&mut self, key: &ServiceKey) -> Dirty {
         let Some(old) = self.services.remove(key) else { return Dirty::default() };
-        let changed = self.count_vips(&old, false);
-        self.dirty_with_vips(key.clone(), &changed)
+        let changed = self.count_cluster_ips(&old, false);
+        self.dirty_with(key.clone(), &changed)
     }
 
-    /// Counts a Service's addresses in or out; the ones that became or ceased to be a VIP.
-    fn count_vips(&mut self, service: &Service, add: bool) -> Vec<IpAddr> {
-        let vips: BTreeSet<IpAddr> = service.vips().collect();
-        vips.into_iter().filter(|ip| count(&mut self.vips, *ip, add)).collect()
+    /// Counts a Service's ClusterIPs in or out; the addresses that became or ceased to be one.
+    fn count_cluster_ips(&mut self, service: &Service, add: bool) -> Vec<IpAddr> {
+        let ips: &[IpAddr] = if service.is_served() { &service.cluster_ips } else { &[] };
+        ips.iter().copied().filter(|ip| count(&mut self.cluster_ips, *ip, add)).collect()
     }
 
-    /// The Service itself and those with an endpoint at an address whose being a VIP changed.
-    fn dirty_with_vips(&self, key: ServiceKey, changed: &[IpAddr]) -> Dirty {
+    /// The Service itself and those with an endpoint at an address whose being a ClusterIP changed.
+    fn dirty_with(&self, key: ServiceKey, changed: &[IpAddr]) -> Dirty {
         let mut services = vec![key];
-        // The index makes this the rare case: an endpoint address is hardly ever a VIP.
+        // The index makes this the rare case: an endpoint address is hardly ever a ClusterIP.
         if changed.iter().any(|ip| self.endpoint_addresses.contains_key(ip)) {
             let concerned = self
                 .slices
@@ -168,7 +169,7 @@ impl Snapshot {
                 .filter(|slice| slice.endpoints.iter().any(|endpoint| changed.contains(&endpoint.address)));
             services.extend(concerned.filter_map(|slice| slice.service.clone()));
         }
-        Dirty { services, vips: !changed.is_empty(), ..Dirty::default() }
+        Dirty { services, cluster_ips: !changed.is_empty(), ..Dirty::default() }
     }
 
     fn put_slice(&mut self, mut slice: EndpointSlice) -> Dirty {

@@ -122,11 +122,11 @@ fn hints(doc: HintsDoc) -> Option<Box<Hints>> {
     (hints != Hints::default()).then(|| Box::new(hints))
 }
 
-/// Ports of a slice or of an Endpoints subset; one without a number means any port, which no frontend has.
+/// Ports of a slice or of an Endpoints subset; one without a number (or 0) means any port, which no frontend has.
 pub fn ports(path: &str, docs: &[PortDoc]) -> Result<Vec<SlicePort>, FieldError> {
     let mut ports = Vec::new();
     for (i, doc) in docs.iter().enumerate() {
-        let Some(number) = doc.port else { continue };
+        let Some(number) = doc.port.filter(|number| *number != 0) else { continue };
         ports.push(SlicePort {
             name: doc.name.as_deref().unwrap_or_default().into(),
             protocol: protocol(&format!("{path}[{i}].protocol"), doc.protocol.as_deref())?,
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn conditions_and_ports_have_defaults() {
         let slice = read(json!({
-            "metadata": meta(), "addressType": "IPv4", "ports": [{"port": 8080}, {"name": "any"}],
+            "metadata": meta(), "addressType": "IPv4", "ports": [{"port": 8080}, {"name": "any"}, {"name": "zero", "port": 0}],
             "endpoints": [
                 {"addresses": ["10.0.0.1", "10.0.0.2"], "nodeName": "n1"},
                 {"addresses": ["10.0.0.3"], "conditions": {"ready": false, "terminating": true},

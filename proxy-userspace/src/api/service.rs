@@ -8,7 +8,7 @@ use serde::{Deserialize, de::IgnoredAny};
 use super::{
     FieldError, Reason,
     meta::ObjectMeta,
-    validate::{field, label, port, protocol, range, vip},
+    validate::{field, ip, label, port, protocol, range, vip},
 };
 use crate::model::{Family, Service, ServicePort, ServiceType, TargetPort, TrafficPolicy};
 
@@ -216,10 +216,11 @@ fn service_port(
     };
     let node_port = match doc.node_port {
         None | Some(0) => None,
-        Some(_) if !matches!(kind, ServiceType::NodePort | ServiceType::LoadBalancer) => {
-            let when = "spec.type is neither NodePort nor LoadBalancer";
-            return Err(field(path("nodePort"), Reason::NotAllowed(when)));
+        Some(_) if kind == ServiceType::ClusterIp => {
+            return Err(field(path("nodePort"), Reason::NotAllowed("spec.type is ClusterIP")));
         }
+        // Left over from another type: the API lets it stand and it means nothing.
+        Some(_) if kind == ServiceType::ExternalName => None,
         Some(number) => Some(port(&path("nodePort"), number)?),
     };
     Ok(ServicePort {
@@ -269,10 +270,9 @@ fn load_balancer_ips(status: Option<&Status>) -> Result<Vec<IpAddr>, FieldError>
     for (i, ingress) in ingress.into_iter().flatten().enumerate() {
         let path = |name: &str| format!("status.loadBalancer.ingress[{i}].{name}");
         let Some(text) = ingress.ip.as_deref().filter(|ip| !ip.is_empty()) else { continue };
-        let address = vip(&path("ip"), text)?;
         match ingress.ip_mode.as_deref() {
-            None | Some("" | "VIP") => found.push(address),
-            Some("Proxy") => {}
+            None | Some("" | "VIP") => found.push(vip(&path("ip"), text)?),
+            Some("Proxy") => drop(ip(&path("ip"), text)?),
             Some(value) => {
                 let reason = Reason::NotOneOf { value: value.into(), allowed: "VIP, Proxy" };
                 return Err(field(path("ipMode"), reason));
@@ -327,6 +327,9 @@ mod tests {
     fn headless_external_and_unaddressed_services_are_not_served() {
         assert!(!read(json!({"clusterIP": "None"})).unwrap().is_served());
         assert!(!read(json!({"type": "ExternalName", "externalName": "x"})).unwrap().is_served());
+        let was_node_port = json!({"type": "ExternalName", "externalName": "x", "clusterIP": "10.68.0.1",
+            "ports": [{"port": 80, "nodePort": 30080}]});
+        assert!(!read(was_node_port).unwrap().is_served());
         assert!(!read(json!({"ports": [{"port": 80}]})).unwrap().is_served());
     }
 
@@ -342,7 +345,7 @@ mod tests {
             ),
             (
                 port(json!({"port": 80, "nodePort": 30000})),
-                "spec.ports[0].nodePort: not allowed when spec.type is neither NodePort nor LoadBalancer",
+                "spec.ports[0].nodePort: not allowed when spec.type is ClusterIP",
             ),
             (
                 port(json!({"port": "eighty"})),
@@ -401,7 +404,7 @@ mod tests {
         let doc = json!({
             "metadata": {"name": "web"}, "spec": {"ports": [{"port": 80}]},
             "status": {"loadBalancer": {"ingress": [
-                {"ip": "10.1.1.1"}, {"ip": "10.1.1.2", "ipMode": "Proxy"}, {"hostname": "x"}]}},
+                {"ip": "10.1.1.1"}, {"ip": "169.254.1.2", "ipMode": "Proxy"}, {"hostname": "x"}]}},
         });
         let service = super::super::read(doc).and_then(convert).unwrap();
         assert_eq!(service.load_balancer_ips, ["10.1.1.1".parse::<IpAddr>().unwrap()]);

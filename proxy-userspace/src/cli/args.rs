@@ -204,6 +204,9 @@ pub struct PolicyArgs {
     /// Node addresses that accept NodePorts: `primary`, or ranges [default: all of the node's own]
     #[arg(long, value_name = "CIDR|primary", value_delimiter = ',')]
     pub nodeport_addresses: Vec<String>,
+    /// Serve spec.externalIPs, as the feature gate AllowServiceExternalIPs does (KEP-5707) [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub allow_service_external_ips: Option<bool>,
 }
 
 #[derive(Args, Clone, Debug)]

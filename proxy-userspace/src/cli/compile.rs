@@ -6,14 +6,17 @@ use super::{
     args::CompileArgs,
     failure::Failure,
     output::Output,
-    resolve::{Surroundings, compile_config},
+    resolve::{Surroundings, UsageError, compile_config},
 };
-use crate::offline::{Offline, print_tables_into};
+use crate::{
+    config::CompileConfig,
+    offline::{Offline, print_tables_into},
+};
 
 /// Prints the tables; fails when some document was refused, after printing all the same.
 pub fn run(args: &CompileArgs, output: &Output) -> Result<(), Failure> {
     let node_name = Surroundings::of_this_machine().node_name(args.node_name.as_deref())?;
-    let offline = Offline::compile(&args.filename, &node_name, compile_config(&args.policy)?)?;
+    let offline = Offline::compile(&args.filename, &node_name, config_of(args)?)?;
     complain_into(&mut io::stderr().lock(), &offline, &node_name)?;
     let view = offline.view();
     output.print_view(&view, |out| print_tables_into(out, &view, output.headers))?;
@@ -21,6 +24,11 @@ pub fn run(args: &CompileArgs, output: &Output) -> Result<(), Failure> {
         0 => Ok(()),
         documents => Err(Failure::Refused { documents }),
     }
+}
+
+/// What the flags mean that decide what the maps hold.
+pub fn config_of(args: &CompileArgs) -> Result<CompileConfig, UsageError> {
+    compile_config(&args.policy)
 }
 
 /// One line for each thing that was refused, ignored or is not served as it asks.

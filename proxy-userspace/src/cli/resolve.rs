@@ -195,12 +195,13 @@ pub fn compile_config(args: &PolicyArgs) -> Result<CompileConfig, UsageError> {
         },
         detect_local: detect_local(args)?,
         masquerade_all: args.masquerade_all,
-        nodeport_addresses: nodeport_addresses(&args.nodeport_addresses)?,
+        nodeport_addresses: nodeport_addresses(&given(&args.nodeport_addresses))?,
+        without_external_ips: args.allow_service_external_ips == Some(false),
     })
 }
 
 fn detect_local(args: &PolicyArgs) -> Result<DetectLocal, UsageError> {
-    let cidrs = cidrs("--cluster-cidr", &args.cluster_cidr)?;
+    let cidrs = cidrs("--cluster-cidr", &given(&args.cluster_cidr))?;
     let v6 = cidrs.iter().filter(|cidr| cidr.addr().is_ipv6()).count();
     if v6 > 1 || cidrs.len() - v6 > 1 {
         return Err(UsageError::ClusterCidrs(args.cluster_cidr.join(",")));
@@ -223,6 +224,11 @@ fn detect_local(args: &PolicyArgs) -> Result<DetectLocal, UsageError> {
                 .ok_or_else(|| needs("InterfaceNamePrefix", "--pod-interface-name-prefix PREFIX"))?,
         ),
     })
+}
+
+/// What a list's flag was given. An empty word is nothing: kubeadm writes `--cluster-cidr=` where there is none.
+fn given(words: &[String]) -> Vec<String> {
+    words.iter().map(|word| word.trim().to_owned()).filter(|word| !word.is_empty()).collect()
 }
 
 fn nodeport_addresses(given: &[String]) -> Result<NodePortAddresses, UsageError> {
@@ -312,7 +318,8 @@ mod tests {
         let line = "--manifests / --node-name n2 --device eth* --device veth* --exclude-device eth9 --cgroup /c --bpffs /b \
             --socket-lb all --scheduler random --cluster-cidr 172.20.0.0/16,fd00::/64 --masquerade-all \
             --nodeport-addresses 192.168.8.0/24,fd08::/64 --healthz-bind-address [::]:1 --metrics-bind-address= \
-            --xdp native --conntrack-max 4096 --conntrack-tcp-timeout-established 2h --conntrack-tcp-timeout-close-wait 30m \
+            --allow-service-external-ips=false --xdp native --conntrack-max 4096 \
+            --conntrack-tcp-timeout-established 2h --conntrack-tcp-timeout-close-wait 30m \
             --conntrack-tcp-timeout-syn 20s --conntrack-tcp-timeout-closed 5s --conntrack-tcp-timeout-time-wait 45s \
             --conntrack-udp-timeout 15s --conntrack-udp-timeout-stream 2m --trace";
         let config = config(&line.split_whitespace().collect::<Vec<_>>()).unwrap();
@@ -327,7 +334,7 @@ mod tests {
         assert!(
             matches!(&config.compile.nodeport_addresses, NodePortAddresses::Cidrs(cidrs) if cidrs.len() == 2)
         );
-        assert!(config.compile.masquerade_all && config.trace);
+        assert!(config.compile.masquerade_all && config.compile.without_external_ips && config.trace);
         assert_eq!(config.healthz_bind_address, "[::]:1".parse().ok());
         assert_eq!(config.metrics_bind_address, None);
         assert_eq!(config.sizes.conntrack, 4096);
@@ -341,6 +348,13 @@ mod tests {
             assured: 120,
         };
         assert_eq!(config.timeouts, timeouts);
+    }
+
+    #[test]
+    fn an_empty_list_is_no_list() {
+        let flags =
+            ["--manifests", "/", "--cluster-cidr=", "--nodeport-addresses=", "--allow-service-external-ips"];
+        assert_eq!(config(&flags).unwrap().compile, CompileConfig::default());
     }
 
     #[test]

@@ -134,9 +134,12 @@ pub fn compile(
         Ok(check) => compiled.health_check = check,
         Err(kind) => compiled.problems.push(Problem::new(&service.key, kind)),
     }
+    if config.without_external_ips && !service.external_ips.is_empty() {
+        compiled.problems.push(Problem::new(&service.key, ProblemKind::ExternalIps));
+    }
     for family in Family::BOTH {
         let Some(cluster_ip) = service.cluster_ip(family) else { continue };
-        let addresses = addresses(service, family, cluster_ip);
+        let addresses = addresses(service, family, cluster_ip, config);
         for port in &ports {
             compiled.ports.push(compile_port(service, port, family, &addresses, endpoints, node, config));
         }
@@ -146,14 +149,21 @@ pub fn compile(
 
 /// The Service's own addresses in one family, each once; a ClusterIP goes before a load balancer's address
 /// and that before an external one (an address that is both is the load balancer's, with its source ranges).
-fn addresses(service: &Service, family: Family, cluster_ip: IpAddr) -> Vec<(IpAddr, FrontendKind)> {
+fn addresses(
+    service: &Service,
+    family: Family,
+    cluster_ip: IpAddr,
+    config: &CompileConfig,
+) -> Vec<(IpAddr, FrontendKind)> {
     let in_family = |ips: &[IpAddr]| -> Vec<IpAddr> {
         ips.iter().copied().filter(|ip| Family::from(*ip) == family).collect()
     };
     let load_balancer = in_family(&service.load_balancer_ips);
     let mut found = vec![(cluster_ip, FrontendKind::ClusterIp)];
     found.extend(load_balancer.into_iter().map(|ip| (ip, FrontendKind::LoadBalancerIp)));
-    found.extend(in_family(&service.external_ips).into_iter().map(|ip| (ip, FrontendKind::ExternalIp)));
+    if !config.without_external_ips {
+        found.extend(in_family(&service.external_ips).into_iter().map(|ip| (ip, FrontendKind::ExternalIp)));
+    }
     let mut seen = Vec::new();
     found.retain(|(ip, _)| {
         let first = !seen.contains(ip);
@@ -174,9 +184,12 @@ fn compile_port(
 ) -> CompiledPort {
     let externally_accessible =
         port.node_port.is_some() || addresses.iter().any(|(_, kind)| *kind != FrontendKind::ClusterIp);
+    // The policy counts for what the Service asks for itself, not for an address that its status still names.
+    let has_external_policy = matches!(service.kind, ServiceType::NodePort | ServiceType::LoadBalancer)
+        || !service.external_ips.is_empty();
     let policies = Policies {
         internal_local: service.internal_policy == TrafficPolicy::Local,
-        external_local: service.external_policy == TrafficPolicy::Local,
+        external_local: has_external_policy && service.external_policy == TrafficPolicy::Local,
         externally_accessible,
     };
     let mine = endpoints_of(endpoints, port, family);

@@ -14,8 +14,8 @@ use crate::{
 };
 
 /// Every claim on every frontend. The winner does not depend on the order of arrival: an address the cluster
-/// gave out as ClusterIP goes before one a Service merely names (CVE-2020-8554), then the older Service, then
-/// the first by name.
+/// gave out as ClusterIP goes before one that a load balancer got, and that before one a Service merely names
+/// (CVE-2020-8554), then the older Service, then the first by name.
 #[derive(Debug, Default)]
 pub struct Claims {
     by_key: HashMap<FrontendKey, Vec<Claim>>,
@@ -34,10 +34,30 @@ struct Claim {
 /// Orders claims: the least wins. Fields in the order they count.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank {
-    only_named: bool,
+    given_by: GivenBy,
     age_unknown: bool,
     created: Option<Arc<str>>,
     service: ServiceKey,
+}
+
+/// Who gave a Service the address that it claims.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum GivenBy {
+    Cluster,
+    /// The cluster's load balancers; and NodePorts, which no address contends with.
+    LoadBalancer,
+    /// Nobody: the Service names it.
+    Itself,
+}
+
+impl GivenBy {
+    fn of(frontend: &Frontend) -> Self {
+        match FrontendKind::from_number(frontend.kind) {
+            Some(FrontendKind::ClusterIp) => Self::Cluster,
+            Some(FrontendKind::LoadBalancerIp | FrontendKind::NodePort) => Self::LoadBalancer,
+            _ => Self::Itself,
+        }
+    }
 }
 
 impl Claims {
@@ -52,7 +72,7 @@ impl Claims {
         bits: &mut PortBits,
     ) {
         let rank = Rank {
-            only_named: value.kind != FrontendKind::ClusterIp as u32,
+            given_by: GivenBy::of(&value),
             age_unknown: created.is_none(),
             created: created.cloned(),
             service: service.clone(),
@@ -184,14 +204,16 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_ip_cannot_be_taken_by_naming_it() {
-        let (mut claims, mut tables, mut bits) = <(Claims, Tables, PortBits)>::default();
+    fn an_address_that_was_given_cannot_be_taken_by_naming_it() {
         let old = Arc::from("2020-01-01T00:00:00Z");
         let thief = ServiceKey::new("a", "thief");
         let owner = ServiceKey::new("z", "owner");
-        let named = value(1, FrontendKind::ExternalIp);
-        claims.put(&thief, Some(&old), frontend(), named, &mut tables, &mut bits);
-        claims.put(&owner, None, frontend(), value(2, FrontendKind::ClusterIp), &mut tables, &mut bits);
-        assert_eq!(claims.owner(&frontend()), Some(&owner));
+        for given in [FrontendKind::ClusterIp, FrontendKind::LoadBalancerIp] {
+            let (mut claims, mut tables, mut bits) = <(Claims, Tables, PortBits)>::default();
+            let named = value(1, FrontendKind::ExternalIp);
+            claims.put(&thief, Some(&old), frontend(), named, &mut tables, &mut bits);
+            claims.put(&owner, None, frontend(), value(2, given), &mut tables, &mut bits);
+            assert_eq!(claims.owner(&frontend()), Some(&owner));
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use shunt::{
-    config::{CompileConfig, MapSizes},
+    config::MapSizes,
     controller::{Controller, InUse, NodeAddress, SyncReport},
     maps::memory::MemoryStore,
     model::ObjectKey,
@@ -51,7 +51,7 @@ struct World {
 
 impl World {
     fn new(scenario: &Scenario, addresses: &[NodeAddress]) -> Self {
-        let controller = Controller::new(&scenario.node, CompileConfig::default(), MapSizes::default())
+        let controller = Controller::new(&scenario.node, scenario.config.clone(), MapSizes::default())
             .with_grace(Duration::ZERO);
         let mut world = Self { controller, store: MemoryStore::default() };
         world.controller.set_node_addresses(addresses.to_vec(), &[]);

@@ -1,8 +1,8 @@
 //! Golden scenarios of the config line: manifests in, the tables of `shunt compile` out.
 //!
 //! `tests/golden/NAME.yaml` (or the directory `NAME`) is compiled for node `n1`, or the one a line `# node: X`
-//! names, and compared with `NAME.out`; `UPDATE=1` writes those anew. What must hold of any manifests, however
-//! they arrive, is then tried with each of them.
+//! names, with the flags of a line `# flags: ...`, and compared with `NAME.out`; `UPDATE=1` writes those anew. What
+//! must hold of any manifests, however they arrive, is then tried with each of them.
 
 mod invariants;
 mod random;
@@ -13,9 +13,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Parser as _;
 use shunt::{
-    cli::compile::complain_into,
+    cli::{
+        args::{Cli, Command},
+        compile::{complain_into, config_of},
+    },
     config::CompileConfig,
     offline::{Offline, print_tables_into},
 };
@@ -48,6 +52,7 @@ pub struct Scenario {
     name: &'static str,
     manifests: PathBuf,
     node: String,
+    config: CompileConfig,
 }
 
 impl Scenario {
@@ -56,12 +61,16 @@ impl Scenario {
         let file = golden().join(format!("{name}.yaml"));
         let manifests = if directory.is_dir() { directory } else { file };
         let text = fs::read_to_string(&manifests).unwrap_or_default();
-        let node = text.lines().find_map(|line| line.strip_prefix("# node: ")).unwrap_or("n1").to_owned();
-        Ok(Self { name, manifests, node })
+        let line = |start: &str| text.lines().find_map(|line| line.strip_prefix(start));
+        let node = line("# node: ").unwrap_or("n1").to_owned();
+        let words = ["shunt", "compile", "-f", "-"].into_iter();
+        let cli = Cli::try_parse_from(words.chain(line("# flags: ").unwrap_or_default().split_whitespace()))?;
+        let Command::Compile(args) = cli.command else { bail!("{name}: flags of another command") };
+        Ok(Self { name, manifests, node, config: config_of(&args)? })
     }
 
     fn compile(&self) -> Result<Offline> {
-        Ok(Offline::compile(&self.manifests, &self.node, CompileConfig::default())?)
+        Ok(Offline::compile(&self.manifests, &self.node, self.config.clone())?)
     }
 
     fn check(&self) -> Result<()> {
