@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use super::{
-    Lane, Netns, Place, Shunt,
+    Lane, Netns, Place, Pod, Shunt,
     cgroup::Cgroup,
     plan::{Dual, Family, node_addr},
     scratch::{BPFFS, Scratch},
@@ -85,6 +85,12 @@ impl Node {
     /// Where the node's own processes make their sockets: its namespace and its cgroup.
     pub fn place(&self) -> &Place {
         &self.place
+    }
+
+    /// Where a pod's processes make their sockets, as the kubelet starts them: below the node's cgroup, so that socket
+    /// hooks for all meet them. (A [`Pod`]'s own place is in no node's cgroup.)
+    pub fn process_of(&self, pod: &Pod) -> Result<Place> {
+        pod.place().with_cgroup(&self.cgroup)
     }
 
     pub fn bpffs(&self) -> &Path {

@@ -37,6 +37,11 @@ impl Place {
         Ok(Self { netns, maker: Some(Arc::new(maker)) })
     }
 
+    /// The same namespace, seen by a process in `cgroup`.
+    pub(super) fn with_cgroup(&self, cgroup: &Cgroup) -> Result<Self> {
+        Self::in_cgroup(self.netns.clone(), cgroup)
+    }
+
     pub fn name(&self) -> &str {
         self.netns.name()
     }

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     os::fd::{AsRawFd, OwnedFd},
     time::{Duration, Instant},
 };
@@ -25,17 +25,23 @@ pub struct Client {
     place: Place,
     patience: Duration,
     port: u16,
+    source: Option<IpAddr>,
     mapped: bool,
 }
 
 impl Client {
     pub fn at(place: &Place) -> Self {
-        Self { place: place.clone(), patience: PATIENCE, port: 0, mapped: false }
+        Self { place: place.clone(), patience: PATIENCE, port: 0, source: None, mapped: false }
     }
 
     /// Every socket is bound to this port, whatever its state (SO_REUSEADDR).
     pub fn port(self, port: u16) -> Self {
         Self { port, ..self }
+    }
+
+    /// Every socket is bound to this address, which must be of the family of what it is for.
+    pub fn source(self, source: IpAddr) -> Self {
+        Self { source: Some(source), ..self }
     }
 
     pub fn patience(self, patience: Duration) -> Self {
@@ -88,7 +94,7 @@ impl Client {
         UdpClient::unconnected(UdpSocket::from(fd), to, self.patience)
     }
 
-    /// A socket for `to`, bound where a port was chosen, and `to` as that socket must name it.
+    /// A socket for `to`, bound where a port or an address was chosen, and `to` as that socket must name it.
     fn bound(&self, kind: i32, to: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
         let to = match to {
             SocketAddr::V4(v4) if self.mapped => (v4.ip().to_ipv6_mapped(), v4.port()).into(),
@@ -98,10 +104,11 @@ impl Client {
             SocketAddr::V4(_) => (libc::AF_INET, ([0; 4], self.port).into()),
             SocketAddr::V6(_) => (libc::AF_INET6, ([0u16; 8], self.port).into()),
         };
+        let own = self.source.map_or(any, |source| SocketAddr::new(source, self.port));
         let fd = self.place.socket(family, kind, 0)?;
-        if self.port != 0 {
+        if own != SocketAddr::new(any.ip(), 0) {
             setsockopt(&fd, sockopt::ReuseAddr, &true)?;
-            bind(fd.as_raw_fd(), &SockaddrStorage::from(any))?;
+            bind(fd.as_raw_fd(), &SockaddrStorage::from(own))?;
         }
         Ok((fd, to))
     }

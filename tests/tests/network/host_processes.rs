@@ -8,7 +8,7 @@ use tests::{
         Plan,
         plan::{BOTH, Family},
     },
-    traffic::Tally,
+    traffic::{Client, Tally},
 };
 
 use crate::world::{NODE_PORT, World, is_of_node, web};
@@ -148,8 +148,11 @@ fn with_socket_hooks_for_all_pods_are_served_too() -> Result<()> {
     let world = World::without_shunt(Plan::default())?;
     world.cluster.apply("services.yaml", &world.web().yaml())?;
     world.cluster.start(&["--socket-lb", "all"])?;
+    let pod = Client::at(&world.cluster.node(0).process_of(&world.client)?);
     for family in BOTH {
-        Tally::of(10, || world.pod().tcp(web(family))).even_over(&["near", "far"]);
+        for protocol in [Client::tcp, Client::udp] {
+            Tally::of(10, || protocol(&pod, web(family))).even_over(&["near", "far"]);
+        }
         Tally::of(10, || world.host(0).tcp(web(family))).even_over(&["near", "far"]);
     }
     Ok(())

@@ -1,0 +1,293 @@
+//! SERVICE-SEMANTICS 2.9 and the row of 2.3: loadBalancerSourceRanges.
+
+use std::{net::IpAddr, time::Duration};
+
+use anyhow::{Context, Result};
+use tests::{
+    manifest::Service,
+    net::{
+        Plan,
+        cluster::eventually,
+        plan::{BOTH, Dual, Family, OUTSIDE, external, node_addr, pod_addr, vip},
+    },
+    traffic::{Attempt, Client, Outcome},
+};
+
+use crate::{
+    trio::{ALL, PROTOCOLS, SOON, Trio, both, evenly, on_every_wiring, refused, silent},
+    world::{TARGET, at},
+};
+
+/// Ranges in which nobody of these clusters is.
+const ELSEWHERE: &str = "192.0.2.0/24, \"2001:db8:ffff::/48\"";
+
+/// `web-N` at load balancer's address N, which lets in these ranges.
+fn ranged(n: u8, ranges: &str) -> Service {
+    Service::new(&format!("web-{n}"), vip(n))
+        .tcp(80, TARGET)
+        .udp(80, TARGET)
+        .load_balancer(external(n))
+        .spec(&format!("loadBalancerSourceRanges: [{ranges}]"))
+}
+
+/// One address of each family as ranges.
+fn only(addr: Dual) -> String {
+    format!("{}/32, \"{}/128\"", addr.v4, addr.v6)
+}
+
+fn src_range(trio: &Trio) -> Result<u64> {
+    let counters = trio.node(0).shunt_json(&["counter", "list"])?;
+    let rows = counters.as_array().context("a list")?;
+    Ok(rows.iter().filter(|row| row["name"] == "src_range").filter_map(|row| row["value"].as_u64()).sum())
+}
+
+#[track_caller]
+fn answered(from: &Client, to: std::net::SocketAddr) {
+    PROTOCOLS.iter().for_each(|protocol| drop(protocol(from, to).answered()));
+}
+
+#[test]
+fn s2_9_who_is_in_a_range_comes_in_and_nobody_else() -> Result<()> {
+    on_every_wiring(|plan| {
+        let masquerades = plan.masquerades();
+        let pods = format!("{}/24, \"{}/64\"", pod_addr(0, 0).v4, pod_addr(0, 0).v6);
+        let trio = Trio::start(plan, &[], |trio| {
+            let all = trio.servers.each_ref();
+            vec![
+                ranged(51, &only(OUTSIDE)).pods(&all),
+                ranged(52, &pods).pods(&all),
+                ranged(53, &only(node_addr(0))).pods(&all),
+                ranged(54, ELSEWHERE).pods(&all),
+            ]
+        })?;
+        let before = src_range(&trio)?;
+        let everyone = trio.everyone(0);
+        let mut silence = Vec::new();
+        for (n, let_in) in [(51, Some("outside")), (52, Some("a pod")), (53, Some("the node")), (54, None)] {
+            for to in both(external(n), 80) {
+                for (who, from) in &everyone {
+                    if Some(*who) == let_in {
+                        evenly(from, to, &ALL);
+                    } else {
+                        silence.push((from.clone(), to));
+                    }
+                }
+            }
+        }
+        silent(&silence);
+        let dropped = src_range(&trio)? - before;
+        assert!(dropped >= 2 * silence.len() as u64, "{dropped} packets for {} clients", silence.len());
+        // A pod of another node never meets this node's rules: its own node decides by its own address.
+        if !masquerades {
+            silent(&both(external(52), 80).map(|to| (trio.pod(1), to)));
+        }
+        Ok(())
+    })
+}
+
+/// The NodePort, the ClusterIP and externalIPs of the same Service are everyone's.
+#[test]
+fn s2_9_only_the_load_balancers_addresses_are_restricted() -> Result<()> {
+    let (node_port, other) = (30051, external(61));
+    let trio = Trio::start(Plan::default(), &[], |trio| {
+        let service = Service::new("web", vip(51))
+            .node_port(80, TARGET, node_port)
+            .load_balancer(external(51))
+            .external_ips(other)
+            .spec(&format!("loadBalancerSourceRanges: [{ELSEWHERE}]"));
+        // An address that is both a load balancer's and external is the load balancer's.
+        let twice = ranged(52, ELSEWHERE).external_ips(external(52));
+        vec![service.pods(&trio.servers.each_ref()), twice.pods(&trio.servers.each_ref())]
+    })?;
+    for family in BOTH {
+        let open =
+            [at(vip(51), family, 80), at(trio.node(0).addr(), family, node_port), at(other, family, 80)];
+        for (to, (_, from)) in open.into_iter().flat_map(|to| trio.everyone(0).map(|who| (to, who))) {
+            answered(&from, to);
+        }
+    }
+    let closed = [51, 52].into_iter().flat_map(|n| both(external(n), 80));
+    let silence: Vec<_> = closed.flat_map(|to| trio.everyone(0).map(|(_, from)| (from, to))).collect();
+    silent(&silence);
+    Ok(())
+}
+
+#[test]
+fn s2_3_each_family_has_its_own_ranges_and_all_of_them_is_none() -> Result<()> {
+    let trio = Trio::start(Plan::default(), &[], |trio| {
+        let all = trio.servers.each_ref();
+        vec![
+            // Of the other family alone.
+            ranged(51, "192.0.2.0/24").pods(&all),
+            ranged(52, "\"2001:db8:ffff::/48\"").pods(&all),
+            // /0 lifts the other entries of its family.
+            ranged(53, &format!("{ELSEWHERE}, 0.0.0.0/0")).pods(&all),
+            ranged(54, &format!("{ELSEWHERE}, \"::/0\"")).pods(&all),
+            // Whitespace around an entry.
+            ranged(55, &format!("\"  {}/32\\t\", \" {}/128 \"", OUTSIDE.v4, OUTSIDE.v6)).pods(&all),
+            // What nobody can read lets nobody in, and does not keep out whom another entry lets in.
+            ranged(56, "\"192.168.8.100\"").pods(&all),
+            ranged(57, &format!("\"300.0.0.0/8\", {}", only(OUTSIDE))).pods(&all),
+        ]
+    })?;
+    let is_open = |n: u8, family: Family| match n {
+        51 | 54 | 56 => family == Family::V6,
+        52 | 53 => family == Family::V4,
+        _ => true,
+    };
+    let mut silence = Vec::new();
+    for n in 51..=57 {
+        for family in BOTH {
+            let to = at(external(n), family, 80);
+            if is_open(n, family) {
+                answered(&trio.outside(), to);
+            } else {
+                silence.extend([trio.outside(), trio.pod(0), trio.host(0)].map(|from| (from, to)));
+            }
+        }
+    }
+    // Those whose ranges say something know no other client either.
+    silence.extend([55, 57].into_iter().flat_map(|n| both(external(n), 80)).map(|to| (trio.pod(0), to)));
+    silent(&silence);
+    let log = trio.node(0).shunt_log();
+    for word in ["\"192.168.8.100\" is not an address range", "\"300.0.0.0/8\" is not an address range"] {
+        assert!(log.contains(word), "no {word} in:\n{log}");
+    }
+    Ok(())
+}
+
+/// Who is not let in does not learn that there is no endpoint.
+#[test]
+fn s2_9_ranges_come_before_the_refusal() -> Result<()> {
+    let trio = Trio::start(Plan::default(), &[], |_| vec![ranged(51, &only(OUTSIDE))])?;
+    for to in both(external(51), 80) {
+        refused("outside", &trio.outside(), to);
+    }
+    let silence = both(external(51), 80).map(|to| [(trio.pod(0), to), (trio.host(0), to)]);
+    silent(&silence.concat());
+    Ok(())
+}
+
+/// Whether new flows are answered, as soon as the change is carried out.
+fn soon_answers(from: &Client, to: std::net::SocketAddr, want: bool) -> Result<()> {
+    let quick = from.clone().patience(Duration::from_millis(250));
+    let outcome = |attempt: Attempt| matches!(attempt.outcome, Outcome::Answered(_));
+    eventually(SOON, || PROTOCOLS.iter().all(|protocol| outcome(protocol(&quick, to)) == want))
+        .with_context(|| format!("{to}: {}", if want { "let in" } else { "kept out" }))?;
+    Ok(())
+}
+
+#[test]
+fn s2_9_a_change_concerns_new_flows_at_once_and_open_ones_never() -> Result<()> {
+    let trio = Trio::without_shunt(Plan::default())?;
+    let ours = [OUTSIDE, node_addr(0), trio.clients[0].addr()].map(only).join(", ");
+    let all = trio.servers.each_ref();
+    trio.apply(&[ranged(51, &ours).pods(&all)])?;
+    trio.cluster.start(&[])?;
+    let everyone = trio.everyone(0);
+    let streams: Vec<_> =
+        everyone.iter().flat_map(|(_, from)| both(external(51), 80).map(|to| from.stream(to))).collect();
+    let sockets = everyone
+        .iter()
+        .flat_map(|(_, from)| both(external(51), 80).map(|to| from.udp_connected(to)))
+        .collect::<std::io::Result<Vec<_>>>()?;
+    let held: Vec<_> = streams.iter().map(|stream| stream.steady(2)).collect();
+    let asked = sockets.iter().map(|socket| socket.ask()).collect::<std::io::Result<Vec<_>>>()?;
+    for ranges in [ELSEWHERE, &ours, "0.0.0.0/0, \"::/0\"", ELSEWHERE, &ours] {
+        trio.apply(&[ranged(51, ranges).pods(&all)])?;
+        for to in both(external(51), 80) {
+            soon_answers(&trio.outside(), to, ranges != ELSEWHERE)?;
+            soon_answers(&trio.pod(0), to, ranges != ELSEWHERE)?;
+            soon_answers(&trio.host(0), to, ranges != ELSEWHERE)?;
+        }
+        for (stream, before) in streams.iter().zip(&held) {
+            assert_eq!(stream.steady(2), *before, "with {ranges}");
+        }
+        for (socket, before) in sockets.iter().zip(&asked) {
+            assert_eq!(socket.ask()?, *before, "with {ranges}");
+        }
+    }
+    Ok(())
+}
+
+/// With the socket hooks for all a pod is judged by its own address all the same.
+#[test]
+fn s2_9_pods_whose_sockets_are_translated() -> Result<()> {
+    let pods = format!("{}/24, \"{}/64\"", pod_addr(0, 0).v4, pod_addr(0, 0).v6);
+    let trio = Trio::start(Plan::default(), &["--socket-lb", "all"], |trio| {
+        let all = trio.servers.each_ref();
+        vec![ranged(51, &pods).pods(&all), ranged(52, &only(node_addr(0))).pods(&all)]
+    })?;
+    let pod = Client::at(&trio.node(0).process_of(&trio.clients[0])?);
+    for to in both(external(51), 80) {
+        evenly(&pod, to, &ALL);
+        silent(&[(trio.host(0), to)]);
+        pod.udp_unconnected(to)?.ask()?;
+    }
+    for to in both(external(52), 80) {
+        evenly(&trio.host(0), to, &ALL);
+        silent(&[(pod.clone(), to)]);
+        evenly(&pod, at(vip(52), if to.is_ipv4() { Family::V4 } else { Family::V6 }, 80), &ALL);
+    }
+    Ok(())
+}
+
+/// The node's own sockets are judged by the address they are bound to, where they are.
+#[test]
+fn s2_9_the_nodes_bound_sockets() -> Result<()> {
+    let trio = Trio::start(Plan::default().bridged(), &[], |trio| {
+        vec![ranged(51, &only(pod_addr(0, 1))).pods(&trio.servers.each_ref()[..1])]
+    })?;
+    for family in BOTH {
+        let (to, gateway) = (at(external(51), family, 80), pod_addr(0, 1).of(family));
+        let bound = trio.host(0).source(gateway);
+        answered(&bound, to);
+        let unconnected = bound.udp_unconnected(to)?;
+        unconnected.ask()?;
+        silent(&[(trio.host(0), to), (trio.host(0).source(node_addr(0).of(family)), to)]);
+        let socket = trio.host(0).patience(Duration::from_millis(300)).udp_unconnected(to)?;
+        assert!(socket.ask().is_err(), "a datagram from the node's own address was answered");
+    }
+    Ok(())
+}
+
+/// Where the load balancer's address is the node's, too, its processes call from that very address: it is let in where
+/// the node is.
+#[test]
+fn s2_9_the_address_itself_is_let_in_with_the_node() -> Result<()> {
+    let trio = Trio::without_shunt(Plan::default())?;
+    let here = [&trio.servers[0]];
+    trio.apply(&[ranged(51, &only(node_addr(0))).pods(&here), ranged(52, &only(OUTSIDE)).pods(&here)])?;
+    let lines: String = [51, 52]
+        .map(external)
+        .map(|addr| format!("addr add {}/32 dev lo\naddr add {}/128 dev lo nodad\n", addr.v4, addr.v6))
+        .concat();
+    trio.node(0).netns().ip(&lines)?;
+    trio.cluster.start(&[])?;
+    for family in BOTH {
+        let from_itself = |n: u8| {
+            let vip: IpAddr = external(n).of(family);
+            (trio.host(0).source(vip), at(external(n), family, 80))
+        };
+        let (from, to) = from_itself(51);
+        answered(&from, to);
+        let (from, to) = from_itself(52);
+        for protocol in PROTOCOLS {
+            let attempt = protocol(&from.clone().patience(Duration::from_millis(300)), to);
+            assert!(!matches!(attempt.outcome, Outcome::Answered(_)), "{attempt}");
+        }
+    }
+    // With the list the ranges show: `service list` tells whom each address lets in.
+    let services = trio.node(0).shunt_json(&["service", "list"])?;
+    let shown = |address: String| {
+        let rows = services.as_array().into_iter().flatten();
+        let row = rows.filter(|row| row["address"] == *address && row["protocol"] == "TCP").next_back();
+        row.map(|row| row["source_ranges"].clone())
+    };
+    let (v4, node) = (external(51).v4, node_addr(0).v4);
+    assert_eq!(shown(v4.to_string()), Some(serde_json::json!([format!("{node}/32"), format!("{v4}/32")])));
+    assert_eq!(shown(vip(51).v4.to_string()), Some(serde_json::Value::Null));
+    let wide = trio.node(0).shunt_command(&["service", "list", "-o", "wide"])?;
+    assert!(wide.contains(&format!("{node}/32,{v4}/32")), "{wide}");
+    Ok(())
+}
