@@ -19,14 +19,15 @@ use std::{
 use anyhow::{Context, Result, bail};
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues},
+    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, PerCpuValues},
     programs::{Program, SchedClassifier, Xdp},
     util::nr_cpus,
 };
 use bytemuck::Zeroable as _;
 use nix::net::if_::if_nametoindex;
 use proxy_common::{
-    Addr, Backend, Counter, CtEntry, CtKey, Device, Frontend, FrontendKey, NodeConfig, Service, map,
+    Addr, Affinity, AffinityKey, Backend, Counter, CtEntry, CtKey, Device, Frontend, FrontendKey, NodeConfig,
+    Service, SetMember, map,
 };
 
 use super::{
@@ -108,6 +109,10 @@ pub struct Datapath {
     pub node_config: Array<MapData, NodeConfig>,
     pub devices: HashMap<MapData, u32, Device>,
     pub conntrack: HashMap<MapData, CtKey, CtEntry>,
+    pub affinity: HashMap<MapData, AffinityKey, Affinity>,
+    pub set_members: HashMap<MapData, SetMember, u32>,
+    /// By service and address, as `SourceRange` has them behind the length.
+    pub source_ranges: LpmTrie<MapData, [u32; 5], u32>,
     counters: PerCpuArray<MapData, u64>,
     netns: Netns,
     /// Keeps the XDP program on the uplink, once there is one.
@@ -166,6 +171,9 @@ impl Datapath {
             node_config: array(&mut ebpf, map::NODE_CONFIG)?,
             devices: hash(&mut ebpf, map::DEVICES)?,
             conntrack: hash(&mut ebpf, map::CONNTRACK)?,
+            affinity: hash(&mut ebpf, map::AFFINITY)?,
+            set_members: hash(&mut ebpf, map::SET_MEMBERS)?,
+            source_ranges: ebpf.take_map(map::SOURCE_RANGES).context("no map SOURCE_RANGES")?.try_into()?,
             counters: ebpf.take_map(map::COUNTERS).context("no map COUNTERS")?.try_into()?,
             ebpf,
             uplink,
@@ -186,6 +194,9 @@ impl Datapath {
         empty(&mut self.node_addrs)?;
         empty(&mut self.devices)?;
         empty(&mut self.conntrack)?;
+        empty(&mut self.affinity)?;
+        empty(&mut self.set_members)?;
+        self.let_nobody_in()?;
         for port in self.marked.drain(..) {
             self.ports.set(u32::from(port), 0, 0)?;
         }

@@ -3,8 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::Result;
+use aya::maps::lpm_trie::Key;
 use proxy_common::{
-    Addr, Backend, Device, Frontend, FrontendKey, FrontendKind, NodeConfig, Port, Prefix,
+    Addr, Backend, Device, Frontend, FrontendKey, FrontendKind, NodeConfig, Port, Prefix, SetMember,
+    SourceRange,
+    client::set_bits,
     node::{port_bits, role},
 };
 
@@ -187,6 +190,45 @@ impl Datapath {
         let key = FrontendKey::new(under, Port::new(port), service.proto);
         self.frontends.insert(key, value(service, FrontendKind::NodePort, flags | Frontend::EXTERNAL), 0)?;
         self.allow(port, port_bits::nodeport(service.proto))
+    }
+
+    /// From now on clients of the Service stay with their backend for so many seconds, at all its frontends.
+    pub fn stay(&mut self, service: &Service, seconds: u32) -> Result<()> {
+        for ((base, count), set) in [(service.cluster, set_bits::CLUSTER), (service.local, set_bits::LOCAL)] {
+            for slot in base..base + count {
+                let member = SetMember { service: service.id, backend: self.slots.get(&slot, 0)? };
+                let sets = self.set_members.get(&member, 0).unwrap_or(0);
+                self.set_members.insert(member, sets | set, 0)?;
+            }
+        }
+        self.change_frontends(service, |frontend| frontend.affinity_seconds = seconds)
+    }
+
+    /// From now on only who is in these ranges (address and bits of it) begins flows to the Service, at all frontends
+    /// it has now.
+    pub fn let_in(&mut self, service: &Service, ranges: &[(IpAddr, u32)]) -> Result<()> {
+        for (ip, bits) in ranges {
+            let len = bits + if ip.is_ipv4() { 96 } else { 0 };
+            let range = SourceRange::new(service.id, Addr::from(*ip), len);
+            let [a, b, c, d] = range.addr.words();
+            self.source_ranges.insert(&Key::new(range.prefix_len, [service.id, a, b, c, d]), 1, 0)?;
+        }
+        self.change_frontends(service, |frontend| frontend.flags |= Frontend::SOURCE_RANGES)
+    }
+
+    /// Empties SOURCE_RANGES.
+    pub fn let_nobody_in(&mut self) -> Result<()> {
+        let keys: Vec<_> = self.source_ranges.keys().collect::<Result<_, _>>()?;
+        Ok(keys.iter().try_for_each(|key| self.source_ranges.remove(key))?)
+    }
+
+    fn change_frontends(&mut self, service: &Service, change: impl Fn(&mut Frontend)) -> Result<()> {
+        let all: Vec<(FrontendKey, Frontend)> = self.frontends.iter().collect::<Result<_, _>>()?;
+        for (key, mut frontend) in all.into_iter().filter(|(_, frontend)| frontend.service == service.id) {
+            change(&mut frontend);
+            self.frontends.insert(key, frontend, 0)?;
+        }
+        Ok(())
     }
 
     /// Lets a VIP answer ping.

@@ -3,6 +3,7 @@
 //!
 //! Needs root and iproute2. Nothing is attached; each process loads the object into maps of its own.
 
+mod affinity;
 mod balance;
 mod case;
 mod cluster_ip;
@@ -15,4 +16,5 @@ mod masquerade;
 mod ping;
 mod policy;
 mod refusal;
+mod source_ranges;
 mod xdp;

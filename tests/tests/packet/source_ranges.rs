@@ -1,0 +1,106 @@
+//! Whom a load balancer's address lets in (SERVICE-SEMANTICS 2.9).
+
+use anyhow::Result;
+use proxy_common::{Counter, Frontend, FrontendKind};
+use tests::packet::{
+    Datapath, Ip, Transport,
+    datapath::shared,
+    frame::ACK,
+    world::{FAR_POD, NODE, OUTSIDE, POD, Service, VIP, addr},
+};
+
+use crate::case::Case;
+
+const NODE_PORT: u16 = 30_080;
+
+/// A load balancer's address that lets in these hosts' neighbours: as many bits of each host number.
+fn ranged(node: &mut Datapath, case: Case, hosts: &[(u16, u32)]) -> Result<Service> {
+    let near = node.backend(case.at(POD, 8080), case.proto(), true)?;
+    let service = node.service(case.proto(), &[near], &[near])?;
+    node.frontend(&service, case.at(VIP, 80), FrontendKind::LoadBalancerIp, Frontend::EXTERNAL)?;
+    node.let_in(&service, &ranges(case.ip, hosts))?;
+    // Reached by others: neither has the flag.
+    node.node_port(&service, case.ip, NODE_PORT, 0)?;
+    node.cluster_ip(&service, case.at(VIP + 1, 80))?;
+    Ok(service)
+}
+
+fn ranges(ip: Ip, hosts: &[(u16, u32)]) -> Vec<(std::net::IpAddr, u32)> {
+    let before = if ip.is_v4() { 16 } else { 112 };
+    hosts.iter().map(|(host, bits)| (addr(ip, *host), before + bits)).collect()
+}
+
+#[test]
+fn only_who_is_in_a_range_begins_a_flow() -> Result<()> {
+    for case in Case::all() {
+        let mut node = shared()?;
+        // OUTSIDE alone, and the sixteen addresses of a part of the pods.
+        ranged(&mut node, case, &[(OUTSIDE, 16), (FAR_POD & 0xfff0, 12)])?;
+        for client in [OUTSIDE, FAR_POD, FAR_POD | 0x000f] {
+            let ask = case.packet(case.at(client, 2000), case.at(VIP, 80));
+            assert_eq!(case.goes_whole(&node, &ask).1, case.at(POD, 8080), "{case:?}");
+        }
+        let outsiders = [OUTSIDE + 1, OUTSIDE - 1, FAR_POD + 0x10, POD + 7];
+        for client in outsiders {
+            let ask = case.packet(case.at(client, 2000), case.at(VIP, 80));
+            case.ingress(&node, &ask.bytes()).dropped();
+            // In mid-stream, too: no reset tells it anything.
+            case.ingress(&node, &ask.flagged(ACK).bytes()).dropped();
+            for front in [case.at(NODE, NODE_PORT), case.at(VIP + 1, 80)] {
+                let ask = case.packet(case.at(client, 2001), front);
+                assert_eq!(case.goes_whole(&node, &ask).1, case.at(POD, 8080), "{case:?}");
+                node.forget_flows()?;
+            }
+        }
+        assert_eq!(node.counter(Counter::SrcRange), 2 * outsiders.len() as u64, "{case:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn an_open_flow_outlives_its_range() -> Result<()> {
+    for case in Case::all() {
+        let mut node = shared()?;
+        ranged(&mut node, case, &[(OUTSIDE, 16)])?;
+        let ask = case.packet(case.at(OUTSIDE, 2000), case.at(VIP, 80));
+        let way = case.goes_whole(&node, &ask);
+        node.let_nobody_in()?;
+        assert_eq!(case.goes_whole(&node, &ask.flagged(ACK)), way, "{case:?}");
+        let new = case.packet(case.at(OUTSIDE, 2001), case.at(VIP, 80));
+        case.ingress(&node, &new.bytes()).dropped();
+    }
+    Ok(())
+}
+
+/// Who is kept out is told nothing, and who is let in is told that there is nobody.
+#[test]
+fn ranges_come_before_the_refusal() -> Result<()> {
+    // A refusal is another packet, about which a device's checksum says nothing.
+    for case in Case::ethernet(Transport::SYN).into_iter().chain(Case::ethernet(Transport::Udp)) {
+        let mut node = shared()?;
+        let service = node.service(case.proto(), &[], &[])?;
+        node.frontend(&service, case.at(VIP, 80), FrontendKind::LoadBalancerIp, Frontend::EXTERNAL)?;
+        node.let_in(&service, &ranges(case.ip, &[(OUTSIDE, 16)]))?;
+        let from = |client| case.packet(case.at(client, 2000), case.at(VIP, 80)).bytes();
+        case.ingress(&node, &from(OUTSIDE + 1)).dropped();
+        assert_eq!((node.counter(Counter::SrcRange), node.counter(Counter::NoBackend)), (1, 0));
+        node.ingress(case.link, &from(OUTSIDE)).redirected();
+        assert_eq!((node.counter(Counter::SrcRange), node.counter(Counter::NoBackend)), (1, 1));
+    }
+    Ok(())
+}
+
+/// What the node itself sends there and the socket hooks let go.
+#[test]
+fn the_nodes_own_packets() -> Result<()> {
+    for case in Case::all() {
+        let mut node = shared()?;
+        let service = ranged(&mut node, case, &[(OUTSIDE, 16)])?;
+        let own = case.packet(case.at(NODE, 2000), case.at(VIP, 80)).bytes();
+        node.own(case.link, &own).dropped();
+        assert_eq!(node.counter(Counter::SrcRange), 1, "{case:?}");
+        node.let_in(&service, &ranges(case.ip, &[(NODE, 16)]))?;
+        assert_eq!(node.own(case.link, &own).passed(), own);
+    }
+    Ok(())
+}
