@@ -37,10 +37,13 @@ macro_rules! scenarios {
 }
 
 scenarios! {
-    affinity affinity_sets bad_endpoints bad_objects claims cluster_ip dual_stack dump endpoints external_local
-    health_check hints
-    internal_local load_balancer no_endpoints not_served other_node protocol_twins several_slices
-    shared_backends source_ranges terminating two_files
+    absent_conditions affinity affinity_sets bad_endpoints bad_objects claims cluster_ip detect_local_bridge
+    detect_local_cluster_cidr detect_local_node_cidr detect_local_prefix drop_or_refuse dual_stack dump
+    duplicate_endpoints endpoints external_ips_off external_local external_name filtered_by_label
+    health_check hints hints_all_or_nothing internal_local load_balancer load_balancer_ip_mode no_endpoints
+    node_port_zero nodeport_addresses_primary nodeport_addresses_ranges not_served other_node protocol_twins
+    publish_not_ready scheduler_random several_slices shared_backends slices_of_others source_ranges
+    terminating two_files vip_is_a_node_address
 }
 
 fn golden() -> PathBuf {
