@@ -168,7 +168,7 @@ fn addresses(offline: &Offline) -> Vec<NodeAddress> {
 }
 
 /// The tables without the numbers that depend on history: backends by address instead of id, no places.
-fn meaning(view: &TablesView) -> Value {
+pub fn meaning(view: &TablesView) -> Value {
     let backends: BTreeMap<u32, String> =
         view.backends.iter().map(|b| (b.id, format!("{} {} {}", b.address, b.port, b.protocol))).collect();
     let named = |ids: &[u32]| -> Vec<String> { ids.iter().map(|id| backends[id].clone()).collect() };

@@ -4,6 +4,7 @@
 //! names, with the flags of a line `# flags: ...`, and compared with `NAME.out`; `UPDATE=1` writes those anew. What
 //! must hold of any manifests, however they arrive, is then tried with each of them.
 
+mod changes;
 mod invariants;
 mod random;
 
