@@ -218,7 +218,9 @@ pub fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
     let bits = service::bits_of(wanted.port);
     let Some(frontend) = service::frontend(&wanted.addr, wanted.port, wanted.proto, bits, wanted.roles)
     else {
-        forget_answer(&wanted, bits);
+        if !is_peer(ctx, &wanted) {
+            forget_answer(&wanted, bits);
+        }
         return ALLOW;
     };
     // One socket stays with its backend per frontend: a resolver matches answers to one server.
@@ -267,6 +269,21 @@ fn forget_answer(wanted: &Wanted, bits: u32) {
         let asked = SockKey::new(wanted.cookie, wanted.addr, wanted.port, wanted.proto);
         let _gone = SOCK_REVNAT.remove(asked);
     }
+}
+
+/// Whether the socket is connected to the port it sends to. A connected IPv6 socket of a v4-mapped peer comes here
+/// with every datagram (udpv6_sendmsg hands it to IPv4 with the peer as its destination): no question of its own.
+#[inline(always)]
+fn is_peer(ctx: &SockAddrContext, wanted: &Wanted) -> bool {
+    const ESTABLISHED: u32 = 1;
+    // SAFETY: the context is valid while the program runs, and so is the socket it points to.
+    let socket = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: as above; fields that the verifier lets socket-address programs read, each in its own size.
+    let (state, port) = unsafe { ((*socket).state, (*socket).dst_port) };
+    state == ESTABLISHED && port == wanted.port.be()
 }
 
 /// Writes the backend into the context and remembers which frontend it stands for.

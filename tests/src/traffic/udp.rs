@@ -79,6 +79,11 @@ impl UdpClient {
         (0..count).map(|_| answer()).collect()
     }
 
+    /// The error that the socket's owner would be told with the next recv(2) or poll(2), and takes it.
+    pub fn take_error(&self) -> io::Result<Option<io::Error>> {
+        self.socket.take_error()
+    }
+
     /// What getpeername says.
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
         self.socket.peer_addr()
