@@ -6,8 +6,8 @@ use proxy_common::{Counter, CtEntry, CtKey, Frontend, FrontendKey, Half, node::p
 
 use crate::{
     count::count,
-    echo, flow,
-    packet::{Link, ifindex, parse, skb},
+    echo, flow, odd,
+    packet::{Aside, Link, ifindex, parse, skb},
     reject,
     rewrite::{Rewrite, rewrite},
     service, source,
@@ -16,8 +16,10 @@ use crate::{
 
 #[inline(always)]
 pub fn egress<L: Link>(ctx: &TcContext) -> Verdict {
-    let Some(packet) = parse::<L>(ctx, Half::Egress) else {
-        return Verdict::Next;
+    let packet = match parse::<L>(ctx, Half::Egress) {
+        Ok(packet) => packet,
+        Err(Aside::Odd) => return odd_packet::<L>(ctx),
+        Err(Aside::Foreign) => return Verdict::Next,
     };
     // What the node itself sends came in by no device.
     let own = skb(ctx).ingress_ifindex == 0;
@@ -28,7 +30,7 @@ pub fn egress<L: Link>(ctx: &TcContext) -> Verdict {
         return if own { from_node::<L>(ctx, &packet.key) } else { Verdict::Next };
     };
     if entry.has(CtEntry::REPLY) {
-        flow::touch(&packet, entry);
+        flow::touch(&packet.key, packet.tcp_flags, entry);
         if entry.has(CtEntry::IDENTITY) {
             return Verdict::Next;
         }
@@ -41,6 +43,19 @@ pub fn egress<L: Link>(ctx: &TcContext) -> Verdict {
     match rewrite::<L>(ctx, &packet, &to) {
         Ok(()) => Verdict::Next,
         Err(reason) => reason.into(),
+    }
+}
+
+/// The same for what is not plain.
+#[inline(always)]
+fn odd_packet<L: Link>(ctx: &TcContext) -> Verdict {
+    let Some(odd) = odd::odd() else {
+        return Verdict::Next;
+    };
+    match odd::egress::<L>(ctx, odd) {
+        odd::Step::New if skb(ctx).ingress_ifindex == 0 => from_node::<L>(ctx, &odd.key),
+        odd::Step::New | odd::Step::Pass => Verdict::Next,
+        odd::Step::Drop => Verdict::Drop,
     }
 }
 

@@ -6,7 +6,6 @@ use proxy_common::{CtEntry, CtKey, Half, Proto, tcp};
 use crate::{
     atomic, globals,
     maps::{CONNTRACK, SPARE},
-    packet::Packet,
 };
 
 /// Low 32 bits of jiffies: an inlined load, where bpf_ktime_get_ns costs 30 ns.
@@ -19,20 +18,20 @@ pub fn now() -> u32 {
 /// Notes a packet on a request or reply half. Writes nothing while the flow is steady and its stamp is less
 /// than a second old, so that established flows share no dirty cache line between CPUs.
 #[inline(always)]
-pub fn touch(packet: &Packet, entry: &mut CtEntry) {
+pub fn touch(key: &CtKey, tcp_flags: u8, entry: &mut CtEntry) {
     let now = now();
     if now.wrapping_sub(entry.last_seen) >= globals::hz() {
         entry.last_seen = now;
     }
     let from_client = entry.has(CtEntry::REQUEST);
     let state = entry.state;
-    let next = if packet.is_tcp() {
-        tcp::advance(state, packet.tcp_flags, from_client)
+    let next = if key.proto == Proto::TCP {
+        tcp::advance(state, tcp_flags, from_client)
     } else {
         tcp::advance_datagram(state, from_client)
     };
     if next != state {
-        let peer = if from_client { entry.egress_key(&packet.key) } else { entry.ingress_key(&packet.key) };
+        let peer = if from_client { entry.egress_key(key) } else { entry.ingress_key(key) };
         set_state(entry, state, next);
         if let Some(peer) = lookup(&peer) {
             set_state(peer, state, next);

@@ -2,13 +2,14 @@
 //! to the client it stands for. What begins here is `new_flow.rs`'s.
 
 use aya_ebpf::programs::TcContext;
-use proxy_common::{CtEntry, Half};
+use proxy_common::{CtEntry, CtKey, Half};
 
 use crate::{
     begin::work,
     echo, flow,
     new_flow::{self, Step},
-    packet::{Link, Packet, ifindex, parse},
+    odd,
+    packet::{Aside, Link, Packet, ifindex, parse},
     reject,
     rewrite::{Rewrite, rewrite},
     service,
@@ -17,30 +18,43 @@ use crate::{
 
 #[inline(always)]
 pub fn ingress<L: Link>(ctx: &TcContext) -> Verdict {
-    let Some(packet) = parse::<L>(ctx, Half::Ingress) else {
-        return Verdict::Next;
-    };
-    if packet.echo {
-        return echo::answer::<L>(ctx, &packet, false);
-    }
-    if let Some(entry) = flow::lookup(&packet.key) {
-        if !(packet.is_syn() && begins_anew(&packet, entry)) {
-            return known::<L>(ctx, &packet, entry);
+    let work = match parse::<L>(ctx, Half::Ingress) {
+        Ok(packet) => {
+            if packet.echo {
+                return echo::answer::<L>(ctx, &packet, false);
+            }
+            if let Some(entry) = flow::lookup(&packet.key) {
+                if !(packet.is_syn() && begins_anew(&packet.key, entry)) {
+                    return known::<L>(ctx, &packet, entry);
+                }
+                flow::forget(&packet.key, entry);
+            }
+            if !new_flow::may_concern(&packet.key) {
+                return Verdict::Next;
+            }
+            let Some(work) = work() else {
+                return Verdict::Next;
+            };
+            work.request = packet.key;
+            work.tcp_flags = u32::from(packet.tcp_flags);
+            work
         }
-        flow::forget(&packet.key, entry);
-    }
-    if !new_flow::may_concern(&packet) {
-        return Verdict::Next;
-    }
-    let Some(work) = work() else {
-        return Verdict::Next;
+        Err(Aside::Odd) => {
+            let Some(work) = work() else {
+                return Verdict::Next;
+            };
+            match odd::ingress::<L>(ctx, work) {
+                odd::Step::New => work,
+                odd::Step::Pass => return Verdict::Next,
+                odd::Step::Drop => return Verdict::Drop,
+            }
+        }
+        Err(Aside::Foreign) => return Verdict::Next,
     };
-    work.request = packet.key;
-    work.tcp_flags = u32::from(packet.tcp_flags);
     work.ifindex = ifindex(ctx);
     work.lane = 0;
-    // From here on nothing is read from `packet`, so that all kinds of packets meet what follows in one state of
-    // the verifier.
+    // From here on nothing is read from the parsed packet, so that all kinds of packets meet what follows in one
+    // state of the verifier; `translate` and `refuse` parse again.
     match new_flow::decide(work) {
         Step::Pass => Verdict::Next,
         Step::Translate => new_flow::translate::<L>(ctx, work),
@@ -51,11 +65,11 @@ pub fn ingress<L: Link>(ctx: &TcContext) -> Verdict {
 
 /// A SYN on the tuple of a flow that is over, or that has had no answer from a backend that is gone.
 #[inline(always)]
-pub fn begins_anew(packet: &Packet, entry: &CtEntry) -> bool {
+pub fn begins_anew(key: &CtKey, entry: &CtEntry) -> bool {
     if !entry.has(CtEntry::REQUEST) {
         return false;
     }
-    flow::is_closed(packet.key.proto, entry)
+    flow::is_closed(key.proto, entry)
         || entry.has(CtEntry::SERVICE) && service::active_backend(entry.backend).is_none()
 }
 
@@ -63,7 +77,7 @@ pub fn begins_anew(packet: &Packet, entry: &CtEntry) -> bool {
 #[inline(always)]
 fn known<L: Link>(ctx: &TcContext, packet: &Packet, entry: &mut CtEntry) -> Verdict {
     if entry.has(CtEntry::REQUEST) {
-        flow::touch(packet, entry);
+        flow::touch(&packet.key, packet.tcp_flags, entry);
     }
     if entry.has(CtEntry::IDENTITY) {
         return Verdict::Next;

@@ -1,6 +1,6 @@
 //! The maps. Keys, values and meaning: `proxy-common`. The sizes here are defaults; the loader sets them.
 
-use crate::{begin::Work, flow::Spare};
+use crate::{begin::Work, flow::Spare, odd::Odd};
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
@@ -92,3 +92,7 @@ pub static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);
 /// Scratch memory of `flow::forget`, likewise.
 #[map]
 pub static SPARE: PerCpuArray<Spare> = PerCpuArray::with_max_entries(1, 0);
+
+/// Where `odd.rs` parses packets that are not plain, likewise.
+#[map]
+pub static ODD: PerCpuArray<Odd> = PerCpuArray::with_max_entries(1, 0);

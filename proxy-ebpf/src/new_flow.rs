@@ -6,14 +6,15 @@
 
 use aya_ebpf::programs::TcContext;
 use proxy_common::{
-    Backend, Counter, Device, Frontend, FrontendKey, Half, NodeConfig, Proto, node::port_bits, tcp,
+    Backend, Counter, CtKey, Device, Frontend, FrontendKey, Half, NodeConfig, Proto, node::port_bits, tcp,
 };
 
 use crate::{
     begin::{Begin, Work, begin},
     count::count,
     maps::{BACKEND_ADDRS, DEVICES, NODE_CONFIG},
-    packet::{Link, Packet, parse},
+    odd,
+    packet::{Link, parse},
     rewrite::rewrite,
     service::{self, Origin},
     trace,
@@ -33,10 +34,10 @@ pub enum Step {
 /// Whether some frontend or backend has the packet's destination port: one array read spares packets that
 /// are none of ours all that follows.
 #[inline(always)]
-pub fn may_concern(packet: &Packet) -> bool {
-    let proto = packet.key.proto;
+pub fn may_concern(key: &CtKey) -> bool {
+    let proto = key.proto;
     let ours = port_bits::frontend(proto) | port_bits::nodeport(proto) | port_bits::backend(proto);
-    service::bits_of(packet.key.dport) & ours != 0
+    service::bits_of(key.dport) & ours != 0
 }
 
 /// Decides about the packet with tuple `work.request`.
@@ -71,10 +72,11 @@ pub fn decide(work: &mut Work) -> Step {
 /// the packet itself, so the verifier goes through it once.
 #[inline(never)]
 pub fn translate<L: Link>(ctx: &TcContext, work: &Work) -> Verdict {
-    let Some(packet) = parse::<L>(ctx, Half::Ingress) else {
-        return Verdict::Drop;
+    let result = match parse::<L>(ctx, Half::Ingress) {
+        Ok(packet) => rewrite::<L>(ctx, &packet, &work.out),
+        Err(_) => odd::translate::<L>(ctx, &work.out),
     };
-    match rewrite::<L>(ctx, &packet, &work.out) {
+    match result {
         Ok(()) => Verdict::Next,
         Err(reason) => reason.into(),
     }

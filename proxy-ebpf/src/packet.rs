@@ -1,8 +1,9 @@
 //! Parsing: from an skb to the tuple that conntrack and frontends are looked up with.
 //!
-//! Whatever is not a whole TCP or UDP packet or an ICMP echo request over plain IPv4 or IPv6 is none of ours:
-//! other ethertypes, VLAN tags (the VLAN device's own hook sees the packet untagged), fragments, IPv6
-//! extension headers, truncated headers.
+//! A whole TCP or UDP packet or an ICMP echo request, directly behind an IPv4 or IPv6 header, is plain and comes out as
+//! a [`Packet`]. What takes a longer look is [`Aside::Odd`], `odd.rs`'s: fragments, IPv6 extension headers, ICMP errors
+//! and redirects, other protocols. The rest is nobody's: other EtherTypes, VLAN tags (the VLAN device's own hook sees
+//! the packet untagged), truncated headers, other ICMP.
 
 use core::{hint::black_box, mem::size_of};
 
@@ -91,6 +92,7 @@ pub const ETH_P_IP: u16 = 0x0800_u16.to_be();
 pub const ETH_P_IPV6: u16 = 0x86dd_u16.to_be();
 /// More-fragments flag and fragment offset.
 pub const FRAGMENT_MASK: u16 = 0x3fff_u16.to_be();
+const OFFSET_MASK: u16 = 0x1fff_u16.to_be();
 
 /// A packet shunt may have a say in.
 pub struct Packet {
@@ -117,6 +119,15 @@ impl Packet {
     pub fn is_syn(&self) -> bool {
         tcp::is_syn(self.tcp_flags)
     }
+}
+
+/// Why a packet is not a plain one.
+#[derive(Clone, Copy)]
+pub enum Aside {
+    /// For `odd.rs` to look at.
+    Odd,
+    /// None of ours.
+    Foreign,
 }
 
 /// What a hook shows of a packet: an skb at tc, a buffer at XDP.
@@ -193,51 +204,67 @@ pub fn ifindex(ctx: &TcContext) -> u32 {
     unsafe { (*skb).ifindex }
 }
 
-/// `None`: none of ours.
+/// The packet, keyed for this hook, if it is a plain one.
 #[inline(always)]
-pub fn parse<L: Link>(ctx: &TcContext, half: Half) -> Option<Packet> {
+pub fn parse<L: Link>(ctx: &TcContext, half: Half) -> Result<Packet, Aside> {
+    parse_as::<L, false>(ctx, half)
+}
+
+/// As [`parse`], and takes first fragments and any protocol besides: for a refusal, which needs 8 bytes behind the IP
+/// header and no more.
+#[inline(always)]
+pub fn parse_loosely<L: Link>(ctx: &TcContext, half: Half) -> Result<Packet, Aside> {
+    parse_as::<L, true>(ctx, half)
+}
+
+#[inline(always)]
+fn parse_as<L: Link, const LOOSE: bool>(ctx: &TcContext, half: Half) -> Result<Packet, Aside> {
     let skb = skb(ctx);
     if skb.vlan_present != 0 {
-        return None;
+        return Err(Aside::Foreign);
     }
     match skb.protocol as u16 {
-        ETH_P_IP => parse_v4::<L>(ctx, half),
-        ETH_P_IPV6 => parse_v6::<L>(ctx, half),
-        _ => None,
+        ETH_P_IP => parse_v4::<L, LOOSE>(ctx, half),
+        ETH_P_IPV6 => parse_v6::<L, LOOSE>(ctx, half),
+        _ => Err(Aside::Foreign),
     }
 }
 
 #[inline(always)]
-fn parse_v4<L: Link>(ctx: &TcContext, half: Half) -> Option<Packet> {
-    let ip = reach::<Ipv4>(ctx, L::HEADER)?;
+fn parse_v4<L: Link, const LOOSE: bool>(ctx: &TcContext, half: Half) -> Result<Packet, Aside> {
+    let ip = reach::<Ipv4>(ctx, L::HEADER).ok_or(Aside::Foreign)?;
     // SAFETY: `reach` checked the bounds; the fields are plain integers.
     let ip = unsafe { &*ip };
     let header = usize::from(ip.version_ihl & 0x0f) * 4;
-    if ip.version_ihl >> 4 != 4 || header < size_of::<Ipv4>() || ip.fragment & FRAGMENT_MASK != 0 {
-        return None;
+    if ip.version_ihl >> 4 != 4 || header < size_of::<Ipv4>() {
+        return Err(Aside::Foreign);
+    }
+    let fragment = if LOOSE { OFFSET_MASK } else { FRAGMENT_MASK };
+    if ip.fragment & fragment != 0 {
+        return Err(Aside::Odd);
     }
     let (src, dst) = (Addr::from_v4_be(ip.src), Addr::from_v4_be(ip.dst));
-    parse_transport(ctx, src, dst, ip.proto, L::HEADER + header, half, true)
+    parse_transport::<LOOSE>(ctx, src, dst, ip.proto, L::HEADER + header, half, true)
 }
 
 #[inline(always)]
-fn parse_v6<L: Link>(ctx: &TcContext, half: Half) -> Option<Packet> {
-    let ip = reach::<Ipv6>(ctx, L::HEADER)?;
+fn parse_v6<L: Link, const LOOSE: bool>(ctx: &TcContext, half: Half) -> Result<Packet, Aside> {
+    let ip = reach::<Ipv6>(ctx, L::HEADER).ok_or(Aside::Foreign)?;
     // SAFETY: `reach` checked the bounds; the fields are plain integers.
     let ip = unsafe { &*ip };
     if ip.version_class_flow as u8 >> 4 != 6 {
-        return None;
+        return Err(Aside::Foreign);
     }
     let (src, dst) = (Addr::from_v6_be(ip.src), Addr::from_v6_be(ip.dst));
     // v4-mapped addresses never appear on a wire (RFC 4291, 2.5.5.2): such a packet must not meet IPv4 state.
     if src.is_v4() || dst.is_v4() {
-        return None;
+        return Err(Aside::Foreign);
     }
-    parse_transport(ctx, src, dst, ip.next_header, L::HEADER + size_of::<Ipv6>(), half, false)
+    parse_transport::<LOOSE>(ctx, src, dst, ip.next_header, L::HEADER + size_of::<Ipv6>(), half, false)
 }
 
 #[inline(always)]
-fn parse_transport(
+fn parse_transport<const LOOSE: bool>(
     ctx: &TcContext,
     src: Addr,
     dst: Addr,
@@ -245,7 +272,7 @@ fn parse_transport(
     l4: usize,
     half: Half,
     v4: bool,
-) -> Option<Packet> {
+) -> Result<Packet, Aside> {
     let mut packet = Packet {
         key: CtKey::new(src, Port::ZERO, dst, Port::ZERO, proto, half),
         l4,
@@ -256,28 +283,48 @@ fn parse_transport(
     match proto {
         Proto::TCP => {
             // SAFETY: `reach` checked the bounds; the fields are plain integers.
-            let tcp = unsafe { &*reach::<Tcp>(ctx, l4)? };
+            let tcp = unsafe { &*reach::<Tcp>(ctx, l4).ok_or(Aside::Foreign)? };
             packet.tcp_flags = tcp.flags;
             packet.key.sport = Port::from_be(tcp.sport);
             packet.key.dport = Port::from_be(tcp.dport);
         }
-        Proto::UDP => {
+        Proto::ICMP if v4 => packet.echo = is_echo(ctx, l4, true)?,
+        Proto::ICMPV6 if !v4 => packet.echo = is_echo(ctx, l4, false)?,
+        // Whatever it is, the quote in a refusal is just as long.
+        _ if LOOSE || proto == Proto::UDP => {
             // SAFETY: as above.
-            let udp = unsafe { &*reach::<Udp>(ctx, l4)? };
+            let udp = unsafe { &*reach::<Udp>(ctx, l4).ok_or(Aside::Foreign)? };
             packet.key.sport = Port::from_be(udp.sport);
             packet.key.dport = Port::from_be(udp.dport);
         }
-        Proto::ICMP if v4 => packet.echo = is_echo(ctx, l4, 8)?,
-        Proto::ICMPV6 if !v4 => packet.echo = is_echo(ctx, l4, 128)?,
-        _ => return None,
+        _ => return Err(Aside::Odd),
     }
-    Some(packet)
+    Ok(packet)
 }
 
-/// `None` for any other ICMP message.
+/// Errors and redirects quote a packet, which may be one of a flow's.
 #[inline(always)]
-fn is_echo(ctx: &TcContext, l4: usize, request: u8) -> Option<bool> {
+pub fn quotes(kind: u8, v4: bool) -> bool {
+    if v4 {
+        // Unreachable, source quench, redirect, time exceeded, parameter problem.
+        matches!(kind, 3 | 4 | 5 | 11 | 12)
+    } else {
+        // Unreachable, packet too big, time exceeded, parameter problem, redirect.
+        matches!(kind, 1..=4 | 137)
+    }
+}
+
+/// Whether the message is an echo request; any other kind is not plain.
+#[inline(always)]
+fn is_echo(ctx: &TcContext, l4: usize, v4: bool) -> Result<bool, Aside> {
     // SAFETY: `reach` checked the bounds; the fields are plain integers.
-    let icmp = unsafe { &*reach::<Icmp>(ctx, l4)? };
-    if icmp.kind == request && icmp.code == 0 { Some(true) } else { None }
+    let icmp = unsafe { &*reach::<Icmp>(ctx, l4).ok_or(Aside::Foreign)? };
+    let request = if v4 { 8 } else { 128 };
+    if icmp.kind == request && icmp.code == 0 {
+        Ok(true)
+    } else if quotes(icmp.kind, v4) {
+        Err(Aside::Odd)
+    } else {
+        Err(Aside::Foreign)
+    }
 }

@@ -17,9 +17,13 @@ use proxy_common::{Addr, Half, Proto, csum, tcp::flag};
 
 use crate::{
     echo::swap_link,
-    packet::{Icmp, Ipv4, Ipv6, Link, Packet, Tcp, Udp, at, parse},
+    packet::{Icmp, Ipv4, Ipv6, Link, Packet, Tcp, Udp, at, parse_loosely},
     rewrite::l4_csum,
+    strip::strip,
 };
+
+/// IPv4's flag.
+const DONT_FRAGMENT: u16 = 0x4000_u16.to_be();
 
 /// Hop limit of what the node itself sends.
 const TTL: u8 = 64;
@@ -29,16 +33,13 @@ const TTL: u8 = 64;
 #[inline(never)]
 pub fn refuse<L: Link>(ctx: &TcContext) -> bool {
     // Parsed again: a subprogram that depends on nothing but the packet, so the verifier goes through it once.
-    let Some(packet) = &parse::<L>(ctx, Half::Ingress) else {
+    if !strip::<L>(ctx) {
+        return false;
+    }
+    let Ok(packet) = &parse_loosely::<L>(ctx, Half::Ingress) else {
         return false;
     };
-    let done = if packet.is_tcp() {
-        reset::<L>(ctx, packet)
-    } else if packet.key.proto == Proto::UDP || packet.echo {
-        unreachable::<L>(ctx, packet)
-    } else {
-        None
-    };
+    let done = if packet.is_tcp() { reset::<L>(ctx, packet) } else { unreachable::<L>(ctx, packet) };
     done.and_then(|()| swap_link::<L>(ctx)).is_some()
 }
 
@@ -155,7 +156,10 @@ fn swap_addresses<L: Link>(ctx: &TcContext, packet: &Packet, payload: u16) -> Op
         let ttl = |ttl: u8| u32::from(u16::from_ne_bytes([ttl, 0]));
         let diff =
             csum::add(csum::diff(u32::from(ip.total_len), u32::from(len)), csum::diff(ttl(ip.ttl), ttl(TTL)));
-        (ip.total_len, ip.ttl) = (len, TTL);
+        // The answer is whole even where what it answers was a fragment.
+        let whole = ip.fragment & DONT_FRAGMENT;
+        let diff = csum::add(diff, csum::diff(u32::from(ip.fragment), u32::from(whole)));
+        (ip.total_len, ip.ttl, ip.fragment) = (len, TTL, whole);
         (ip.src, ip.dst) = (ip.dst, ip.src);
         ip.check = csum::apply(ip.check, diff);
     } else {
@@ -171,11 +175,14 @@ fn swap_addresses<L: Link>(ctx: &TcContext, packet: &Packet, payload: u16) -> Op
 /// Port unreachable, quoting the IP header and the first 8 bytes behind it.
 #[inline(always)]
 fn unreachable<L: Link>(ctx: &TcContext, packet: &Packet) -> Option<()> {
-    let quoted = header_len::<L>(packet) + size_of::<Udp>();
+    // SCTP's whole common header: the kernel does not cut a packet inside of a checksum that it will complete.
+    let is_sctp = packet.key.proto == Proto::SCTP;
+    let quoted = header_len::<L>(packet) + size_of::<Udp>() + if is_sctp { 4 } else { 0 };
     let outer = if packet.v4 { size_of::<Ipv4>() } else { size_of::<Ipv6>() };
     let front = outer + size_of::<Icmp>();
     // SAFETY: `at` checked the bounds.
-    let no_sum = packet.echo || packet.v4 && unsafe { (*at::<Udp>(ctx, packet.l4)?).check } == 0;
+    let no_sum = packet.key.proto != Proto::UDP
+        || packet.v4 && unsafe { (*at::<Udp>(ctx, packet.l4)?).check } == 0;
     let partial = !no_sum && is_partial(ctx, packet.l4 + 6)?;
     change_len(ctx, L::HEADER + quoted)?;
     // SAFETY: the context the kernel gave; no pointer into the packet outlives this call.
@@ -217,6 +224,10 @@ fn unreachable<L: Link>(ctx: &TcContext, packet: &Packet) -> Option<()> {
     let udp = unsafe { *at::<[Word; 2]>(ctx, udp_at)? };
     let udp_sum = csum::add(udp[0].0, udp[1].0);
     sum = csum::add(sum, udp_sum);
+    if is_sctp {
+        // SAFETY: `at` checked the bounds.
+        sum = csum::add(sum, unsafe { (*at::<Word>(ctx, udp_at + 8)?).0 });
+    }
     if partial {
         // Whoever completes the quoted datagram's checksum sums up just these 8 bytes, the seed in its place,
         // and writes the complement there (skb_checksum_help): count with what will stand there then.
@@ -242,7 +253,7 @@ fn outer_v4<L: Link>(ctx: &TcContext, src: &Addr, dst: &Addr, message: u16) -> O
         tos: 0xc0,
         total_len: (size_of::<Ipv4>() as u16 + message).to_be(),
         id: 0,
-        fragment: 0x4000_u16.to_be(),
+        fragment: DONT_FRAGMENT,
         ttl: TTL,
         proto: Proto::ICMP,
         check: 0,

@@ -7,13 +7,15 @@
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
-    helpers::bpf_l4_csum_replace,
+    helpers::{bpf_csum_update, bpf_l4_csum_replace},
     programs::TcContext,
 };
 use proxy_common::{Addr, Counter, Half, Port, Proto, csum};
 
 use crate::{
     globals,
+    headers::store,
+    odd::Odd,
     packet::{Ipv4, Ipv6, Link, Packet, at},
     verdict::DropReason,
 };
@@ -62,6 +64,49 @@ pub fn rewrite<L: Link>(ctx: &TcContext, packet: &Packet, to: &Rewrite) -> Resul
     }
     if new_ports != old_ports {
         l4_csum(ctx, offset, csum::diff(old_ports, new_ports), mark)?;
+    }
+    Ok(())
+}
+
+/// As [`rewrite`], for a packet that is not plain: its ports may lie anywhere, or not be there.
+#[inline(always)]
+pub fn rewrite_odd<L: Link>(ctx: &TcContext, odd: &mut Odd, to: &Rewrite) -> Result<(), DropReason> {
+    let ingress = odd.key.half == Half::Ingress as u8;
+    let old = if ingress { odd.key.dst } else { odd.key.src };
+    let v4 = old.is_v4();
+    let addr_diff = if v4 {
+        store_v4::<L>(ctx, ingress, old.v4_be(), to.addr.v4_be())?
+    } else {
+        store_v6::<L>(ctx, ingress, &old, &to.addr)?
+    };
+    let (offset, mark) = match odd.key.proto {
+        Proto::TCP => (16, 0),
+        Proto::UDP => (6, u64::from(BPF_F_MARK_MANGLED_0)),
+        // SCTP's checksum knows nothing of addresses, and its ports stay.
+        _ => return without_checksum(ctx, v4, addr_diff),
+    };
+    if odd.has_transport == 0 {
+        return without_checksum(ctx, v4, addr_diff);
+    }
+    let offset = odd.headers.l4 as usize + offset;
+    let (sport, dport) = if ingress { (to.peer_port, to.port) } else { (to.port, to.peer_port) };
+    let old_ports = ports_word(odd.key.sport, odd.key.dport);
+    odd.ports = ports_word(sport, dport);
+    if !store(ctx, odd.headers.l4, &odd.ports) {
+        return Err(Counter::RewriteFailed);
+    }
+    let family = if v4 { 0 } else { globals::csum_ipv6() };
+    l4_csum(ctx, offset, addr_diff, u64::from(BPF_F_PSEUDO_HDR) | mark | family)?;
+    l4_csum(ctx, offset, csum::diff(old_ports, odd.ports), mark)
+}
+
+/// Where no checksum in the packet makes up for a new IPv6 address, one that a device computed over all of it has to
+/// follow.
+#[inline(always)]
+fn without_checksum(ctx: &TcContext, v4: bool, addr_diff: u32) -> Result<(), DropReason> {
+    if !v4 {
+        // SAFETY: the context the kernel gave. It fails where there is no such checksum.
+        unsafe { bpf_csum_update(ctx.as_ptr().cast::<__sk_buff>(), addr_diff) };
     }
     Ok(())
 }

@@ -1,0 +1,189 @@
+//! Packets that are not plain: TCP and UDP behind IPv6 extension headers, fragments, and what else `packet.rs` puts
+//! aside. They meet the same stages as any other packet, but are read into memory and rewritten from there by
+//! helpers: slower, and nothing of it is on the way of a plain packet.
+
+use aya_ebpf::programs::TcContext;
+use proxy_common::{Counter, CtEntry, CtKey, Half, Port, Proto, tcp};
+
+use crate::{
+    begin::Work,
+    count::count,
+    flow,
+    fragment::{self, Fate},
+    headers::{self, Headers, load, part},
+    ingress::begins_anew,
+    maps::ODD,
+    new_flow,
+    packet::{ETH_P_IP, Ipv6, Link, Tcp, Udp, ifindex, skb},
+    rewrite::{Rewrite, rewrite_odd},
+    source,
+    verdict::DropReason,
+};
+
+/// A packet that is not plain. Per CPU, used as `begin::Work` is; filled in anew by each [`read`].
+#[repr(C)]
+pub struct Odd {
+    /// The tuple as the packet carries it, keyed for the hook it was read at.
+    pub key: CtKey,
+    pub headers: Headers,
+    pub tcp_flags: u32,
+    /// 1 where the transport header, and so ports and checksum, is in this packet.
+    pub has_transport: u32,
+    /// Where `strip` puts a header together.
+    pub ipv6: Ipv6,
+    tcp: Tcp,
+    udp: Udp,
+    /// Both as one word, where they are written.
+    pub ports: u32,
+}
+
+#[inline(always)]
+pub fn odd() -> Option<&'static mut Odd> {
+    // SAFETY: an element of a per-CPU array, used by nobody else meanwhile.
+    ODD.get_ptr_mut(0).map(|odd| unsafe { &mut *odd })
+}
+
+/// What is left to do with a packet at a hook.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub enum Step {
+    /// Goes on as it is now.
+    Pass,
+    /// Belongs to no recorded flow; at ingress `work` has what a decision needs.
+    New,
+    Drop,
+}
+
+/// Reads a packet into `odd`. False: none of ours.
+#[inline(always)]
+fn read<L: Link>(ctx: &TcContext, odd: &mut Odd, half: Half) -> bool {
+    let v4 = skb(ctx).protocol as u16 == ETH_P_IP;
+    if !headers::read(ctx, L::HEADER as u32, v4, &mut odd.headers) {
+        return false;
+    }
+    let proto = odd.headers.proto as u8;
+    odd.key = CtKey::new(odd.headers.src, Port::ZERO, odd.headers.dst, Port::ZERO, proto, half);
+    odd.tcp_flags = 0;
+    odd.has_transport = u32::from(odd.headers.part != part::LATER);
+    match proto {
+        Proto::TCP | Proto::UDP => {}
+        _ => return other(odd),
+    }
+    odd.has_transport == 0 || read_transport(ctx, odd)
+}
+
+/// Other protocols have no flows.
+#[inline(always)]
+fn other(_odd: &mut Odd) -> bool {
+    false
+}
+
+/// Ports and flags. False: cut short.
+#[inline(always)]
+fn read_transport(ctx: &TcContext, odd: &mut Odd) -> bool {
+    let l4 = odd.headers.l4;
+    if odd.key.proto == Proto::TCP {
+        if !load(ctx, l4, &mut odd.tcp) {
+            return false;
+        }
+        odd.tcp_flags = u32::from(odd.tcp.flags);
+        odd.key.sport = Port::from_be(odd.tcp.sport);
+        odd.key.dport = Port::from_be(odd.tcp.dport);
+    } else {
+        if !load(ctx, l4, &mut odd.udp) {
+            return false;
+        }
+        odd.key.sport = Port::from_be(odd.udp.sport);
+        odd.key.dport = Port::from_be(odd.udp.dport);
+    }
+    true
+}
+
+/// Reads the packet and finds out its ports where another packet has them.
+#[inline(always)]
+fn find<L: Link>(ctx: &TcContext, odd: &mut Odd, half: Half) -> bool {
+    if !read::<L>(ctx, odd, half) {
+        return false;
+    }
+    let fate = match odd.headers.part {
+        part::WHOLE => return true,
+        part::FIRST => fragment::first(ctx, odd),
+        _ => fragment::later(ctx, odd),
+    };
+    match fate {
+        Fate::Pass => false,
+    }
+}
+
+/// The ingress hook's part. A subprogram: how a packet that is not plain was read need not be followed apart from here.
+#[inline(never)]
+pub fn ingress<L: Link>(ctx: &TcContext, work: &mut Work) -> Step {
+    let Some(odd) = odd() else {
+        return Step::Pass;
+    };
+    if !find::<L>(ctx, odd, Half::Ingress) {
+        return Step::Pass;
+    }
+    let tcp_flags = odd.tcp_flags as u8;
+    if let Some(entry) = flow::lookup(&odd.key) {
+        let anew = odd.key.proto == Proto::TCP && tcp::is_syn(tcp_flags) && begins_anew(&odd.key, entry);
+        if !anew {
+            if entry.has(CtEntry::REQUEST) {
+                flow::touch(&odd.key, tcp_flags, entry);
+            }
+            return go_on::<L>(ctx, odd, entry);
+        }
+        flow::forget(&odd.key, entry);
+    }
+    if !new_flow::may_concern(&odd.key) {
+        return Step::Pass;
+    }
+    work.request = odd.key;
+    work.tcp_flags = odd.tcp_flags;
+    Step::New
+}
+
+/// The egress hook's part, likewise.
+#[inline(never)]
+pub fn egress<L: Link>(ctx: &TcContext, odd: &mut Odd) -> Step {
+    if !find::<L>(ctx, odd, Half::Egress) {
+        return Step::Pass;
+    }
+    let Some(entry) = flow::lookup(&odd.key) else {
+        return Step::New;
+    };
+    if entry.has(CtEntry::REPLY) {
+        flow::touch(&odd.key, odd.tcp_flags as u8, entry);
+    } else if entry.port == 0
+        && let Err(reason) = source::complete(&odd.key, ifindex(ctx), entry)
+    {
+        return drop(reason);
+    }
+    go_on::<L>(ctx, odd, entry)
+}
+
+/// A packet of a recorded flow.
+#[inline(always)]
+fn go_on<L: Link>(ctx: &TcContext, odd: &mut Odd, entry: &CtEntry) -> Step {
+    if entry.has(CtEntry::IDENTITY) {
+        return Step::Pass;
+    }
+    let to = Rewrite { addr: entry.addr, port: entry.port(), peer_port: entry.peer_port };
+    match rewrite_odd::<L>(ctx, odd, &to) {
+        Ok(()) => Step::Pass,
+        Err(reason) => drop(reason),
+    }
+}
+
+#[inline(always)]
+fn drop(reason: DropReason) -> Step {
+    count(reason);
+    Step::Drop
+}
+
+/// Rewrites the packet that [`ingress`] read, when a new flow was decided about.
+#[inline(never)]
+pub fn translate<L: Link>(ctx: &TcContext, to: &Rewrite) -> Result<(), DropReason> {
+    let odd = odd().ok_or(Counter::RewriteFailed)?;
+    rewrite_odd::<L>(ctx, odd, to)
+}
