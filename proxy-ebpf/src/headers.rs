@@ -148,10 +148,7 @@ enum Step {
 
 #[inline(always)]
 pub fn is_extension(proto: u32) -> bool {
-    matches!(
-        proto,
-        extension::HOP_BY_HOP | extension::ROUTING | extension::FRAGMENT | extension::DESTINATION
-    )
+    matches!(proto, extension::HOP_BY_HOP | extension::ROUTING | extension::FRAGMENT | extension::DESTINATION)
 }
 
 #[inline(always)]

@@ -181,8 +181,8 @@ fn unreachable<L: Link>(ctx: &TcContext, packet: &Packet) -> Option<()> {
     let outer = if packet.v4 { size_of::<Ipv4>() } else { size_of::<Ipv6>() };
     let front = outer + size_of::<Icmp>();
     // SAFETY: `at` checked the bounds.
-    let no_sum = packet.key.proto != Proto::UDP
-        || packet.v4 && unsafe { (*at::<Udp>(ctx, packet.l4)?).check } == 0;
+    let no_sum =
+        packet.key.proto != Proto::UDP || packet.v4 && unsafe { (*at::<Udp>(ctx, packet.l4)?).check } == 0;
     let partial = !no_sum && is_partial(ctx, packet.l4 + 6)?;
     change_len(ctx, L::HEADER + quoted)?;
     // SAFETY: the context the kernel gave; no pointer into the packet outlives this call.

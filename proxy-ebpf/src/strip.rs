@@ -45,7 +45,5 @@ pub fn strip<L: Link>(ctx: &TcContext) -> bool {
         return false;
     }
     // SAFETY: the context the kernel gave; no pointer into the packet outlives this call.
-    unsafe {
-        bpf_skb_adjust_room(ctx.as_ptr().cast::<__sk_buff>(), -(gone as i32), BPF_ADJ_ROOM_MAC, 0) == 0
-    }
+    unsafe { bpf_skb_adjust_room(ctx.as_ptr().cast::<__sk_buff>(), -(gone as i32), BPF_ADJ_ROOM_MAC, 0) == 0 }
 }

@@ -2,10 +2,11 @@
 //! BPF_PROG_TEST_RUN.
 //!
 //! [`datapath`] loads it, [`world`] fills its maps, [`frame`] builds packets and their checksums from scratch, [`run`]
-//! is the system call, and [`model`] is what the translation should do, in plain Rust. No device carries a packet here
+//! is the system call, [`extension`] puts IPv6 extension headers into them, and [`model`] is what the translation should do, in plain Rust. No device carries a packet here
 //! and no program is attached to anything.
 
 pub mod datapath;
+pub mod extension;
 pub mod frame;
 pub mod model;
 pub mod run;

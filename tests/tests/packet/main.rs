@@ -8,6 +8,7 @@ mod balance;
 mod case;
 mod cluster_ip;
 mod differential;
+mod extension;
 mod flows;
 mod foreign;
 mod full;
