@@ -58,7 +58,7 @@ fn receive_ip<F: Family>(ctx: &XdpContext) -> Lane {
         if !entry.has(CtEntry::XDP) {
             return Lane::Pass;
         }
-        if packet.is_syn() && begins_anew(&packet, entry) {
+        if packet.is_syn() && begins_anew(&packet.key, entry) {
             flow::forget(&packet.key, entry);
             found = None;
         }
@@ -79,7 +79,7 @@ fn receive_ip<F: Family>(ctx: &XdpContext) -> Lane {
 /// A packet of no known flow.
 #[inline(always)]
 fn new<F: Family>(ctx: &XdpContext, packet: &Packet) -> Decided {
-    if !may_concern(packet) || packet.is_tcp() && !packet.is_syn() {
+    if !may_concern(&packet.key) || packet.is_tcp() && !packet.is_syn() {
         return Decided::Foreign;
     }
     let Some(work) = work() else {
@@ -101,7 +101,7 @@ fn known<F: Family>(ctx: &XdpContext, packet: &mut Packet, entry: &mut CtEntry) 
         return Lane::Left;
     }
     if entry.has(CtEntry::REQUEST) {
-        flow::touch(packet, entry);
+        flow::touch(&packet.key, packet.tcp_flags, entry);
         if !entry.has(CtEntry::MASQUERADED) {
             let key = &packet.key;
             let to = Ends { src: key.src, sport: entry.peer_port, dst: entry.addr, dport: entry.port() };
@@ -129,7 +129,7 @@ fn forward<F: Family>(ctx: &XdpContext, packet: &mut Packet, entry: &CtEntry) ->
         return Lane::Left;
     }
     if !from_client {
-        flow::touch(packet, source);
+        flow::touch(&packet.key, packet.tcp_flags, source);
     }
     let Some(work) = work() else {
         return Lane::Left;
