@@ -74,6 +74,9 @@ fn s2_9_who_is_in_a_range_comes_in_and_nobody_else() -> Result<()> {
                 }
             }
         }
+        // An IPv4 destination of an IPv6 socket.
+        evenly(&trio.host(0).v4_mapped(), at(external(53), Family::V4, 80), &ALL);
+        silence.push((trio.host(0).v4_mapped(), at(external(51), Family::V4, 80)));
         silent(&silence);
         let dropped = src_range(&trio)? - before;
         assert!(dropped >= 2 * silence.len() as u64, "{dropped} packets for {} clients", silence.len());
