@@ -5,7 +5,7 @@
 //! Only new flows come here, so only they refresh an entry. `shunt run` removes what has expired.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use proxy_common::{Addr, Affinity, AffinityKey, Frontend, Port, SetMember, client::set_bits};
+use proxy_common::{Addr, Affinity, AffinityKey, Frontend, Port, Service, SetMember, client::set_bits};
 
 use crate::{
     atomic,
@@ -19,7 +19,13 @@ use crate::{
 /// The client's backend of the local or the cluster-wide set, left in `out`. A subprogram, for its stack; a flow
 /// without affinity never meets it.
 #[inline(never)]
-pub fn choose(frontend: &Frontend, local: bool, client: &Addr, out: &mut Chosen) -> Result<(), DropReason> {
+pub fn choose(
+    frontend: &Frontend,
+    counters: *mut Service,
+    local: bool,
+    client: &Addr,
+    out: &mut Chosen,
+) -> Result<(), DropReason> {
     let set = if local { set_bits::LOCAL } else { set_bits::CLUSTER };
     let key = AffinityKey { client: *client, service: frontend.service };
     let now = flow::now();
@@ -32,7 +38,7 @@ pub fn choose(frontend: &Frontend, local: bool, client: &Addr, out: &mut Chosen)
         let stays = known.is_fresh(now, frontend.affinity_seconds, globals::hz())
             && is_member(frontend.service, known.backend, set, out);
         if !stays {
-            service::next(frontend, local, out)?;
+            service::next(frontend, counters, local, out)?;
         }
         // SAFETY: as above.
         let replaced = unsafe { atomic::replace(entry, word, mine(out, now)) };
@@ -41,7 +47,7 @@ pub fn choose(frontend: &Frontend, local: bool, client: &Addr, out: &mut Chosen)
         }
         return Ok(());
     }
-    service::next(frontend, local, out)?;
+    service::next(frontend, counters, local, out)?;
     let new = Affinity::from_word(mine(out, now));
     if let Err(EXISTS) = AFFINITY.insert(&key, &new, u64::from(BPF_NOEXIST))
         && let Some(entry) = AFFINITY.get_ptr_mut(&key)

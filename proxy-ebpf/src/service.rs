@@ -111,14 +111,19 @@ pub fn choose(
         return Err(Counter::NoLocalEndpoints);
     }
     if frontend.affinity_seconds != 0 {
-        return affinity::choose(frontend, local, client, out);
+        return affinity::choose(frontend, service, local, client, out);
     }
-    next(frontend, local, out)
+    next(frontend, service, local, out)
 }
 
 /// The next backend of the set, in turn or at random.
 #[inline(always)]
-pub fn next(frontend: &Frontend, local: bool, out: &mut Chosen) -> Result<(), DropReason> {
+pub fn next(
+    frontend: &Frontend,
+    service: *mut Service,
+    local: bool,
+    out: &mut Chosen,
+) -> Result<(), DropReason> {
     let (base, count) = if local {
         (frontend.local_base, frontend.local_count)
     } else {
@@ -127,7 +132,6 @@ pub fn next(frontend: &Frontend, local: bool, out: &mut Chosen) -> Result<(), Dr
     if count == 0 {
         return Err(Counter::BadSlot);
     }
-    let service = SERVICES.get_ptr_mut(frontend.service).ok_or(Counter::BadSlot)?;
     let turn = turn(service, local);
     let turn = if frontend.has(Frontend::RANDOM) {
         // SAFETY: takes no arguments and has no effect.
