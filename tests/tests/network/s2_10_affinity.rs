@@ -298,3 +298,36 @@ fn s2_10_affinity_list_tells_who_stays_where() -> Result<()> {
     assert_eq!(node.shunt_json(&["affinity", "list"])?, serde_json::json!([]));
     Ok(())
 }
+
+/// The maps outlive the agent, and so does who stays where; a Service made anew finds nobody.
+#[test]
+fn s2_10_a_restart_forgets_nobody_and_a_new_service_knows_nobody() -> Result<()> {
+    let trio = Trio::start(Plan::default(), &[], |trio| vec![sticky(10800).pods(&trio.servers.each_ref())])?;
+    let servers = trio.servers.each_ref();
+    let to = both(vip(10), 80);
+    // Two other clients take a turn each, so that a fresh start would give this one another backend.
+    let clients = [trio.host(0), trio.outside(), trio.pod(0)];
+    let before = clients.each_ref().map(|from| to.map(|to| asked(Client::tcp, from, to)));
+    trio.node(0).stop_shunt()?;
+    assert_eq!(to.map(|to| asked(Client::tcp, &clients[2], to)), before[2], "while shunt is away");
+    trio.node(0).start_shunt(&[])?;
+    // The first look at the entries comes with the first sync.
+    thread::sleep(Duration::from_millis(500));
+    for (from, before) in clients.iter().zip(&before) {
+        for (to, before) in to.iter().zip(before) {
+            assert_eq!(&the_same(Client::tcp, from, &[*to; 3]), before, "{to} after the restart");
+        }
+    }
+    let node = trio.node(0);
+    let count = || node.shunt_json(&["affinity", "list"]).map(|list| list.as_array().map_or(0, Vec::len));
+    assert_eq!(count()?, 6);
+    trio.cluster.remove("services.yaml")?;
+    eventually(SOON, || count().is_ok_and(|count| count == 0)).context("the Service is gone")?;
+    trio.apply(&[sticky(10800).pods(&servers)])?;
+    let quick = clients[0].clone().patience(Duration::from_millis(200));
+    for to in to {
+        eventually(SOON, || matches!(quick.tcp(to).outcome, Outcome::Answered(_))).context("made anew")?;
+    }
+    assert_eq!(count()?, 2, "only who has asked since");
+    Ok(())
+}

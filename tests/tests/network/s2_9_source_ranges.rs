@@ -283,8 +283,8 @@ fn s2_9_the_address_itself_is_let_in_with_the_node() -> Result<()> {
     // With the list the ranges show: `service list` tells whom each address lets in.
     let services = trio.node(0).shunt_json(&["service", "list"])?;
     let shown = |address: String| {
-        let rows = services.as_array().into_iter().flatten();
-        let row = rows.filter(|row| row["address"] == *address && row["protocol"] == "TCP").next_back();
+        let mut rows = services.as_array().into_iter().flatten();
+        let row = rows.find(|row| row["address"] == *address && row["protocol"] == "TCP");
         row.map(|row| row["source_ranges"].clone())
     };
     let (v4, node) = (external(51).v4, node_addr(0).v4);
