@@ -65,3 +65,31 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Compile(args) => compile::run(&args, &output),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::ValueEnum as _;
+
+    use super::*;
+
+    /// Every command and every flag of `command` and below it.
+    fn words(command: &clap::Command) -> Vec<String> {
+        let mut words = vec![command.get_name().to_owned()];
+        words.extend(command.get_arguments().filter_map(|arg| arg.get_long()).map(str::to_owned));
+        words.extend(command.get_subcommands().flat_map(words));
+        words
+    }
+
+    #[test]
+    fn completions_know_every_command_and_flag() {
+        let words = words(&Cli::command());
+        assert!(words.len() > 50, "{words:?}");
+        for shell in clap_complete::Shell::value_variants() {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "shunt", &mut script);
+            let script = String::from_utf8(script).unwrap();
+            let lacks: Vec<_> = words.iter().filter(|word| !script.contains(word.as_str())).collect();
+            assert!(lacks.is_empty(), "{shell} lacks {lacks:?}");
+        }
+    }
+}

@@ -137,3 +137,54 @@ fn compile_agrees_with_what_runs() -> Result<()> {
     }
     Ok(())
 }
+
+/// `-o yaml` is the same data as `-o json`, for everything that lists or shows.
+#[test]
+fn yaml_says_what_json_says() -> Result<()> {
+    let world = World::start(Plan::default(), |world| world.web().spec("sessionAffinity: ClientIP").yaml())?;
+    BOTH.iter().for_each(|family| drop(world.pod().tcp(web(*family)).answered()));
+    let node = world.cluster.node(0);
+    // Nothing moves any more, but clocks.
+    node.stop_shunt()?;
+    let manifests = node.manifests().to_string_lossy().into_owned();
+    let compile = ["compile", "-f", &manifests, "--node-name", node.name()];
+    let commands: [&[&str]; 16] = [
+        &["service", "list"],
+        &["service", "show", "default/web"],
+        &["backend", "list"],
+        &["conntrack", "list"],
+        &["conntrack", "list", "--halves"],
+        &["conntrack", "list", "--service", "default/web"],
+        &["affinity", "list"],
+        &["counter", "list"],
+        &["prog", "list"],
+        &["link", "list"],
+        &["map", "list"],
+        &["map", "dump", "FRONTENDS"],
+        &["map", "lookup", "SLOTS", "key", "0", "0", "0", "0"],
+        &["status"],
+        &["version"],
+        &compile,
+    ];
+    for command in commands {
+        let json = node.shunt_json(command)?;
+        let text = node.shunt_command(&[command, &["-o", "yaml"]].concat())?;
+        let yaml: Value = serde_saphyr::from_str(&text).with_context(|| format!("{command:?}: {text}"))?;
+        assert_eq!(still(yaml), still(json.clone()), "{command:?}");
+        let is_empty = json.as_array().is_some_and(Vec::is_empty);
+        assert!(!is_empty, "{command:?} has nothing to compare");
+    }
+    Ok(())
+}
+
+/// Without what a clock changes from one call to the next.
+fn still(value: Value) -> Value {
+    match value {
+        Value::Array(items) => items.into_iter().map(still).collect(),
+        Value::Object(fields) => {
+            let still_fields = fields.into_iter().filter(|(name, _)| !name.contains("seconds"));
+            still_fields.map(|(name, value)| (name, still(value))).collect()
+        }
+        other => other,
+    }
+}

@@ -27,6 +27,7 @@ mod s2_11_sockets;
 mod s2_11_udp;
 mod s2_13_restart;
 mod s2_2_services;
+mod s2_3_addresses;
 mod s2_3_service_ports;
 mod s2_4_slices;
 mod s2_5_endpoint_choice;

@@ -20,12 +20,14 @@ const LOCAL: u16 = 30081;
 
 /// One Service over everything, one of policy Local whose backends are not on node 0.
 fn start(plan: Plan, flags: &[&str]) -> Result<Trio> {
-    Trio::start(plan, flags, |trio| {
-        let cluster =
-            Service::new("cluster", vip(10)).node_port(80, TARGET, CLUSTER).pods(&trio.servers.each_ref());
-        let local = Service::new("local", vip(11)).node_port(80, TARGET, LOCAL).external_traffic_local();
-        vec![cluster, local.pods(&[&trio.servers[1], &trio.servers[2]])]
-    })
+    Trio::start(plan, flags, services)
+}
+
+fn services(trio: &Trio) -> Vec<Service> {
+    let cluster =
+        Service::new("cluster", vip(10)).node_port(80, TARGET, CLUSTER).pods(&trio.servers.each_ref());
+    let local = Service::new("local", vip(11)).node_port(80, TARGET, LOCAL).external_traffic_local();
+    vec![cluster, local.pods(&[&trio.servers[1], &trio.servers[2]])]
 }
 
 /// What holds in every mode.
@@ -108,4 +110,42 @@ fn s2_7_detect_local_by_name_prefix() -> Result<()> {
         strangers_are_not(&trio);
     }
     Ok(())
+}
+
+/// A dual-stack node whose object names the pod range of one family: in the other, pods are told by their device.
+#[test]
+fn s2_7_detect_local_of_a_family_without_a_pod_range() -> Result<()> {
+    for flags in [[].as_slice(), &["--detect-local-mode", "NodeCIDR"]] {
+        for keep in BOTH {
+            let trio = Trio::without_shunt(Plan::default())?;
+            let nodes: Vec<String> = trio
+                .cluster
+                .nodes()
+                .iter()
+                .map(|node| only_range(&tests::manifest::node(node), keep))
+                .collect();
+            trio.cluster.apply("nodes.yaml", &nodes.join("---\n"))?;
+            trio.apply(&services(&trio))?;
+            trio.cluster.start(flags)?;
+            for family in BOTH {
+                locals_are_detected(&trio, family)?;
+            }
+            strangers_are_not(&trio);
+        }
+    }
+    Ok(())
+}
+
+/// The Node without the pod range of the other family.
+fn only_range(node: &str, keep: Family) -> String {
+    let lines = node.lines().filter(|line| !line.trim_start().starts_with("podCIDR:"));
+    let lines = lines.map(|line| match line.trim_start().strip_prefix("podCIDRs: [") {
+        None => format!("{line}\n"),
+        Some(ranges) => {
+            let mut ranges = ranges.trim_end_matches(']').split(", ");
+            let kept = ranges.find(|range| range.contains("::") == (keep == Family::V6));
+            format!("  podCIDRs: [{}]\n", kept.expect("a range of each family"))
+        }
+    });
+    lines.collect()
 }
