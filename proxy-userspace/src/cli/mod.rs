@@ -74,10 +74,10 @@ mod tests {
 
     /// Every command and every flag of `command` and below it.
     fn words(command: &clap::Command) -> Vec<String> {
-        let mut words = vec![command.get_name().to_owned()];
-        words.extend(command.get_arguments().filter_map(|arg| arg.get_long()).map(str::to_owned));
-        words.extend(command.get_subcommands().flat_map(words));
-        words
+        let mut found = vec![command.get_name().to_owned()];
+        found.extend(command.get_arguments().filter_map(|arg| arg.get_long()).map(str::to_owned));
+        found.extend(command.get_subcommands().flat_map(words));
+        found
     }
 
     #[test]
