@@ -26,7 +26,7 @@ use aya::{
 use bytemuck::Zeroable as _;
 use nix::net::if_::if_nametoindex;
 use proxy_common::{
-    Addr, Affinity, AffinityKey, Backend, Counter, CtEntry, CtKey, Device, Frontend, FrontendKey, NodeConfig,
+    Addr, Affinity, AffinityKey, Backend, Counter, CtEntry, CtKey, Device, Fragment, FragmentKey, Frontend, FrontendKey, NodeConfig,
     Service, SetMember, map,
 };
 
@@ -113,6 +113,7 @@ pub struct Datapath {
     pub set_members: HashMap<MapData, SetMember, u32>,
     /// By service and address, as `SourceRange` has them behind the length.
     pub source_ranges: LpmTrie<MapData, [u32; 5], u32>,
+    pub fragments: HashMap<MapData, FragmentKey, Fragment>,
     counters: PerCpuArray<MapData, u64>,
     netns: Netns,
     /// Keeps the XDP program on the uplink, once there is one.
@@ -133,7 +134,9 @@ impl Datapath {
         let number = MADE.fetch_add(1, Ordering::Relaxed);
         let id = format!("shunt-packet-{}-{number}", std::process::id());
         let netns = Netns::new(id.clone())?;
-        netns.ip("link add uplink type veth peer name pod\n")?;
+        // Up, so that what a program sends by itself can be seen; without traffic of their own.
+        netns.sysctl("net/ipv6/conf/default/disable_ipv6", "1")?;
+        netns.ip("link add uplink type veth peer name pod\nlink set uplink up\nlink set pod up\n")?;
         netns.join()?;
         let (uplink, pod) = (if_nametoindex("uplink")?, if_nametoindex("pod")?);
 
@@ -174,6 +177,7 @@ impl Datapath {
             affinity: hash(&mut ebpf, map::AFFINITY)?,
             set_members: hash(&mut ebpf, map::SET_MEMBERS)?,
             source_ranges: ebpf.take_map(map::SOURCE_RANGES).context("no map SOURCE_RANGES")?.try_into()?,
+            fragments: hash(&mut ebpf, map::FRAGMENTS)?,
             counters: ebpf.take_map(map::COUNTERS).context("no map COUNTERS")?.try_into()?,
             ebpf,
             uplink,
@@ -197,6 +201,7 @@ impl Datapath {
         empty(&mut self.affinity)?;
         empty(&mut self.set_members)?;
         self.let_nobody_in()?;
+        empty(&mut self.fragments)?;
         for port in self.marked.drain(..) {
             self.ports.set(u32::from(port), 0, 0)?;
         }

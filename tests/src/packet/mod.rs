@@ -2,16 +2,20 @@
 //! BPF_PROG_TEST_RUN.
 //!
 //! [`datapath`] loads it, [`world`] fills its maps, [`frame`] builds packets and their checksums from scratch, [`run`]
-//! is the system call, [`extension`] puts IPv6 extension headers into them, and [`model`] is what the translation should do, in plain Rust. No device carries a packet here
-//! and no program is attached to anything.
+//! is the system call, [`extension`] puts IPv6 extension headers into them, [`fragment`] cuts them up, [`tap`] sees what
+//! a program sends by itself, and [`model`] is what the translation should do, in plain Rust. No program is attached to
+//! anything.
 
 pub mod datapath;
 pub mod extension;
+pub mod fragment;
 pub mod frame;
 pub mod model;
 pub mod run;
+pub mod tap;
 pub mod world;
 
 pub use datapath::{Datapath, Hook};
 pub use frame::{Ip, Link, Packet, Transport};
 pub use run::{Outcome, Way};
+pub use tap::Tap;

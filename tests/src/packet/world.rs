@@ -131,10 +131,11 @@ impl Datapath {
         self.last.backend += 1;
         let id = self.last.backend;
         let flags = Backend::READY | Backend::ACTIVE | if local { Backend::LOCAL } else { 0 };
-        let (addr, port) = (at.ip().into(), Port::new(at.port()));
+        let (addr, port) = (Addr::from(at.ip()), Port::new(at.port()));
         self.backends.set(id, Backend { addr, port, proto, flags, reserved: 0 }, 0)?;
         self.backend_addrs.insert(FrontendKey::new(addr, port, proto), id, 0)?;
         self.allow(at.port(), port_bits::backend(proto))?;
+        self.allow(addr.low16(), port_bits::BACKEND_ADDR)?;
         Ok(id)
     }
 

@@ -75,6 +75,15 @@ impl Case {
         node.run(Hook::Egress, self.link, packet, self.way(node.uplink, node.pod))
     }
 
+    /// Through either of them.
+    #[track_caller]
+    pub fn run(&self, node: &Datapath, hook: Hook, packet: &[u8]) -> Outcome {
+        match hook {
+            Hook::Ingress => self.ingress(node, packet),
+            Hook::Egress => self.egress(node, packet),
+        }
+    }
+
     /// Forwarded through the node: in by one hook, out by the other, both of which must let it pass.
     #[track_caller]
     pub fn through(&self, node: &Datapath, packet: &[u8]) -> Vec<u8> {
