@@ -12,7 +12,17 @@ use core::arch::asm;
 /// `field` points at a live, 8-byte aligned field of a map value.
 #[inline(always)]
 pub unsafe fn add_one(field: *mut u64) -> u64 {
-    let mut value = 1_u64;
+    // SAFETY: the caller's.
+    unsafe { add(field, 1) }
+}
+
+/// Adds `value`; returns what was there before.
+///
+/// # Safety
+/// `field` points at a live, 8-byte aligned field of a map value.
+#[inline(always)]
+pub unsafe fn add(field: *mut u64, value: u64) -> u64 {
+    let mut value = value;
     // SAFETY: the caller's; touches nothing else.
     unsafe { asm!("{v} = atomic_fetch_add((u64 *)({p} + 0), {v})", p = in(reg) field, v = inout(reg) value) };
     value

@@ -68,6 +68,8 @@ pub struct Work {
     /// What `begin` decided.
     pub out: Rewrite,
     pub tcp_flags: u32,
+    /// Not 0: the packet is not plain, and `odd.rs` has read it.
+    pub odd: u32,
     /// The device the packet came in by.
     pub ifindex: u32,
     /// `CtEntry::XDP` where the flow is the XDP lane's.

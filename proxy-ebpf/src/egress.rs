@@ -52,11 +52,32 @@ fn odd_packet<L: Link>(ctx: &TcContext) -> Verdict {
     let Some(odd) = odd::odd() else {
         return Verdict::Next;
     };
-    match odd::egress::<L>(ctx, odd) {
-        odd::Step::New if skb(ctx).ingress_ifindex == 0 => from_node::<L>(ctx, &odd.key),
-        odd::Step::New | odd::Step::Pass => Verdict::Next,
-        odd::Step::Drop => Verdict::Drop,
+    match odd::arrive::<L>(ctx, odd, Half::Egress) {
+        odd::Step::New => {}
+        done => return odd.verdict(done),
     }
+    match odd::egress::<L>(ctx, odd) {
+        odd::Step::New if skb(ctx).ingress_ifindex == 0 => {
+            let verdict = odd_from_node::<L>(ctx, odd);
+            odd::settle::<L>(ctx, odd, matches!(verdict, Verdict::Next));
+            verdict
+        }
+        odd::Step::Drop => {
+            odd::settle::<L>(ctx, odd, false);
+            Verdict::Drop
+        }
+        _ => {
+            odd::settle::<L>(ctx, odd, true);
+            Verdict::Next
+        }
+    }
+}
+
+/// A subprogram: where verdicts meet that have a word of their own and such that have none, the compiler makes a spill
+/// of that word which the verifier refuses ("R1 !read_ok").
+#[inline(never)]
+fn odd_from_node<L: Link>(ctx: &TcContext, odd: &odd::Odd) -> Verdict {
+    from_node::<L>(ctx, &odd.key)
 }
 
 /// A packet of the node's own to a frontend that the socket hooks did not translate: a connected UDP socket to

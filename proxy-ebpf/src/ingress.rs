@@ -37,16 +37,25 @@ pub fn ingress<L: Link>(ctx: &TcContext) -> Verdict {
             };
             work.request = packet.key;
             work.tcp_flags = u32::from(packet.tcp_flags);
+            work.odd = 0;
             work
         }
         Err(Aside::Odd) => {
-            let Some(work) = work() else {
+            let (Some(work), Some(odd)) = (work(), odd::odd()) else {
                 return Verdict::Next;
             };
-            match odd::ingress::<L>(ctx, work) {
+            match odd::arrive::<L>(ctx, odd, Half::Ingress) {
+                odd::Step::New => {}
+                done => return odd.verdict(done),
+            }
+            work.odd = 1;
+            match odd::ingress::<L>(ctx, odd, work) {
                 odd::Step::New => work,
-                odd::Step::Pass => return Verdict::Next,
-                odd::Step::Drop => return Verdict::Drop,
+                done => {
+                    let verdict = odd.verdict(done);
+                    odd::settle::<L>(ctx, odd, matches!(verdict, Verdict::Next));
+                    return verdict;
+                }
             }
         }
         Err(Aside::Foreign) => return Verdict::Next,
@@ -55,12 +64,18 @@ pub fn ingress<L: Link>(ctx: &TcContext) -> Verdict {
     work.lane = 0;
     // From here on nothing is read from the parsed packet, so that all kinds of packets meet what follows in one
     // state of the verifier; `translate` and `refuse` parse again.
-    match new_flow::decide(work) {
+    let verdict = match new_flow::decide(work) {
         Step::Pass => Verdict::Next,
         Step::Translate => new_flow::translate::<L>(ctx, work),
         Step::Refuse if reject::refuse::<L>(ctx) => echo::back_out(ctx),
         Step::Refuse | Step::Drop => Verdict::Drop,
+    };
+    if work.odd != 0
+        && let Some(odd) = odd::odd()
+    {
+        odd::settle::<L>(ctx, odd, matches!(verdict, Verdict::Next));
     }
+    verdict
 }
 
 /// A SYN on the tuple of a flow that is over, or that has had no answer from a backend that is gone.

@@ -17,6 +17,7 @@ mod flow;
 mod fragment;
 mod globals;
 mod headers;
+mod held;
 mod ingress;
 mod maps;
 mod new_flow;

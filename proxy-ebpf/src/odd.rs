@@ -3,13 +3,12 @@
 //! helpers: slower, and nothing of it is on the way of a plain packet.
 
 use aya_ebpf::programs::TcContext;
-use proxy_common::{Counter, CtEntry, CtKey, Half, Port, Proto, tcp};
+use proxy_common::{Counter, CtEntry, CtKey, FragmentKey, Half, Port, Proto, tcp};
 
 use crate::{
     begin::Work,
     count::count,
-    flow,
-    fragment::{self, Fate},
+    flow, fragment,
     headers::{self, Headers, load, part},
     ingress::begins_anew,
     maps::ODD,
@@ -17,7 +16,7 @@ use crate::{
     packet::{ETH_P_IP, Ipv6, Link, Tcp, Udp, ifindex, skb},
     rewrite::{Rewrite, rewrite_odd},
     source,
-    verdict::DropReason,
+    verdict::{DropReason, Verdict},
 };
 
 /// A packet that is not plain. Per CPU, used as `begin::Work` is; filled in anew by each [`read`].
@@ -26,6 +25,12 @@ pub struct Odd {
     /// The tuple as the packet carries it, keyed for the hook it was read at.
     pub key: CtKey,
     pub headers: Headers,
+    /// Of a fragment: which datagram's.
+    fragment: FragmentKey,
+    /// Not 0: a first fragment that ends inside its transport header.
+    tiny: u32,
+    /// With [`Step::Elsewhere`]: what bpf_redirect returned.
+    action: i32,
     pub tcp_flags: u32,
     /// 1 where the transport header, and so ports and checksum, is in this packet.
     pub has_transport: u32,
@@ -52,14 +57,38 @@ pub enum Step {
     /// Belongs to no recorded flow; at ingress `work` has what a decision needs.
     New,
     Drop,
+    /// Was sent elsewhere: `odd.action`.
+    Elsewhere,
 }
 
-/// Reads a packet into `odd`. False: none of ours.
+impl Odd {
+    #[inline(always)]
+    pub fn verdict(&self, step: Step) -> Verdict {
+        match step {
+            Step::New | Step::Pass => Verdict::Next,
+            Step::Drop => Verdict::Drop,
+            Step::Elsewhere => Verdict::Redirect(self.action),
+        }
+    }
+}
+
+/// Reads a packet into `odd`. [`Step::New`]: it is to be looked up, which is not so for what is none of ours, and not
+/// for the fragments that follow their first. Not a part of [`ingress`] and [`egress`], so that calls do not nest as
+/// deep as the stack ends.
 #[inline(always)]
-fn read<L: Link>(ctx: &TcContext, odd: &mut Odd, half: Half) -> bool {
+pub fn arrive<L: Link>(ctx: &TcContext, odd: &mut Odd, half: Half) -> Step {
+    match read::<L>(ctx, odd, half) {
+        Step::New if odd.headers.part != part::WHOLE => fragment_of::<L>(ctx, odd),
+        step => step,
+    }
+}
+
+/// A subprogram: how a packet that is not plain was read need not be followed apart from here.
+#[inline(never)]
+fn read<L: Link>(ctx: &TcContext, odd: &mut Odd, half: Half) -> Step {
     let v4 = skb(ctx).protocol as u16 == ETH_P_IP;
     if !headers::read(ctx, L::HEADER as u32, v4, &mut odd.headers) {
-        return false;
+        return Step::Pass;
     }
     let proto = odd.headers.proto as u8;
     odd.key = CtKey::new(odd.headers.src, Port::ZERO, odd.headers.dst, Port::ZERO, proto, half);
@@ -67,9 +96,53 @@ fn read<L: Link>(ctx: &TcContext, odd: &mut Odd, half: Half) -> bool {
     odd.has_transport = u32::from(odd.headers.part != part::LATER);
     match proto {
         Proto::TCP | Proto::UDP => {}
-        _ => return other(odd),
+        _ => return if other(odd) { Step::New } else { Step::Pass },
     }
-    odd.has_transport == 0 || read_transport(ctx, odd)
+    let whole = odd.has_transport == 0 || read_transport(ctx, odd);
+    if odd.headers.part == part::WHOLE {
+        return if whole { Step::New } else { Step::Pass };
+    }
+    odd.tiny = u32::from(!whole);
+    odd.fragment = FragmentKey {
+        src: odd.key.src,
+        dst: odd.key.dst,
+        id: odd.headers.id,
+        proto: odd.key.proto,
+        half: odd.key.half,
+        reserved: 0,
+    };
+    Step::New
+}
+
+/// A fragment: its datagram's first is to be looked up, the others follow it.
+#[inline(always)]
+fn fragment_of<L: Link>(ctx: &TcContext, odd: &mut Odd) -> Step {
+    let verdict = if odd.headers.part == part::LATER {
+        fragment::later::<L>(ctx, &odd.fragment)
+    } else if odd.tiny != 0 {
+        fragment::tiny(&odd.fragment)
+    } else {
+        match fragment::first::<L>(ctx, &odd.fragment) {
+            Some(verdict) => verdict,
+            None => return Step::New,
+        }
+    };
+    match verdict {
+        Verdict::Next => Step::Pass,
+        Verdict::Drop => Step::Drop,
+        Verdict::Redirect(action) => {
+            odd.action = action;
+            Step::Elsewhere
+        }
+    }
+}
+
+/// Notes what became of a packet, for the fragments that follow it. To be called for everything that was looked up.
+#[inline(always)]
+pub fn settle<L: Link>(ctx: &TcContext, odd: &Odd, went: bool) {
+    if odd.headers.part == part::FIRST {
+        fragment::decided::<L>(ctx, &odd.fragment, went);
+    }
 }
 
 /// Other protocols have no flows.
@@ -99,31 +172,9 @@ fn read_transport(ctx: &TcContext, odd: &mut Odd) -> bool {
     true
 }
 
-/// Reads the packet and finds out its ports where another packet has them.
-#[inline(always)]
-fn find<L: Link>(ctx: &TcContext, odd: &mut Odd, half: Half) -> bool {
-    if !read::<L>(ctx, odd, half) {
-        return false;
-    }
-    let fate = match odd.headers.part {
-        part::WHOLE => return true,
-        part::FIRST => fragment::first(ctx, odd),
-        _ => fragment::later(ctx, odd),
-    };
-    match fate {
-        Fate::Pass => false,
-    }
-}
-
-/// The ingress hook's part. A subprogram: how a packet that is not plain was read need not be followed apart from here.
+/// The ingress hook's part for what [`arrive`]d. A subprogram, likewise.
 #[inline(never)]
-pub fn ingress<L: Link>(ctx: &TcContext, work: &mut Work) -> Step {
-    let Some(odd) = odd() else {
-        return Step::Pass;
-    };
-    if !find::<L>(ctx, odd, Half::Ingress) {
-        return Step::Pass;
-    }
+pub fn ingress<L: Link>(ctx: &TcContext, odd: &mut Odd, work: &mut Work) -> Step {
     let tcp_flags = odd.tcp_flags as u8;
     if let Some(entry) = flow::lookup(&odd.key) {
         let anew = odd.key.proto == Proto::TCP && tcp::is_syn(tcp_flags) && begins_anew(&odd.key, entry);
@@ -146,9 +197,6 @@ pub fn ingress<L: Link>(ctx: &TcContext, work: &mut Work) -> Step {
 /// The egress hook's part, likewise.
 #[inline(never)]
 pub fn egress<L: Link>(ctx: &TcContext, odd: &mut Odd) -> Step {
-    if !find::<L>(ctx, odd, Half::Egress) {
-        return Step::Pass;
-    }
     let Some(entry) = flow::lookup(&odd.key) else {
         return Step::New;
     };

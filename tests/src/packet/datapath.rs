@@ -26,8 +26,8 @@ use aya::{
 use bytemuck::Zeroable as _;
 use nix::net::if_::if_nametoindex;
 use proxy_common::{
-    Addr, Affinity, AffinityKey, Backend, Counter, CtEntry, CtKey, Device, Fragment, FragmentKey, Frontend, FrontendKey, NodeConfig,
-    Service, SetMember, map,
+    Addr, Affinity, AffinityKey, Backend, Counter, CtEntry, CtKey, Device, Fragment, FragmentKey, Frontend,
+    FrontendKey, NodeConfig, Service, SetMember, map,
 };
 
 use super::{

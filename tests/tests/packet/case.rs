@@ -56,32 +56,31 @@ impl Case {
         Packet::new(self.link, self.ip, src, dst, self.transport).flagged(SYN)
     }
 
-    fn way(&self, device: u32, came_in: u32) -> Way {
+    /// In by the uplink, or forwarded and out by it.
+    pub fn way(&self, hook: Hook, node: &Datapath) -> Way {
         // The checksum of the whole packet cannot be kept right where the transport's is absent, and nobody looks at it
         // then. Without Ethernet a test run counts it from the wrong place.
         let complete = self.link == Link::Ethernet && self.transport != Transport::UdpNoSum;
-        Way { device, came_in, complete }
+        let came_in = if hook == Hook::Ingress { node.uplink } else { node.pod };
+        Way { device: node.uplink, came_in, complete }
     }
 
     /// In by the uplink.
     #[track_caller]
     pub fn ingress(&self, node: &Datapath, packet: &[u8]) -> Outcome {
-        node.run(Hook::Ingress, self.link, packet, self.way(node.uplink, node.uplink))
+        self.run(node, Hook::Ingress, packet)
     }
 
     /// Forwarded, out by the uplink.
     #[track_caller]
     pub fn egress(&self, node: &Datapath, packet: &[u8]) -> Outcome {
-        node.run(Hook::Egress, self.link, packet, self.way(node.uplink, node.pod))
+        self.run(node, Hook::Egress, packet)
     }
 
     /// Through either of them.
     #[track_caller]
     pub fn run(&self, node: &Datapath, hook: Hook, packet: &[u8]) -> Outcome {
-        match hook {
-            Hook::Ingress => self.ingress(node, packet),
-            Hook::Egress => self.egress(node, packet),
-        }
+        node.run(hook, self.link, packet, self.way(hook, node))
     }
 
     /// Forwarded through the node: in by one hook, out by the other, both of which must let it pass.

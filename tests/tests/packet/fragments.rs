@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 
 use anyhow::Result;
-use proxy_common::Counter;
+use proxy_common::{Counter, Fragment};
 use tests::packet::{
-    Datapath, Hook, Packet, Tap, Transport,
+    Datapath, Hook, Packet, Tap, Transport, Way,
     datapath::shared,
     fragment::fragments,
     world::{FAR_POD, NODE, OUTSIDE, POD, UPLINK, VIP},
@@ -47,7 +47,13 @@ fn through(case: Case, node: &Datapath, hook: Hook, frames: &[Vec<u8>]) -> Vec<V
             let round = std::mem::take(&mut rounds);
             for frame in round {
                 let held = node.counter(Counter::FragmentHeld);
-                let outcome = case.run(node, hook, &frame);
+                // What is made longer or shorter has no checksum of a device's any more, which a test run does not
+                // see: only where nothing waits is it asked to look.
+                let outcome = if waits(node) {
+                    node.run(hook, case.link, &frame, Way { complete: false, ..case.way(hook, node) })
+                } else {
+                    case.run(node, hook, &frame)
+                };
                 if outcome.is_passed() {
                     passed.push(outcome.bytes);
                 } else if outcome.is_redirected() {
@@ -62,6 +68,11 @@ fn through(case: Case, node: &Datapath, hook: Hook, frames: &[Vec<u8>]) -> Vec<V
     }
     assert!(tap.pending(hook).is_empty(), "{case:?}: more was sent than told");
     passed
+}
+
+/// Whether some datagram awaits its first fragment.
+fn waits(node: &Datapath) -> bool {
+    node.fragments.iter().any(|entry| entry.is_ok_and(|(_, entry)| entry.state < Fragment::UNDECIDED))
 }
 
 /// The same frames in any order.

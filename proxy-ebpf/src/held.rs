@@ -1,0 +1,236 @@
+//! Fragments that came before their datagram's first: kept in HELD, and let go when it is there. `fragment.rs` calls.
+//!
+//! HELD is a ring. Who holds a fragment takes the next tickets, one for each 2 KiB of the frame, and writes the
+//! elements they name; an element's own ticket says what is in it, so whoever reads one that was overwritten meanwhile
+//! finds another ticket. The fragments of one datagram are a list, the one held last at its head, which hangs on the
+//! datagram's entry in FRAGMENTS by compare-and-exchange: whoever finds there that the first has come follows that
+//! instead.
+//!
+//! Letting go: the first fragment's skb is sent through the hook again as it is; then it is made into one held
+//! fragment after the other, each of which is sent as well; nothing of it is needed afterwards. On ingress these queue
+//! up behind this packet (netif_rx); on egress each passes the hook, in this program's middle, before the next is
+//! made: nothing per CPU may be held across that. Taps see held fragments of ingress twice.
+
+use core::hint::black_box;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM},
+    helpers::{
+        bpf_clone_redirect, bpf_redirect, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_skb_store_bytes,
+    },
+    programs::TcContext,
+};
+use proxy_common::{
+    Counter, Fragment, FragmentKey, Held,
+    fragment::{HELD_BYTES, HELD_OF_DATAGRAM, HELD_SPAN},
+};
+
+use crate::{
+    atomic,
+    count::count,
+    flow,
+    fragment::{change, same_hook, state},
+    maps::HELD as RING,
+    packet::{Link, ifindex},
+    verdict::Verdict,
+};
+
+/// What [`hold`] says of a fragment that it has kept; no state of an entry.
+pub const HELD: u64 = 0;
+
+/// The element of a ticket. The reference is to memory that other CPUs may overwrite: see above.
+#[inline(always)]
+fn element(ticket: u64) -> Option<&'static mut Held> {
+    // SAFETY: a live map value; the aliasing is described above.
+    RING.get_ptr_mut(Held::index(ticket)).map(|element| unsafe { &mut *element })
+}
+
+#[inline(always)]
+fn ticket_of(element: &Held) -> u64 {
+    // SAFETY: a reference; volatile because other CPUs write it.
+    unsafe { (&raw const element.ticket).read_volatile() }
+}
+
+/// Bytes of the part of a frame that begins at `at`, as the verifier wants it: from 1 to `HELD_BYTES`.
+#[inline(always)]
+fn part_len(len: u32, at: u32) -> u32 {
+    let rest = len - at;
+    let part = if rest > HELD_BYTES as u32 { HELD_BYTES as u32 } else { rest };
+    (black_box(part.wrapping_sub(1)) & (HELD_BYTES as u32 - 1)) + 1
+}
+
+/// Keeps a fragment until the first comes. Returns [`HELD`], or the state it has to follow: that of the first, which
+/// came meanwhile, or PASS, because it could not be kept.
+#[inline(never)]
+pub fn hold<L: Link>(ctx: &TcContext, key: &FragmentKey, entry: &mut Fragment) -> u64 {
+    let len = ctx.len();
+    let span = u64::from(len).div_ceil(HELD_BYTES as u64);
+    if span <= HELD_SPAN
+        && let Some(last) = RING.get_ptr_mut(0)
+    {
+        // SAFETY: a live map value, 8-byte aligned.
+        let ticket = unsafe { atomic::add(&raw mut (*last).ticket, span) } + 1;
+        if store::<L>(ctx, key, ticket) {
+            let after = hang(entry, ticket, span as u32);
+            if after != Fragment::PASS {
+                return after;
+            }
+        }
+    }
+    if state(entry) < Fragment::UNDECIDED {
+        count(Counter::FragmentNotHeld);
+    }
+    Fragment::PASS
+}
+
+/// Copies the frame to the elements of `ticket` and those that follow.
+#[inline(always)]
+fn store<L: Link>(ctx: &TcContext, key: &FragmentKey, ticket: u64) -> bool {
+    let len = ctx.len();
+    let (mut part, mut at) = (0, 0);
+    while part < HELD_SPAN && at < len {
+        let Some(element) = element(ticket + part) else {
+            return false;
+        };
+        let old = ticket_of(element);
+        // SAFETY: a live map value, 8-byte aligned.
+        if old == Held::BUSY || unsafe { atomic::replace(&raw mut element.ticket, old, Held::BUSY) }.is_err()
+        {
+            return false;
+        }
+        if part == 0 {
+            element.key = *key;
+            element.ifindex = ifindex(ctx);
+            element.len = len;
+            element.since = flow::now();
+            element.header_len = L::HEADER as u32;
+        }
+        // SAFETY: the context the kernel gave, and as many bytes of a map value.
+        let failed = unsafe {
+            bpf_skb_load_bytes(ctx.as_ptr().cast(), at, element.bytes.as_mut_ptr().cast(), part_len(len, at))
+        };
+        // SAFETY: a live map value.
+        unsafe {
+            (&raw mut element.ticket).write_volatile(if failed == 0 { ticket + part } else { 0 });
+        }
+        if failed != 0 {
+            return false;
+        }
+        part += 1;
+        at += HELD_BYTES as u32;
+    }
+    true
+}
+
+/// Hangs the fragment of `ticket` on the datagram's list; returns as [`hold`] does.
+#[inline(always)]
+fn hang(entry: &mut Fragment, ticket: u64, span: u32) -> u64 {
+    let Some(element) = element(ticket) else {
+        return Fragment::PASS;
+    };
+    let mut tries = 0;
+    while tries < 4 {
+        let before = state(entry);
+        if before >= Fragment::UNDECIDED {
+            return before;
+        }
+        element.next = before;
+        element.elements = span + elements_before(before);
+        if element.elements > HELD_OF_DATAGRAM {
+            return Fragment::PASS;
+        }
+        if change(entry, before, ticket) {
+            return HELD;
+        }
+        tries += 1;
+    }
+    Fragment::PASS
+}
+
+/// Elements that the list which begins at `ticket` takes. What was overwritten has ended it.
+#[inline(always)]
+fn elements_before(ticket: u64) -> u32 {
+    match element(ticket) {
+        Some(before) if ticket != 0 && ticket_of(before) == ticket => before.elements,
+        _ => 0,
+    }
+}
+
+/// Sends the first fragment `key` and the list that waited for it through the hook again. `None`: the first stays as
+/// it is, and the others are lost.
+#[inline(never)]
+pub fn release<L: Link>(ctx: &TcContext, key: &FragmentKey, list: u64) -> Option<Verdict> {
+    let (skb, flags, device) = (ctx.as_ptr().cast::<__sk_buff>(), same_hook(key), ifindex(ctx));
+    // `key` may be memory that the hook uses anew for what is sent: not to be read after that.
+    let (half, v4) = (key.half, key.src.is_v4());
+    // SAFETY: the context the kernel gave; no pointer into the packet outlives this call.
+    if unsafe { bpf_clone_redirect(skb, device, flags) } != 0 {
+        count(Counter::FragmentLost);
+        return None;
+    }
+    // Writable and in one piece: bpf_skb_change_tail cannot make longer what has pages.
+    // SAFETY: as above.
+    unsafe { bpf_skb_pull_data(skb, ctx.len()) };
+    let (mut ticket, mut step) = (list, 0);
+    while step < HELD_OF_DATAGRAM && ticket != 0 {
+        let Some(element) = element(ticket) else {
+            break;
+        };
+        let (next, device) = (element.next, element.ifindex);
+        let is_ours = element.key.half == half && element.key.src.is_v4() == v4;
+        if !is_ours || !restore::<L>(ctx, ticket, element) {
+            // Where it leads may be overwritten as well.
+            count(Counter::FragmentLost);
+            break;
+        }
+        if next == 0 {
+            // The last one needs no copy.
+            // SAFETY: takes numbers.
+            return Some(Verdict::Redirect(unsafe { bpf_redirect(device, flags) } as i32));
+        }
+        // SAFETY: as above.
+        unsafe { bpf_clone_redirect(skb, device, flags) };
+        ticket = next;
+        step += 1;
+    }
+    Some(Verdict::Drop)
+}
+
+/// Makes the skb into the held fragment of `ticket`; false when that is not there any more, or was met by a device
+/// with other framing.
+#[inline(always)]
+fn restore<L: Link>(ctx: &TcContext, ticket: u64, head: &Held) -> bool {
+    let skb = ctx.as_ptr().cast::<__sk_buff>();
+    let len = head.len;
+    if ticket_of(head) != ticket || head.header_len != L::HEADER as u32 {
+        return false;
+    }
+    // SAFETY: the context the kernel gave; no pointer into the packet outlives this call.
+    if unsafe { bpf_skb_change_tail(skb, len, 0) } != 0 {
+        return false;
+    }
+    let (mut part, mut at) = (0, 0);
+    while part < HELD_SPAN && at < len {
+        let Some(element) = element(ticket + part) else {
+            return false;
+        };
+        // SAFETY: as above, and as many bytes of a map value.
+        let failed = unsafe {
+            bpf_skb_store_bytes(
+                skb,
+                at,
+                element.bytes.as_ptr().cast(),
+                part_len(len, at),
+                u64::from(BPF_F_RECOMPUTE_CSUM),
+            )
+        };
+        if failed != 0 || ticket_of(element) != ticket + part {
+            return false;
+        }
+        part += 1;
+        at += HELD_BYTES as u32;
+    }
+    true
+}
