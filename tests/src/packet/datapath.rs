@@ -135,7 +135,7 @@ impl Datapath {
         let id = format!("shunt-packet-{}-{number}", std::process::id());
         let netns = Netns::new(id.clone())?;
         // Up, so that what a program sends by itself can be seen; without traffic of their own.
-        netns.sysctl("net/ipv6/conf/default/disable_ipv6", "1")?;
+        netns.sysctl("net/ipv6/conf/default/addr_gen_mode", "1")?;
         netns.ip("link add uplink type veth peer name pod\nlink set uplink up\nlink set pod up\n")?;
         netns.join()?;
         let (uplink, pod) = (if_nametoindex("uplink")?, if_nametoindex("pod")?);
