@@ -48,7 +48,8 @@ pod! {
     /// Value of SERVICES, indexed by service id (0 is never used): one per service port and family. Written
     /// by the datapath, by atomic add alone; user space only clears it before an id is used anew.
     pub struct Service [32] {
-        /// Flows begun to the cluster set: the next one takes slot `cluster_next % cluster_count`.
+        /// Turns taken of the cluster set, one a flow begun (none for a client that stays with its backend): the next
+        /// one is slot `cluster_next % cluster_count`.
         pub cluster_next: u64,
         /// The same for the local set.
         pub local_next: u64,

@@ -59,7 +59,8 @@ pub struct ServiceBackend {
 /// What SERVICES counts for one service port, all its frontends together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Statistics {
-    /// New flows to the cluster-wide set: also the round-robin position.
+    /// New flows to the cluster-wide set, but for those of clients that stayed with their backend: also the round-robin
+    /// position.
     pub cluster_flows: u64,
     pub local_flows: u64,
     pub refused: u64,
