@@ -65,23 +65,35 @@ pub fn egress_l3(ctx: TcContext) -> i32 {
     egress::egress::<NoHeader>(&ctx).tc_action()
 }
 
-/// tc ingress of a device with our XDP program: what that has translated goes on, everything else goes to the
-/// ingress program. A program of its own that writes nothing: before one that does the kernel makes the packet
-/// writable, and where it copies it for that (a socket of tcpdump's kind holds a clone), the mark is lost.
+/// tc ingress of a device with our XDP program: what that has translated goes on, everything else goes to
+/// `ingress_l2`.
 #[classifier]
 pub fn ingress_xdp(ctx: TcContext) -> i32 {
-    if !xdp::is_translated(&ctx) {
-        // SAFETY: nothing here lives on; with an empty slot the packet passes.
-        unsafe { maps::INGRESS.tail_call(&ctx, 0) };
-    }
+    xdp::gate(&ctx);
     verdict::Verdict::Next.tc_action()
 }
 
-/// XDP of an uplink.
+/// XDP in the driver of an uplink.
 #[xdp(frags)]
 #[inline(always)]
-pub fn xdp_uplink(ctx: XdpContext) -> u32 {
+pub fn xdp_native(ctx: XdpContext) -> u32 {
     xdp::receive(&ctx).xdp_action()
+}
+
+/// XDP of an uplink in generic mode, and in the driver of a veth: what passes is tagged, and what goes back out is
+/// redirected, because after XDP_TX a veth wakes a peer only if that has an XDP program too.
+#[xdp(frags)]
+#[inline(always)]
+pub fn xdp_soft(ctx: XdpContext) -> u32 {
+    match xdp::receive(&ctx) {
+        verdict::Lane::Back => xdp::back_across(&ctx),
+        fate if fate.is_untouched() => {
+            xdp::tag_generic(&ctx);
+            fate
+        }
+        fate => fate,
+    }
+    .xdp_action()
 }
 
 /// Never attached: BPF_PROG_TEST_RUN of it tells user space the kernel's jiffies (low 32 bits), the clock

@@ -56,6 +56,12 @@ pub enum Lane {
 }
 
 impl Lane {
+    /// It goes on to tc as it came.
+    #[inline(always)]
+    pub fn is_untouched(self) -> bool {
+        matches!(self, Self::Pass | Self::Left)
+    }
+
     #[inline(always)]
     pub fn xdp_action(self) -> u32 {
         match self {

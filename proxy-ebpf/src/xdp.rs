@@ -8,14 +8,18 @@
 
 mod frame;
 mod route;
+mod tag;
 
-use aya_ebpf::programs::{TcContext, XdpContext};
+use aya_ebpf::programs::XdpContext;
 use proxy_common::{Backend, CtEntry, CtKey, Frontend, FrontendKind, Half, node::port_bits};
 
-pub use self::route::Fib;
 use self::{
     frame::{Ends, Family, V4, V6, is_partial, parse, rewrite},
     route::{Way, send, way},
+};
+pub use self::{
+    route::{Fib, back_across},
+    tag::{gate, tag_generic},
 };
 use crate::{
     begin::{Work, begin, work},
@@ -42,61 +46,60 @@ pub fn receive(ctx: &XdpContext) -> Lane {
     }
 }
 
-/// Whether the lane has translated this packet already: the tc hook lets it go on.
-#[inline(always)]
-pub fn is_translated(ctx: &TcContext) -> bool {
-    frame::is_marked(ctx)
-}
-
 #[inline(always)]
 fn receive_ip<F: Family>(ctx: &XdpContext) -> Lane {
-    let Some(mut packet) = parse::<F>(ctx) else {
+    let Some(packet) = parse::<F>(ctx) else {
         return Lane::Pass;
     };
-    let mut found = flow::lookup(&packet.key);
-    if let Some(entry) = &found {
+    if let Some(entry) = flow::lookup(&packet.key) {
         if !entry.has(CtEntry::XDP) {
             return Lane::Pass;
         }
-        if packet.is_syn() && begins_anew(&packet.key, entry) {
-            flow::forget(&packet.key, entry);
-            found = None;
+        if !(packet.is_syn() && begins_anew(&packet.key, entry)) {
+            return known::<F>(ctx, &packet, entry);
         }
+        flow::forget(&packet.key, entry);
     }
-    if found.is_none() {
-        match new::<F>(ctx, &packet) {
-            Decided::Foreign => return Lane::Pass,
-            Decided::Left => return Lane::Left,
-            Decided::Begun => found = flow::lookup(&packet.key),
-        }
+    if !may_concern(&packet.key) || packet.is_tcp() && !packet.is_syn() || is_partial::<F>(ctx, &packet) {
+        return Lane::Pass;
     }
-    match found {
-        Some(entry) if entry.has(CtEntry::XDP) => known::<F>(ctx, &mut packet, entry),
+    let Some(work) = take_down::<F>(ctx, &packet) else {
+        return Lane::Pass;
+    };
+    // From here on nothing is read from `packet`, as in `ingress.rs`.
+    match decide(ctx, work) {
+        Decided::Foreign => Lane::Pass,
+        Decided::Left => Lane::Left,
+        Decided::Begun => begun::<F>(ctx),
+    }
+}
+
+/// Copies to per-CPU memory what the stages behind need to know of a packet.
+#[inline(always)]
+fn take_down<F: Family>(ctx: &XdpContext, packet: &Packet) -> Option<&'static mut Work> {
+    let work = work()?;
+    work.request = packet.key;
+    work.tcp_flags = u32::from(packet.tcp_flags);
+    work.ifindex = route::came_in(ctx);
+    route::prepare::<F>(ctx, packet, &mut work.fib)?;
+    Some(work)
+}
+
+/// The packet that has just begun a flow, parsed again.
+#[inline(always)]
+fn begun<F: Family>(ctx: &XdpContext) -> Lane {
+    let Some(packet) = parse::<F>(ctx) else {
+        return Lane::Pass;
+    };
+    match flow::lookup(&packet.key) {
+        Some(entry) if entry.has(CtEntry::XDP) => known::<F>(ctx, &packet, entry),
         _ => Lane::Left,
     }
 }
 
-/// A packet of no known flow.
-#[inline(always)]
-fn new<F: Family>(ctx: &XdpContext, packet: &Packet) -> Decided {
-    if !may_concern(&packet.key) || packet.is_tcp() && !packet.is_syn() {
-        return Decided::Foreign;
-    }
-    let Some(work) = work() else {
-        return Decided::Foreign;
-    };
-    work.request = packet.key;
-    work.tcp_flags = u32::from(packet.tcp_flags);
-    work.ifindex = route::came_in(ctx);
-    if is_partial::<F>(ctx, packet) || route::prepare::<F>(ctx, packet, &mut work.fib).is_none() {
-        return Decided::Foreign;
-    }
-    decide(ctx, work)
-}
-
 /// A packet of a flow that is in this lane.
 #[inline(always)]
-fn known<F: Family>(ctx: &XdpContext, packet: &mut Packet, entry: &mut CtEntry) -> Lane {
+fn known<F: Family>(ctx: &XdpContext, packet: &Packet, entry: &mut CtEntry) -> Lane {
     if is_partial::<F>(ctx, packet) {
         return Lane::Left;
     }
@@ -111,42 +114,40 @@ fn known<F: Family>(ctx: &XdpContext, packet: &mut Packet, entry: &mut CtEntry) 
             };
         }
     }
-    forward::<F>(ctx, packet, entry)
+    match take_down::<F>(ctx, packet) {
+        Some(work) => forward::<F>(ctx, work, entry),
+        None => Lane::Left,
+    }
 }
 
-/// Rewrites both ends of a packet of a flow whose source is translated, and sends it out. A subprogram: inlined, the
-/// compiler spills registers it never wrote ("R1 !read_ok").
+/// Rewrites both ends of a packet of a flow whose source is translated, and sends it out. A subprogram that reads
+/// `work`: inlined, the compiler spills registers it never wrote ("R1 !read_ok").
 #[inline(never)]
-fn forward<F: Family>(ctx: &XdpContext, packet: &mut Packet, entry: &CtEntry) -> Lane {
-    let (old, from_client) = (packet.key, entry.has(CtEntry::REQUEST));
+fn forward<F: Family>(ctx: &XdpContext, work: &mut Work, entry: &CtEntry) -> Lane {
+    let (old, from_client) = (&work.request, entry.has(CtEntry::REQUEST));
     // The key that the packet would have at the egress hook.
-    packet.key = CtKey::new(old.src, entry.peer_port, entry.addr, entry.port(), old.proto, Half::Egress);
-    let Some(source) = flow::lookup(&packet.key) else {
+    let key = CtKey::new(old.src, entry.peer_port, entry.addr, entry.port(), old.proto, Half::Egress);
+    let Some(source) = flow::lookup(&key) else {
         return Lane::Left;
     };
     let half = if from_client { CtEntry::MASQUERADE } else { CtEntry::REPLY };
     if !(source.has(half) && source.has(CtEntry::XDP)) {
         return Lane::Left;
     }
+    // Pending: another CPU is about to complete it.
+    if source.port == 0 {
+        return Lane::Left;
+    }
     if !from_client {
-        flow::touch(&packet.key, packet.tcp_flags, source);
+        flow::touch(&key, work.tcp_flags as u8, source);
     }
-    let Some(work) = work() else {
-        return Lane::Left;
-    };
-    if route::prepare::<F>(ctx, packet, &mut work.fib).is_none() {
-        return Lane::Left;
-    }
-    work.fib.towards(&packet.key.dst, packet.key.dport, F::V4);
+    work.fib.towards(&key.dst, key.dport, F::V4);
     let way = way(ctx, &mut work.fib);
     if matches!(way, Way::None) {
         return Lane::Left;
     }
-    if source.port == 0 && source::complete(&packet.key, work.fib.ifindex, source).is_err() {
-        return Lane::Left;
-    }
-    let to = Ends { src: source.addr, sport: source.port(), dst: packet.key.dst, dport: source.peer_port };
-    match rewrite::<F>(ctx, &old, &to, true) {
+    let to = Ends { src: source.addr, sport: source.port(), dst: key.dst, dport: source.peer_port };
+    match rewrite::<F>(ctx, old, &to, true) {
         Some(()) => send(ctx, way, &work.fib),
         None => Lane::Left,
     }
@@ -186,7 +187,21 @@ fn decide(ctx: &XdpContext, work: &mut Work) -> Decided {
     // Recorded in any case: the backend's turn is taken, and tc finds the flow.
     let result = begin(work);
     trace::decision(work, &result);
-    if result.is_ok() && work.lane != 0 { Decided::Begun } else { Decided::Left }
+    if result.is_ok() && work.lane != 0 && is_complete(work) { Decided::Begun } else { Decided::Left }
+}
+
+/// Gives the flow that has begun its source where it needs one, as the first egress hook would.
+#[inline(always)]
+fn is_complete(work: &mut Work) -> bool {
+    if work.to.masquerade == 0 {
+        return true;
+    }
+    let to = &work.out;
+    let key = CtKey::new(work.request.src, to.peer_port, to.addr, to.port, work.request.proto, Half::Egress);
+    let Some(pending) = flow::lookup(&key) else {
+        return false;
+    };
+    pending.port != 0 || source::complete(&key, work.fib.ifindex, pending).is_ok()
 }
 
 /// Whether the flow that is about to begin can be served here from its first packet to its last.

@@ -2,15 +2,12 @@
 
 use core::mem::size_of;
 
-use aya_ebpf::{
-    helpers::bpf_xdp_adjust_meta,
-    programs::{TcContext, XdpContext},
-};
+use aya_ebpf::programs::XdpContext;
 use proxy_common::{Addr, CtKey, Half, Port, Proto, csum};
 
+use super::tag;
 use crate::{
-    globals,
-    packet::{FRAGMENT_MASK, Ipv4, Ipv6, Packet, Tcp, Udp, at, skb},
+    packet::{FRAGMENT_MASK, Ipv4, Ipv6, Packet, Tcp, Udp, at},
     reject::pseudo,
     rewrite::{Ports, ports_word},
 };
@@ -158,46 +155,15 @@ pub fn rewrite<F: Family>(ctx: &XdpContext, old: &CtKey, to: &Ends, forwarded: b
     Some(())
 }
 
-/// Translates a packet for the host's stack and marks it as translated; untouched where there is no room for a mark.
+/// Translates a packet for the host's stack and says so in its metadata; untouched where there is no room for that.
 #[inline(always)]
 pub fn hand_on<F: Family>(ctx: &XdpContext, old: &CtKey, to: &Ends) -> Option<()> {
-    // SAFETY: the context the kernel gave; pointers into the packet are made anew after this.
-    if unsafe { bpf_xdp_adjust_meta(ctx.ctx, -(size_of::<u32>() as i32)) } != 0 {
+    if !tag::put(ctx, tag::TRANSLATED) {
         return None;
     }
-    // SAFETY: fields of the context, which is valid while the program runs.
-    let (meta, data) = unsafe {
-        ((&raw const (*ctx.ctx).data_meta).read_volatile(), (&raw const (*ctx.ctx).data).read_volatile())
-    };
-    let (meta, data) = (meta as usize, data as usize);
-    if meta + size_of::<u32>() > data {
-        return None;
+    let done = rewrite::<F>(ctx, old, to, false);
+    if done.is_none() {
+        tag::take(ctx);
     }
-    // SAFETY: checked just now.
-    unsafe { *(meta as *mut u32) = mark() };
-    if rewrite::<F>(ctx, old, to, false).is_none() {
-        // SAFETY: as above.
-        unsafe { bpf_xdp_adjust_meta(ctx.ctx, size_of::<u32>() as i32) };
-        return None;
-    }
-    Some(())
-}
-
-/// What tells a packet that this node's lane has translated: an skb may carry another node's metadata with it from one
-/// network namespace to the next.
-#[inline(always)]
-fn mark() -> u32 {
-    0x5348_0000 ^ globals::host_netns() as u32
-}
-
-/// Whether the metadata in front of the packet is [`mark`].
-#[inline(always)]
-pub fn is_marked(ctx: &TcContext) -> bool {
-    let skb = skb(ctx);
-    // SAFETY: fields of the context, which is valid while the program runs.
-    let (meta, data) =
-        unsafe { ((&raw const skb.data_meta).read_volatile(), (&raw const skb.data).read_volatile()) };
-    let (meta, data) = (meta as usize, data as usize);
-    // SAFETY: only read where it lies in front of the packet.
-    meta + size_of::<u32>() <= data && unsafe { *(meta as *const u32) } == mark()
+    done
 }

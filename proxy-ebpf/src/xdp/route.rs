@@ -160,3 +160,11 @@ pub fn send(ctx: &XdpContext, way: Way, fib: &Fib) -> Lane {
         _ => Lane::Back,
     }
 }
+
+/// Sends a frame back by way of a redirect.
+#[inline(always)]
+pub fn back_across(ctx: &XdpContext) -> Lane {
+    // SAFETY: takes numbers; without flags it cannot fail.
+    let _redirect = unsafe { bpf_redirect(came_in(ctx), 0) };
+    Lane::Across
+}

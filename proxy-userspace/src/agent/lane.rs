@@ -27,6 +27,7 @@ use crate::{
 struct Joined {
     /// `None`: it is served by tc alone.
     mode: Option<Mode>,
+    program: &'static str,
     /// `Device::XDP_NATIVE` or `Device::XDP_GENERIC`, where frames of other devices may leave by it.
     flags: u32,
 }
@@ -82,13 +83,12 @@ impl Lanes {
     /// Puts our program on a device whose tc hooks are ready for it.
     pub fn join(&mut self, loaded: &Loaded, link: &Link) -> io::Result<()> {
         let (ifindex, device) = (link.index, link.name.as_str());
-        let program = loaded.program("xdp_uplink").map_err(io::Error::other)?;
         let modes: &[Mode] = match self.wanted {
             Xdp::Off => &[],
             Xdp::Native => &[Mode::Native, Mode::Generic],
             Xdp::Generic => &[Mode::Generic],
         };
-        let mut joined = Joined { mode: None, flags: 0 };
+        let mut joined = Joined { mode: None, program: "xdp_soft", flags: 0 };
         let mut refused = None;
         for mode in modes {
             let transmits = match mode {
@@ -101,9 +101,10 @@ impl Lanes {
                     Some("the peer of a veth must have GRO on, or an XDP program of its own".to_owned());
                 continue;
             }
+            let program = loaded.program(mode.program(&link.kind)).map_err(io::Error::other)?;
             match xdp::attach(&self.pins, &mut self.netlink, program, ifindex, *mode) {
                 Ok(()) => {
-                    joined.mode = Some(*mode);
+                    (joined.mode, joined.program) = (Some(*mode), mode.program(&link.kind));
                     joined.flags = match (mode, transmits) {
                         (Mode::Native, Some(true)) => Device::XDP_NATIVE,
                         (Mode::Native, _) => 0,
@@ -161,11 +162,10 @@ impl Lanes {
 
     /// Forgets devices that are not as they should be, or were not to be had, so that they join again.
     pub fn repair(&mut self, loaded: &Loaded) {
-        let ours = loaded.program("xdp_uplink").ok().and_then(|program| ProgInfo::of(program).ok());
-        let Some(ours) = ours.map(|info| info.id) else { return };
         let netlink = &mut self.netlink;
         self.joined.retain(|ifindex, joined| {
-            let there = matches!(xdp::attached(netlink, *ifindex), Ok(Some(id)) if id == ours);
+            let ours = loaded.program(joined.program).ok().and_then(|program| ProgInfo::of(program).ok());
+            let there = matches!((xdp::attached(netlink, *ifindex), ours), (Ok(Some(id)), Some(ours)) if id == ours.id);
             if joined.mode.is_some() && !there {
                 tracing::warn!(ifindex, "its XDP program was gone: attaching it again");
             }

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Every program of the object that is attached or run.
-pub const PROGRAMS: [&str; 15] = [
+pub const PROGRAMS: [&str; 16] = [
     "ingress_l2",
     "egress_l2",
     "ingress_l3",
@@ -41,11 +41,12 @@ pub const PROGRAMS: [&str; 15] = [
     "getpeername4",
     "getpeername6",
     "ingress_xdp",
-    "xdp_uplink",
+    "xdp_native",
+    "xdp_soft",
 ];
 
 /// Those that are loaded only where there is an XDP lane.
-const LANE: [&str; 2] = ["ingress_xdp", "xdp_uplink"];
+const LANE: [&str; 3] = ["ingress_xdp", "xdp_native", "xdp_soft"];
 
 /// Lines of the verifier's log that a failed load shows: the last ones say why.
 const LOG_LINES: usize = 20;

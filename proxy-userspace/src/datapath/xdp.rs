@@ -30,6 +30,14 @@ pub enum Mode {
 impl Mode {
     pub const BOTH: [Self; 2] = [Self::Native, Self::Generic];
 
+    /// The program for this mode on a device of this kind.
+    pub fn program(self, kind: &str) -> &'static str {
+        match self {
+            Self::Native if kind != "veth" => "xdp_native",
+            _ => "xdp_soft",
+        }
+    }
+
     /// `XDP_FLAGS_DRV_MODE`, `XDP_FLAGS_SKB_MODE`.
     fn flags(self) -> u32 {
         match self {

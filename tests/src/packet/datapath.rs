@@ -19,7 +19,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, PerCpuValues},
+    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, PerCpuValues, ProgramArray},
     programs::{Program, SchedClassifier, Xdp},
     util::nr_cpus,
 };
@@ -118,6 +118,8 @@ pub struct Datapath {
     netns: Netns,
     /// Keeps the XDP program on the uplink, once there is one.
     lane: Option<OwnedFd>,
+    /// INGRESS, filled.
+    slots_of_gate: Option<ProgramArray<MapData>>,
     /// The device towards other hosts.
     pub uplink: u32,
     /// The device of a pod.
@@ -184,6 +186,7 @@ impl Datapath {
             pod,
             netns,
             lane: None,
+            slots_of_gate: None,
             last: Last::default(),
             marked: Vec::new(),
         };
@@ -278,9 +281,17 @@ impl Datapath {
         self.netns.sysctl("net/ipv4/ip_forward", "1")?;
         self.netns.sysctl("net/ipv6/conf/all/forwarding", "1")?;
         self.netns.ip(&super::world::wiring())?;
-        let program: &mut Xdp = self.ebpf.program_mut("xdp_uplink").context("no XDP program")?.try_into()?;
-        program.load().context("loading xdp_uplink")?;
+        let gate: &mut SchedClassifier =
+            self.ebpf.program_mut("ingress_xdp").context("no ingress_xdp")?.try_into()?;
+        gate.load().context("loading ingress_xdp")?;
+        let next = self.program("ingress_l2").fd()?.try_clone()?;
+        let mut slots: ProgramArray<MapData> =
+            self.ebpf.take_map(map::INGRESS).context("no map INGRESS")?.try_into()?;
+        slots.set(0, &next, 0)?;
+        self.slots_of_gate = Some(slots);
         const DRIVER: u32 = 1 << 2;
+        let program: &mut Xdp = self.ebpf.program_mut("xdp_native").context("no XDP program")?.try_into()?;
+        program.load().context("loading xdp_native")?;
         let link = shunt::bpf::link::create_xdp(program.fd()?.as_fd(), self.uplink, DRIVER)?;
         self.lane = Some(link);
         Ok(())
@@ -289,7 +300,7 @@ impl Datapath {
     /// The XDP program, which is loaded with [`Self::wire`].
     pub fn lane_fd(&self) -> BorrowedFd<'_> {
         let program: &Xdp =
-            self.ebpf.program("xdp_uplink").expect("of the object").try_into().expect("of type XDP");
+            self.ebpf.program("xdp_native").expect("of the object").try_into().expect("of type XDP");
         program.fd().expect("wired").as_fd()
     }
 

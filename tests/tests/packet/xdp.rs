@@ -1,15 +1,15 @@
 //! The XDP lane, frame by frame: what it translates for a backend of this node, what it sends on and back, and what it
 //! leaves to tc as it came.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, os::fd::AsFd as _};
 
 use anyhow::Result;
 use proxy_common::{Counter, CtEntry, Frontend, FrontendKind};
 use tests::packet::{
-    Datapath, Ip, Link, Packet, Transport,
+    Datapath, Ip, Link, Packet, Transport, Way,
     datapath::{Shared, shared},
     frame::{ACK, FIN, PSH, SYN, ends},
-    run::XdpOutcome,
+    run::{self, XdpOutcome},
     world::{FAR_POD, MACS, NARROW, NODE, OUTSIDE, POD, UNKNOWN, UPLINK, VIP},
 };
 
@@ -60,7 +60,7 @@ fn to_a_backend_of_this_node_the_destination_is_rewritten_and_the_packet_marked(
         let ask = case.packet(client, front);
         for packet in [ask.clone(), ask.flagged(ACK), ask.flagged(ACK | PSH)] {
             let out = node.lane(&packet.bytes());
-            assert_eq!((out.action, out.mark.len()), (XdpOutcome::PASS, 4), "{case:?}");
+            assert_eq!((out.action, out.mark.len()), (XdpOutcome::PASS, 20), "{case:?}");
             assert_eq!(out.bytes, packet.to(back).bytes(), "{case:?}");
         }
         assert_eq!(node.counter(Counter::XdpLocal), 3, "{case:?}");
@@ -162,7 +162,7 @@ fn policy_local_keeps_the_client_and_hairpins_are_tcs() -> Result<()> {
         let ask = case.packet(case.at(OUTSIDE, CLIENT), front);
         let out = node.lane(&ask.bytes());
         assert_eq!(out.bytes, ask.to(case.at(POD, 8080)).bytes(), "{case:?}");
-        assert_eq!(out.mark.len(), 4);
+        assert_eq!(out.mark.len(), 20);
     }
     Ok(())
 }
@@ -304,6 +304,21 @@ fn checksums_changed_in_place_are_those_of_a_packet_built_from_scratch() -> Resu
             }
         }
         assert!(left < 10, "{case:?}");
+    }
+    Ok(())
+}
+
+/// The program at tc of a device in the lane hands on to the ingress program what carries no mark.
+#[test]
+fn what_carries_no_mark_meets_the_ingress_program() -> Result<()> {
+    for case in cases() {
+        let mut node = wired()?;
+        let front = node_port(&mut node, case, UNKNOWN, false, 0)?;
+        let ask = case.packet(case.at(OUTSIDE, CLIENT), front);
+        let way = Way { device: node.uplink, came_in: node.uplink, complete: false };
+        let gate = node.program("ingress_xdp").fd()?.as_fd();
+        let out = run::run(gate, &ask.bytes(), way)?.passed();
+        assert_eq!(out, ask.to(case.at(UNKNOWN, 8080)).bytes(), "{case:?}");
     }
     Ok(())
 }
