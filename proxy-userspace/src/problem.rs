@@ -24,8 +24,16 @@ pub enum ProblemKind {
     EndpointRefused { address: IpAddr, why: RefusedAddress },
     #[error("loadBalancerSourceRanges: {range:?} is not an address range; it lets nobody in")]
     SourceRange { range: Arc<str> },
-    #[error("port {port}/SCTP is not served: this version translates TCP and UDP")]
-    Sctp { port: u16 },
+    #[error(
+        "port {port}/SCTP is refused: its endpoint {address} listens on {target}, and SCTP ports cannot be translated; make \
+         port and targetPort the same"
+    )]
+    SctpPort { port: u16, address: IpAddr, target: u16 },
+    #[error(
+        "NodePort {node_port} of port {port}/SCTP is refused: SCTP ports cannot be translated; make port, targetPort and \
+         nodePort the same, or use the Service's addresses"
+    )]
+    SctpNodePort { port: u16, node_port: u16 },
     #[error(
         "externalTrafficPolicy is Local, but it has no healthCheckNodePort: its load balancer cannot ask which nodes \
          have endpoints"

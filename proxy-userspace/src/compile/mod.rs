@@ -5,6 +5,7 @@
 
 mod categorize;
 mod health_check;
+mod sctp;
 mod source_ranges;
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
@@ -69,6 +70,8 @@ pub struct CompiledFrontend {
     pub kind: FrontendKind,
     /// Its traffic policy is Local.
     pub local: bool,
+    /// It cannot be served: new flows are refused whatever endpoints there are.
+    pub refused: bool,
 }
 
 /// One endpoint in use.
@@ -126,10 +129,6 @@ pub fn compile(
     let unreadable = service.unreadable_ranges.iter().cloned();
     let unreadable = unreadable.map(|range| ProblemKind::SourceRange { range });
     compiled.problems.extend(unreadable.map(|kind| Problem::new(&service.key, kind)));
-    let (sctp, ports): (Vec<_>, Vec<_>) =
-        service.ports.iter().partition(|port| port.protocol == Protocol::Sctp);
-    let refused = sctp.iter().map(|port| ProblemKind::Sctp { port: port.port });
-    compiled.problems.extend(refused.map(|kind| Problem::new(&service.key, kind)));
     match health_check::health_check(service, endpoints, node) {
         Ok(check) => compiled.health_check = check,
         Err(kind) => compiled.problems.push(Problem::new(&service.key, kind)),
@@ -140,8 +139,16 @@ pub fn compile(
     for family in Family::BOTH {
         let Some(cluster_ip) = service.cluster_ip(family) else { continue };
         let addresses = addresses(service, family, cluster_ip, config);
-        for port in &ports {
-            compiled.ports.push(compile_port(service, port, family, &addresses, endpoints, node, config));
+        for port in &service.ports {
+            let mut mine = endpoints_of(endpoints, port, family);
+            let problem = sctp::port_problem(port, &mine);
+            if problem.is_some() {
+                mine.clear();
+            }
+            let problem = problem.or_else(|| sctp::node_port_problem(port));
+            let problem = problem.map(|kind| Problem::new(&service.key, kind));
+            compiled.problems.extend(problem.filter(|problem| !compiled.problems.contains(problem)));
+            compiled.ports.push(compile_port(service, port, family, &addresses, &mine, node, config));
         }
     }
     compiled
@@ -178,7 +185,7 @@ fn compile_port(
     port: &ServicePort,
     family: Family,
     addresses: &[(IpAddr, FrontendKind)],
-    endpoints: &[Endpoint],
+    mine: &[&Endpoint],
     node: &Node,
     config: &CompileConfig,
 ) -> CompiledPort {
@@ -192,8 +199,7 @@ fn compile_port(
         external_local: has_external_policy && service.external_policy == TrafficPolicy::Local,
         externally_accessible,
     };
-    let mine = endpoints_of(endpoints, port, family);
-    let categories = categorize(&mine, node, policies);
+    let categories = categorize(mine, node, policies);
 
     let mut used: Vec<usize> = categories.cluster.iter().chain(&categories.local).copied().collect();
     used.sort_unstable();
@@ -231,7 +237,7 @@ fn frontends(
         .map(|(ip, kind)| {
             let internal = *kind == FrontendKind::ClusterIp;
             let local = if internal { policies.internal_local } else { policies.external_local };
-            CompiledFrontend { address: Some(*ip), port: port.port, kind: *kind, local }
+            CompiledFrontend { address: Some(*ip), port: port.port, kind: *kind, local, refused: false }
         })
         .collect();
     frontends.extend(port.node_port.map(|node_port| CompiledFrontend {
@@ -239,6 +245,7 @@ fn frontends(
         port: node_port,
         kind: FrontendKind::NodePort,
         local: policies.external_local,
+        refused: sctp::node_port_problem(port).is_some(),
     }));
     frontends
 }

@@ -586,7 +586,7 @@ fn frontend_value(
     let flags = [
         (Frontend::EXTERNAL, frontend.kind != FrontendKind::ClusterIp),
         (Frontend::LOCAL, frontend.local),
-        (Frontend::HAS_ENDPOINTS, port.has_endpoints),
+        (Frontend::HAS_ENDPOINTS, port.has_endpoints && !frontend.refused),
         (Frontend::RANDOM, port.random),
         (
             Frontend::SOURCE_RANGES,

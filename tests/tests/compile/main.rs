@@ -43,7 +43,7 @@ scenarios! {
     duplicate_endpoints endpoints external_ips_off external_local external_name filtered_by_label
     health_check hints hints_all_or_nothing internal_local load_balancer load_balancer_ip_mode no_endpoints
     node_port_zero nodeport_addresses_primary nodeport_addresses_ranges not_served other_node protocol_twins
-    publish_not_ready scheduler_random several_slices shared_backends slices_of_others source_ranges
+    publish_not_ready scheduler_random sctp several_slices shared_backends slices_of_others source_ranges
     terminating two_files vip_is_a_node_address
 }
 
