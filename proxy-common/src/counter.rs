@@ -66,6 +66,8 @@ counters! {
     XdpForwarded = 21, "xdp_forwarded";
     /// Packets of the XDP lane's flows and frontends that it left to tc.
     XdpLeft = 22, "xdp_left";
+    /// Flows forgotten half-open, because as many others began since as may be so at a time.
+    HalfOpenForgotten = 23, "half_open_forgotten";
 }
 
 /// Entries of COUNTERS; leaves room, so that a new counter does not change the map.

@@ -9,7 +9,7 @@ use proxy_common::{Addr, Counter, CtEntry, CtKey, Half, Port, Proto, node::port_
 
 use crate::{
     count::count,
-    flow,
+    flow, half_open,
     maps::{CONNTRACK, WORK},
     rewrite::Rewrite,
     service::{Chosen, bits_of},
@@ -146,6 +146,7 @@ pub fn begin(work: &mut Work) -> Result<(), DropReason> {
                 count(Counter::FlowMasqueraded);
             }
             work.out = Rewrite { addr: work.to.addr, port: work.to.port, peer_port: client_port };
+            half_open::note(work);
             Ok(())
         }
         Err(error) => {

@@ -27,6 +27,15 @@ static CSUM_IPV6: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 static SET_RETVAL: Global<u32> = Global::new(0);
 
+/// How many flows may be half-open at a time: places in HALF_OPEN's ring. 0 is any number.
+#[unsafe(no_mangle)]
+static HALF_OPEN_MAX: Global<u32> = Global::new(32_768);
+
+#[inline(always)]
+pub fn half_open() -> u32 {
+    HALF_OPEN_MAX.load()
+}
+
 #[inline(always)]
 pub fn hz() -> u32 {
     HZ.load()

@@ -17,6 +17,7 @@ mod flow;
 mod fragment;
 mod globals;
 mod headers;
+mod half_open;
 mod held;
 mod ingress;
 mod maps;

@@ -1,6 +1,6 @@
 //! The maps. Keys, values and meaning: `proxy-common`. The sizes here are defaults; the loader sets them.
 
-use crate::{begin::Work, flow::Spare, odd::Odd};
+use crate::{begin::Work, flow::Spare, half_open, odd::Odd};
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
@@ -96,3 +96,8 @@ pub static SPARE: PerCpuArray<Spare> = PerCpuArray::with_max_entries(1, 0);
 /// Where `odd.rs` parses packets that are not plain, likewise.
 #[map]
 pub static ODD: PerCpuArray<Odd> = PerCpuArray::with_max_entries(1, 0);
+
+/// The latest flows that began, for `half_open::note`; the first element is the ring's turn. Not pinned: what an earlier
+/// run left half-open is the collector's.
+#[map]
+pub static HALF_OPEN: Array<half_open::Place> = Array::with_max_entries(32_769, 0);

@@ -55,7 +55,10 @@ mod tests {
         let (same, other) = (endpoint(3868, true), endpoint(3869, false));
         assert_eq!(port_problem(&sctp, &[&same, &same]), None);
         let problem = port_problem(&sctp, &[&same, &other]);
-        assert!(matches!(problem, Some(ProblemKind::SctpPort { port: 3868, target: 3869, .. })), "{problem:?}");
+        assert!(
+            matches!(problem, Some(ProblemKind::SctpPort { port: 3868, target: 3869, .. })),
+            "{problem:?}"
+        );
         assert_eq!(port_problem(&sctp, &[]), None);
         assert_eq!(port_problem(&port(Protocol::Tcp, None), &[&other]), None);
     }

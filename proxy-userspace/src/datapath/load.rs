@@ -129,6 +129,14 @@ fn pinned_maps() -> impl Iterator<Item = &'static str> {
     map::ALL.into_iter().chain([map::INGRESS])
 }
 
+/// The ring of half-open flows: not pinned, so not among [`map::ALL`].
+const HALF_OPEN: &str = "HALF_OPEN";
+
+/// How many flows may be half-open: with a translated source each has four halves, so that is half of CONNTRACK.
+fn half_open_max(sizes: &MapSizes) -> u32 {
+    sizes.conntrack / 8
+}
+
 /// The maps whose size the user chooses.
 fn sizes(sizes: &MapSizes) -> Vec<(&'static str, u32)> {
     vec![
@@ -143,6 +151,8 @@ fn sizes(sizes: &MapSizes) -> Vec<(&'static str, u32)> {
         (map::AFFINITY, sizes.affinity),
         (map::SET_MEMBERS, sizes.slots),
         (map::SOURCE_RANGES, sizes.source_ranges),
+        // The first element is the ring's turn.
+        (HALF_OPEN, half_open_max(sizes) + 1),
     ]
 }
 
@@ -170,6 +180,7 @@ pub fn load(
         .override_global("TRACE", &globals.trace, true)
         .override_global("CSUM_IPV6", &globals.csum_ipv6, true)
         .override_global("SET_RETVAL", &globals.set_retval, true)
+        .override_global("HALF_OPEN_MAX", &half_open_max(map_sizes), true)
         .load(OBJECT)
         .map_err(|source| DatapathError::Object { source: Box::new(source) })?;
     let programs = load_programs(&mut ebpf, lane)?;
@@ -269,6 +280,6 @@ mod tests {
         let all = sizes(&MapSizes::default());
         let of = |name| all.iter().find(|s| s.0 == name).unwrap().1;
         assert_eq!(of(map::BACKENDS), of(map::BACKEND_ADDRS));
-        assert!(all.iter().all(|(name, _)| map::ALL.contains(name)));
+        assert!(all.iter().all(|(name, _)| *name == HALF_OPEN || map::ALL.contains(name)));
     }
 }

@@ -23,6 +23,7 @@ mod ping;
 mod refusal;
 mod restart;
 mod s2_10_affinity;
+mod s2_11_flood;
 mod s2_11_sockets;
 mod s2_11_udp;
 mod s2_13_restart;
