@@ -34,6 +34,11 @@ impl Client {
         Self { place: place.clone(), patience: PATIENCE, port: 0, source: None, mapped: false }
     }
 
+    /// Where its sockets are made.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
     /// Every socket is bound to this port, whatever its state (SO_REUSEADDR).
     pub fn port(self, port: u16) -> Self {
         Self { port, ..self }

@@ -25,6 +25,7 @@ mod restart;
 mod s2_10_affinity;
 mod s2_11_flood;
 mod s2_11_sockets;
+mod s2_11_tcp;
 mod s2_11_udp;
 mod s2_13_restart;
 mod s2_2_services;
