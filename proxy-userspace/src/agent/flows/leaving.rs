@@ -76,7 +76,8 @@ pub fn run(maps: &Maps, socket_lb: SocketLb, orders: &Receiver<Order>) {
         let now = std::mem::take(&mut todo);
         let mut left = now.left.clone();
         if let Some((_, pairs)) = again.take() {
-            left.extend(pairs);
+            // One that has come back meanwhile is left alone.
+            left.extend(maps.ask(pairs));
         }
         if let Err(error) = look(maps, &mut sockets, left, &now) {
             tracing::warn!(%error, "moving datagrams that must leave their backend failed");
