@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use super::{
-    Netns, Node, Place, Pod, cgroup, checksums, cni, lane, netns,
+    Netns, Node, Place, Pod, Toward, cgroup, checksums, cni, hop, lane, netns,
     plan::{BOTH, Between, Dual, OUTSIDE, Plan, PodNet, pod_addr},
     scratch::{self, Scratch},
     tun::Tunnel,
@@ -37,7 +37,8 @@ pub struct Cluster {
     pods: Mutex<Vec<Pod>>,
     _tunnel: Option<Tunnel>,
     outside: Place,
-    _underlay: Arc<Netns>,
+    underlay: Arc<Netns>,
+    hop: Mutex<Option<Arc<Netns>>>,
     /// What checksums pods found wrong that are gone.
     past_checksum_errors: Mutex<Vec<String>>,
     files: Scratch,
@@ -100,11 +101,10 @@ impl Cluster {
             nodes.push(Node::new(&id, index, netns, manifests, plan.xdp)?);
         }
         let outside = Place::inside(outside);
-        let (pods, past_checksum_errors) = Default::default();
-        let _underlay = underlay;
+        let (pods, hop, past_checksum_errors) = Default::default();
         let _tunnel = tunnel;
         let cluster =
-            Self { nodes, pods, _tunnel, outside, _underlay, past_checksum_errors, files, id, plan };
+            Self { nodes, pods, _tunnel, outside, underlay, hop, past_checksum_errors, files, id, plan };
         let documents: Vec<_> = cluster.nodes.iter().map(manifest::node).collect();
         cluster.apply("nodes.yaml", &documents.join("---\n"))?;
         Ok(cluster)
@@ -135,6 +135,26 @@ impl Cluster {
 
     pub fn outside_addr(&self) -> Dual {
         OUTSIDE
+    }
+
+    /// Makes the router with a narrow way behind it: see [`hop`]. Once a cluster.
+    pub fn add_hop(&self, mtu: u32) -> Result<()> {
+        let mut place = self.hop.lock().expect("no holder panics");
+        if place.is_some() {
+            bail!("the cluster has its hop already");
+        }
+        let netns = Arc::new(Netns::new("hop")?);
+        self.underlay.ip(&wiring::cable("hop", &netns.path()))?;
+        hop::configure(&netns, self.plan.nodes, mtu)?;
+        *place = Some(netns);
+        Ok(())
+    }
+
+    /// From now on packets of `from` (a node or outside) for these go through the hop.
+    pub fn detour(&self, from: &Netns, toward: Toward) -> Result<()> {
+        // The hop sends packets out where they came in; IPv6 cannot be told not to mention it.
+        from.sysctl("net/ipv6/conf/eth0/accept_redirects", "0")?;
+        from.ip(&toward.detour())
     }
 
     /// Makes a pod on a node, at the node's lowest free address; nothing runs in it yet.
@@ -222,7 +242,9 @@ impl Cluster {
         let mut found = self.past_checksum_errors.lock().expect("no holder panics").clone();
         let pods = self.pods.lock().expect("no holder panics");
         let places = pods.iter().map(Pod::place).chain([&self.outside]).map(Place::netns);
-        for netns in places.chain(self.nodes.iter().map(Node::netns)) {
+        let hop = self.hop.lock().expect("no holder panics");
+        let more = self.nodes.iter().map(Node::netns).chain(hop.as_deref());
+        for netns in places.chain(more) {
             found.extend(checksums::errors(netns)?);
         }
         Ok(found)

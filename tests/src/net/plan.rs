@@ -125,6 +125,10 @@ pub const ROUTER: Dual =
 pub const OUTSIDE: Dual =
     Dual { v4: Ipv4Addr::new(192, 168, 8, 100), v6: Ipv6Addr::new(0xfd00, 8, 0, 0, 0, 0, 0, 0x100) };
 
+/// The router behind which ways are narrow, where a cluster has one (see [`super::hop`]).
+pub const HOP: Dual =
+    Dual { v4: Ipv4Addr::new(192, 168, 8, 99), v6: Ipv6Addr::new(0xfd00, 8, 0, 0, 0, 0, 0, 0x99) };
+
 /// Where ClusterIPs are taken from.
 pub const SERVICES_V4: &str = "10.68.0.0/16";
 pub const SERVICES_V6: &str = "fd00:10:68::/112";

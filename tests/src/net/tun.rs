@@ -108,7 +108,7 @@ pub fn set_up(name: &str) -> Result<()> {
 }
 
 /// An otherwise empty request about the device `name`, cut off where the kernel does.
-fn request(name: &str) -> libc::ifreq {
+pub(super) fn request(name: &str) -> libc::ifreq {
     // SAFETY: an all-zero ifreq is valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {

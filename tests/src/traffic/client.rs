@@ -12,7 +12,10 @@ use nix::sys::{
     time::{TimeVal, TimeValLike},
 };
 
-use super::{Answer, Attempt, Outcome, Stream, UdpClient};
+use super::{
+    Answer, Attempt, Outcome, Stream, UdpClient,
+    tweak::{self, Tweak},
+};
 use crate::net::Place;
 
 /// Long enough for a lost SYN's second try (1 s) to be answered where something is slow; a test that expects silence
@@ -27,11 +30,19 @@ pub struct Client {
     port: u16,
     source: Option<IpAddr>,
     mapped: bool,
+    tweaks: Vec<Tweak>,
 }
 
 impl Client {
     pub fn at(place: &Place) -> Self {
-        Self { place: place.clone(), patience: PATIENCE, port: 0, source: None, mapped: false }
+        Self {
+            place: place.clone(),
+            patience: PATIENCE,
+            port: 0,
+            source: None,
+            mapped: false,
+            tweaks: Vec::new(),
+        }
     }
 
     /// Where its sockets are made.
@@ -56,6 +67,26 @@ impl Client {
     /// IPv4 destinations are reached from IPv6 sockets, as `::ffff:a.b.c.d`.
     pub fn v4_mapped(self) -> Self {
         Self { mapped: true, ..self }
+    }
+
+    /// Every packet has options of the IP header: IPv4's, or IPv6's destination options.
+    pub fn with_ip_options(self) -> Self {
+        self.tweaked(Tweak::IpOptions)
+    }
+
+    /// No packet may be cut into fragments: what is too big for the way is an error, once that is known.
+    pub fn dont_fragment(self) -> Self {
+        self.tweaked(Tweak::DontFragment)
+    }
+
+    /// Datagrams are sent without a checksum.
+    pub fn without_checksum(self) -> Self {
+        self.tweaked(Tweak::NoChecksum)
+    }
+
+    fn tweaked(mut self, tweak: Tweak) -> Self {
+        self.tweaks.push(tweak);
+        self
     }
 
     /// Connects, asks once, closes.
@@ -114,6 +145,9 @@ impl Client {
         if own != SocketAddr::new(any.ip(), 0) {
             setsockopt(&fd, sockopt::ReuseAddr, &true)?;
             bind(fd.as_raw_fd(), &SockaddrStorage::from(own))?;
+        }
+        for tweak in self.tweaks.iter().filter(|tweak| tweak.is_of(kind)) {
+            tweak::apply(*tweak, &fd, to.is_ipv4())?;
         }
         Ok((fd, to))
     }

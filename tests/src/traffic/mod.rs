@@ -1,10 +1,12 @@
 //! Real sockets at chosen places, and what came of using them.
 
 mod attempt;
+mod bulk;
 mod client;
 mod ping;
 mod server;
 mod stream;
+mod tweak;
 mod udp;
 
 pub use attempt::{Answer, Attempt, Outcome, Tally};

@@ -1,7 +1,8 @@
-//! A small server: answers HTTP requests (TCP) or datagrams (UDP) with its name and the caller's address.
+//! A small server: answers HTTP requests (TCP) or datagrams (UDP) with its name and the caller's address. What is
+//! uploaded comes back as a digest; `GET /N` is answered with N bytes of [`bulk`]'s pattern.
 
 use std::{
-    io::{self, BufRead, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsRawFd, OwnedFd},
     sync::{
@@ -15,7 +16,7 @@ use std::{
 use anyhow::{Context, Result};
 use nix::sys::socket::{Backlog, SockaddrStorage, bind, listen, setsockopt, sockopt};
 
-use super::Answer;
+use super::{Answer, bulk};
 use crate::net::Place;
 
 /// How often a UDP server looks whether it shall end.
@@ -47,7 +48,18 @@ impl Server {
 
     /// Answers each datagram on `addr` (`[::]` for both families).
     pub fn udp(place: &Place, addr: SocketAddr, name: &str) -> Result<Self> {
-        let socket = UdpSocket::from(open(place, addr, libc::SOCK_DGRAM)?);
+        Self::answer(UdpSocket::from(open(place, addr, libc::SOCK_DGRAM)?), name)
+    }
+
+    /// The same for IPv6 and for datagrams without a checksum only, as a tunnel's end is configured (RFC 6935): its
+    /// answers have none either.
+    pub fn udp_without_checksum(place: &Place, addr: SocketAddr, name: &str) -> Result<Self> {
+        let fd = open(place, addr, libc::SOCK_DGRAM)?;
+        super::tweak::apply(super::tweak::Tweak::NoChecksum, &fd, false)?;
+        Self::answer(UdpSocket::from(fd), name)
+    }
+
+    fn answer(socket: UdpSocket, name: &str) -> Result<Self> {
         socket.set_read_timeout(Some(TICK))?;
         let (stop, name) = (Arc::new(AtomicBool::new(false)), name.to_owned());
         let stopped = stop.clone();
@@ -91,16 +103,21 @@ fn converse(stream: TcpStream, peer: SocketAddr, name: &str) {
     let answer = Answer { backend: name.to_owned(), peer: canonical(peer) };
     let mut reader = BufReader::new(&stream);
     while let Ok(Some(request)) = read_request(&mut reader) {
-        let body = match request.body {
-            0 => format!("{answer}\n"),
-            bytes => format!("{answer} after {bytes} bytes\n"),
+        let body = match request.digest {
+            _ if request.wanted > 0 => String::new(),
+            None => format!("{answer}\n"),
+            Some(digest) => format!("{answer} sum {}\n", digest.value()),
         };
         let head = format!(
             "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n{}\r\n",
-            body.len(),
+            body.len() + request.wanted,
             if request.close { "Connection: close\r\n" } else { "" }
         );
-        if (&stream).write_all((head + &body).as_bytes()).is_err() || request.close {
+        let mut written = (&stream).write_all((head + &body).as_bytes());
+        if request.wanted > 0 {
+            written = written.and_then(|()| bulk::write(&mut &stream, request.wanted).map(drop));
+        }
+        if written.is_err() || request.close {
             break;
         }
     }
@@ -108,8 +125,10 @@ fn converse(stream: TcpStream, peer: SocketAddr, name: &str) {
 }
 
 struct Request {
-    /// Bytes of its body, read and thrown away.
-    body: u64,
+    /// What its body was, where it had one.
+    digest: Option<bulk::Digest>,
+    /// Bytes to be sent back.
+    wanted: usize,
     close: bool,
 }
 
@@ -119,7 +138,13 @@ fn read_request(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
     if reader.read_line(&mut line)? == 0 {
         return Ok(None);
     }
-    let mut request = Request { body: 0, close: line.trim_end().ends_with("HTTP/1.0") };
+    let wanted = line.split(' ').nth(1).and_then(|path| path.trim_start_matches('/').parse().ok());
+    let mut request = Request {
+        digest: None,
+        wanted: wanted.unwrap_or_default(),
+        close: line.trim_end().ends_with("HTTP/1.0"),
+    };
+    let mut body = 0;
     loop {
         line.clear();
         if reader.read_line(&mut line)? == 0 {
@@ -130,12 +155,14 @@ fn read_request(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
             break;
         }
         match field.split_once(':') {
-            Some(("content-length", value)) => request.body = value.trim().parse().unwrap_or_default(),
+            Some(("content-length", value)) => body = value.trim().parse().unwrap_or_default(),
             Some(("connection", value)) => request.close |= value.trim() == "close",
             _ => {}
         }
     }
-    io::copy(&mut reader.take(request.body), &mut io::sink())?;
+    if body > 0 {
+        request.digest = Some(bulk::read(reader, body)?);
+    }
     Ok(Some(request))
 }
 
@@ -150,10 +177,11 @@ mod tests {
 
     #[test]
     fn requests_are_read_one_after_the_other() {
-        let mut input = &b"POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabcGET / HTTP/1.0\r\n\r\n"[..];
+        let mut input = &b"POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabcGET /800 HTTP/1.0\r\n\r\n"[..];
         let first = read_request(&mut input).unwrap().unwrap();
-        assert_eq!((first.body, first.close), (3, false));
-        assert!(read_request(&mut input).unwrap().unwrap().close);
+        assert!(first.digest.is_some() && first.wanted == 0 && !first.close);
+        let second = read_request(&mut input).unwrap().unwrap();
+        assert!(second.digest.is_none() && second.wanted == 800 && second.close);
         assert!(read_request(&mut input).unwrap().is_none());
     }
 }

@@ -4,10 +4,11 @@ use std::{
     cell::{Cell, RefCell},
     io::{self, BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
+    os::fd::{AsFd, BorrowedFd},
     time::Duration,
 };
 
-use super::Answer;
+use super::{Answer, bulk};
 
 /// An open connection to one of our servers.
 #[derive(Debug)]
@@ -35,6 +36,32 @@ impl Stream {
     pub fn upload(&self, body: &[u8]) -> io::Result<Answer> {
         let head = format!("POST / HTTP/1.1\r\nHost: shunt\r\nContent-Length: {}\r\n\r\n", body.len());
         self.request(&head, body)
+    }
+
+    /// Uploads `length` bytes (a multiple of 8); fails unless they arrived as they were sent.
+    pub fn upload_checked(&self, length: usize) -> io::Result<()> {
+        (&self.stream).write_all(
+            format!("POST / HTTP/1.1\r\nHost: shunt\r\nContent-Length: {length}\r\n\r\n").as_bytes(),
+        )?;
+        let sent = bulk::write(&mut &self.stream, length)?;
+        self.asked.set(self.asked.get() + 1);
+        let text = self.body()?;
+        if text.trim_end().ends_with(&format!(" sum {}", sent.value())) {
+            return Ok(());
+        }
+        Err(io::Error::new(io::ErrorKind::InvalidData, format!("{length} bytes arrived changed: {text}")))
+    }
+
+    /// Downloads `length` bytes (a multiple of 8); fails unless they are what the server sent.
+    pub fn download_checked(&self, length: usize) -> io::Result<()> {
+        (&self.stream).write_all(format!("GET /{length} HTTP/1.1\r\nHost: shunt\r\n\r\n").as_bytes())?;
+        self.asked.set(self.asked.get() + 1);
+        let announced = self.content_length()?;
+        let got = bulk::read(&mut *self.reader.borrow_mut(), announced)?;
+        if announced == length && got == bulk::write(&mut io::sink(), length)? {
+            return Ok(());
+        }
+        Err(io::Error::new(io::ErrorKind::InvalidData, format!("{length} bytes asked for arrived changed")))
     }
 
     /// Asks once more, with the wish to end, and closes.
@@ -75,6 +102,18 @@ impl Stream {
     fn request(&self, head: &str, body: &[u8]) -> io::Result<Answer> {
         (&self.stream).write_all(&[head.as_bytes(), body].concat())?;
         self.asked.set(self.asked.get() + 1);
+        Answer::parse(&self.body()?)
+    }
+
+    /// The body of the answer that comes now.
+    fn body(&self) -> io::Result<String> {
+        let mut answer = vec![0; self.content_length()?];
+        self.reader.borrow_mut().read_exact(&mut answer)?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+
+    /// Reads the head of an answer; the length of what follows.
+    fn content_length(&self) -> io::Result<usize> {
         let mut reader = self.reader.borrow_mut();
         let mut length = 0;
         let mut line = String::new();
@@ -85,12 +124,15 @@ impl Stream {
             }
             match line.trim_end().to_ascii_lowercase().split_once(':') {
                 Some(("content-length", value)) => length = value.trim().parse().unwrap_or_default(),
-                None if line.trim_end().is_empty() => break,
+                None if line.trim_end().is_empty() => return Ok(length),
                 _ => {}
             }
         }
-        let mut answer = vec![0; length];
-        reader.read_exact(&mut answer)?;
-        Answer::parse(&String::from_utf8_lossy(&answer))
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
     }
 }

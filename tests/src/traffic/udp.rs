@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::Answer;
+use super::{Answer, tweak};
 
 /// A UDP socket, connected or not, that asks one server.
 #[derive(Debug)]
@@ -82,6 +82,29 @@ impl UdpClient {
     /// The error that the socket's owner would be told with the next recv(2) or poll(2), and takes it.
     pub fn take_error(&self) -> io::Result<Option<io::Error>> {
         self.socket.take_error()
+    }
+
+    /// Sends a datagram of `length` bytes and waits for the answer, which says as much again and more.
+    pub fn ask_long(&self, length: usize) -> io::Result<Answer> {
+        let nth = self.asked.replace(self.asked.get() + 1);
+        let question = format!("{:x<width$}q{nth}", "", width = length - format!("q{nth}").len());
+        match self.to {
+            Some(to) => self.socket.send_to(question.as_bytes(), to)?,
+            None => self.socket.send(question.as_bytes())?,
+        };
+        let mut buffer = vec![0; 65536];
+        loop {
+            let got = self.socket.recv(&mut buffer)?;
+            let text = String::from_utf8_lossy(&buffer[..got]);
+            if text.ends_with(&question) {
+                return Answer::parse(&text);
+            }
+        }
+    }
+
+    /// What the kernel knows of the narrowest place on the way to the peer of a connected socket.
+    pub fn path_mtu(&self) -> io::Result<i32> {
+        tweak::path_mtu(&self.socket, self.socket.peer_addr()?.is_ipv4())
     }
 
     /// What getpeername says.

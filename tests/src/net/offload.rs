@@ -1,0 +1,40 @@
+//! What a device does for the stack, switched on and off as `ethtool -K` does it.
+
+use std::{net::UdpSocket, os::fd::AsRawFd};
+
+use anyhow::{Result, bail};
+
+use super::{Netns, tun::request};
+
+/// SIOCETHTOOL, and its commands ETHTOOL_STXCSUM and ETHTOOL_GTXCSUM.
+const SIOCETHTOOL: u64 = 0x8946;
+const SET_TX_CHECKSUM: u32 = 0x17;
+const GET_TX_CHECKSUM: u32 = 0x16;
+
+/// Whether checksums are left to the device (on veth: to whoever reads them), or computed before a packet is sent.
+/// Without them there are no super-packets (GSO) either.
+pub fn tx_checksum(netns: &Netns, device: &str, on: bool) -> Result<()> {
+    netns.enter(|| {
+        ethtool(device, SET_TX_CHECKSUM, u32::from(on))?;
+        let now = ethtool(device, GET_TX_CHECKSUM, 0)?;
+        if (now != 0) != on {
+            bail!("{device}: `tx-checksumming` stays {now}");
+        }
+        Ok(())
+    })
+}
+
+/// One command about a device of the calling thread's namespace; its value afterwards.
+fn ethtool(device: &str, command: u32, value: u32) -> Result<u32> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    // struct ethtool_value
+    let mut pair = [command, value];
+    let mut request = request(device);
+    request.ifr_ifru.ifru_data = pair.as_mut_ptr().cast();
+    // SAFETY: SIOCETHTOOL reads one ifreq and, for these commands, reads and writes the two words it points to; both
+    // outlive the call.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL as _, &raw mut request) } != 0 {
+        bail!("ethtool command {command:#x} on {device}: {}", std::io::Error::last_os_error());
+    }
+    Ok(pair[1])
+}
