@@ -81,27 +81,29 @@ fn is_fresh(entry: &Fragment) -> bool {
     flow::now().wrapping_sub(entry.since) < Fragment::SECONDS * globals::hz()
 }
 
-/// A first fragment, before anything is decided about it. `Some`: others were waiting for it, and all of them, this
-/// one at their head, have been sent through the hook once more.
+/// A first fragment, before anything is decided about it. Not 0: the list of those that were waiting for it, which
+/// nobody else has now.
 #[inline(never)]
-pub fn first<L: Link>(ctx: &TcContext, key: &FragmentKey) -> Option<Verdict> {
-    let entry = entry(key)?;
+pub fn first(key: &FragmentKey) -> u64 {
+    let Some(entry) = entry(key) else {
+        return 0;
+    };
     let mut tries = 0;
     while tries < 4 {
         let old = state(entry);
         if old != 0 && old < Fragment::UNDECIDED && is_fresh(entry) {
             if change(entry, old, 0) {
-                return held::release::<L>(ctx, key, old);
+                return old;
             }
         } else {
             entry.since = flow::now();
             if change(entry, old, Fragment::UNDECIDED) {
-                return None;
+                return 0;
             }
         }
         tries += 1;
     }
-    None
+    0
 }
 
 /// Notes what became of a first fragment, which is read from the packet.

@@ -11,14 +11,14 @@
 //! up behind this packet (netif_rx); on egress each passes the hook, in this program's middle, before the next is
 //! made: nothing per CPU may be held across that. Taps see held fragments of ingress twice.
 
-use core::hint::black_box;
+use core::{ffi::c_void, hint::black_box};
 
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM},
     helpers::{
-        bpf_clone_redirect, bpf_redirect, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data,
-        bpf_skb_store_bytes,
+        bpf_clone_redirect, bpf_loop, bpf_redirect, bpf_skb_change_tail, bpf_skb_load_bytes,
+        bpf_skb_pull_data, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -158,79 +158,106 @@ fn elements_before(ticket: u64) -> u32 {
     }
 }
 
+/// What the steps of [`release`] share.
+#[repr(C)]
+struct Release {
+    skb: *mut __sk_buff,
+    /// The fragment that the skb is being made into, and where in it.
+    ticket: u64,
+    part: u64,
+    at: u64,
+    /// Flags of the redirect.
+    flags: u64,
+    header_len: u64,
+    /// What bpf_redirect returned for the last one, [`UNSENT`] before.
+    action: i64,
+}
+
+/// No action of tc.
+const UNSENT: i64 = i64::MIN;
+
 /// Sends the first fragment `key` and the list that waited for it through the hook again. `None`: the first stays as
 /// it is, and the others are lost.
 #[inline(never)]
 pub fn release<L: Link>(ctx: &TcContext, key: &FragmentKey, list: u64) -> Option<Verdict> {
-    let (skb, flags, device) = (ctx.as_ptr().cast::<__sk_buff>(), same_hook(key), ifindex(ctx));
-    // `key` may be memory that the hook uses anew for what is sent: not to be read after that.
-    let (half, v4) = (key.half, key.src.is_v4());
+    let skb = ctx.as_ptr().cast::<__sk_buff>();
+    let mut release = Release {
+        skb,
+        ticket: list,
+        part: 0,
+        at: 0,
+        flags: same_hook(key),
+        header_len: L::HEADER as u64,
+        action: UNSENT,
+    };
+    // `key` is memory that the hook uses anew for what is sent: not to be read from here on.
     // SAFETY: the context the kernel gave; no pointer into the packet outlives this call.
-    if unsafe { bpf_clone_redirect(skb, device, flags) } != 0 {
+    if unsafe { bpf_clone_redirect(skb, ifindex(ctx), release.flags) } != 0 {
         count(Counter::FragmentLost);
         return None;
     }
     // Writable and in one piece: bpf_skb_change_tail cannot make longer what has pages.
     // SAFETY: as above.
     unsafe { bpf_skb_pull_data(skb, ctx.len()) };
-    let (mut ticket, mut step) = (list, 0);
-    while step < HELD_OF_DATAGRAM && ticket != 0 {
-        let Some(element) = element(ticket) else {
-            break;
-        };
-        let (next, device) = (element.next, element.ifindex);
-        let is_ours = element.key.half == half && element.key.src.is_v4() == v4;
-        if !is_ours || !restore::<L>(ctx, ticket, element) {
-            // Where it leads may be overwritten as well.
-            count(Counter::FragmentLost);
-            break;
-        }
-        if next == 0 {
-            // The last one needs no copy.
-            // SAFETY: takes numbers.
-            return Some(Verdict::Redirect(unsafe { bpf_redirect(device, flags) } as i32));
-        }
-        // SAFETY: as above.
-        unsafe { bpf_clone_redirect(skb, device, flags) };
-        ticket = next;
-        step += 1;
+    let step: unsafe extern "C" fn(u32, *mut Release) -> i64 = step;
+    // A loop of the kernel's: the verifier follows one step of it, not all.
+    // SAFETY: `step` takes what it is given here, which outlives the call.
+    unsafe { bpf_loop(HELD_OF_DATAGRAM, step as *mut c_void, (&raw mut release).cast(), 0) };
+    if release.action == UNSENT {
+        // Where a list leads that was overwritten, nobody knows.
+        count(Counter::FragmentLost);
+        return Some(Verdict::Drop);
     }
-    Some(Verdict::Drop)
+    Some(Verdict::Redirect(release.action as i32))
 }
 
-/// Makes the skb into the held fragment of `ticket`; false when that is not there any more, or was met by a device
-/// with other framing.
-#[inline(always)]
-fn restore<L: Link>(ctx: &TcContext, ticket: u64, head: &Held) -> bool {
-    let skb = ctx.as_ptr().cast::<__sk_buff>();
+/// Copies one part of a held fragment into the skb, and sends it when that was the last. Returns 1 to end.
+///
+/// # Safety
+/// `release` is what [`release`] has; the skb is the program's context.
+unsafe extern "C" fn step(_nth: u32, release: *mut Release) -> i64 {
+    // SAFETY: the caller's.
+    let release = unsafe { &mut *release };
+    let (Some(head), Some(element)) = (element(release.ticket), element(release.ticket + release.part))
+    else {
+        return 1;
+    };
+    let at = release.at as u32;
     let len = head.len;
-    if ticket_of(head) != ticket || head.header_len != L::HEADER as u32 {
-        return false;
+    if ticket_of(head) != release.ticket || u64::from(head.header_len) != release.header_len || at >= len {
+        return 1;
     }
     // SAFETY: the context the kernel gave; no pointer into the packet outlives this call.
-    if unsafe { bpf_skb_change_tail(skb, len, 0) } != 0 {
-        return false;
+    if at == 0 && unsafe { bpf_skb_change_tail(release.skb, len, 0) } != 0 {
+        return 1;
     }
-    let (mut part, mut at) = (0, 0);
-    while part < HELD_SPAN && at < len {
-        let Some(element) = element(ticket + part) else {
-            return false;
-        };
-        // SAFETY: as above, and as many bytes of a map value.
-        let failed = unsafe {
-            bpf_skb_store_bytes(
-                skb,
-                at,
-                element.bytes.as_ptr().cast(),
-                part_len(len, at),
-                u64::from(BPF_F_RECOMPUTE_CSUM),
-            )
-        };
-        if failed != 0 || ticket_of(element) != ticket + part {
-            return false;
-        }
-        part += 1;
-        at += HELD_BYTES as u32;
+    // SAFETY: as above, and as many bytes of a map value.
+    let failed = unsafe {
+        bpf_skb_store_bytes(
+            release.skb,
+            at,
+            element.bytes.as_ptr().cast(),
+            part_len(len, at),
+            u64::from(BPF_F_RECOMPUTE_CSUM),
+        )
+    };
+    if failed != 0 || ticket_of(element) != release.ticket + release.part {
+        return 1;
     }
-    true
+    release.part += 1;
+    release.at += HELD_BYTES as u64;
+    if release.at < u64::from(len) {
+        return 0;
+    }
+    let (next, device) = (head.next, head.ifindex);
+    if next == 0 {
+        // The last one needs no copy.
+        // SAFETY: takes numbers.
+        release.action = unsafe { bpf_redirect(device, release.flags) };
+        return 1;
+    }
+    // SAFETY: as above.
+    unsafe { bpf_clone_redirect(release.skb, device, release.flags) };
+    (release.ticket, release.part, release.at) = (next, 0, 0);
+    0
 }

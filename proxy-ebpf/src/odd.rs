@@ -10,6 +10,7 @@ use crate::{
     count::count,
     flow, fragment,
     headers::{self, Headers, load, part},
+    held,
     ingress::begins_anew,
     maps::ODD,
     new_flow,
@@ -122,7 +123,11 @@ fn fragment_of<L: Link>(ctx: &TcContext, odd: &mut Odd) -> Step {
     } else if odd.tiny != 0 {
         fragment::tiny(&odd.fragment)
     } else {
-        match fragment::first::<L>(ctx, &odd.fragment) {
+        let waiting = fragment::first(&odd.fragment);
+        if waiting == 0 {
+            return Step::New;
+        }
+        match held::release::<L>(ctx, &odd.fragment, waiting) {
             Some(verdict) => verdict,
             None => return Step::New,
         }

@@ -3,6 +3,7 @@
 mod attempt;
 mod bulk;
 mod client;
+pub mod pieces;
 mod ping;
 mod server;
 mod stream;

@@ -13,6 +13,7 @@ mod devices;
 mod distribution;
 mod external_local;
 mod foreign_program;
+mod fragments;
 mod host_processes;
 mod inspection;
 mod manifests;
