@@ -8,5 +8,6 @@ pub mod demo;
 pub mod manifest;
 pub mod net;
 pub mod packet;
+mod spec;
 pub mod traffic;
 pub mod vm;
