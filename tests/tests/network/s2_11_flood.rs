@@ -25,9 +25,7 @@ struct Flood {
 
 impl Flood {
     fn new(from: &Place, to: SocketAddr) -> io::Result<Self> {
-        let family = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-        // IPPROTO_RAW: we write the IP header ourselves.
-        Ok(Self { socket: from.socket(family, libc::SOCK_RAW, libc::IPPROTO_RAW)?, to, sent: 0 })
+        Ok(Self { socket: raw_socket(from, to)?, to, sent: 0 })
     }
 
     fn send(&mut self, count: u32) -> io::Result<()> {
@@ -45,41 +43,49 @@ impl Flood {
     }
 }
 
-/// A SYN of the `nth` client: an IP header and a TCP header without options.
+/// A SYN of the `nth` client.
 fn syn(nth: u32, to: SocketAddr) -> Vec<u8> {
     let [_, a, b, c] = nth.to_be_bytes();
-    let sport = 1024 + (nth % 60_000) as u16;
-    let mut tcp = Vec::new();
-    tcp.extend(sport.to_be_bytes());
-    tcp.extend(to.port().to_be_bytes());
-    tcp.extend(nth.to_be_bytes());
-    tcp.extend([0, 0, 0, 0, 0x50, 0x02, 0x20, 0x00, 0, 0, 0, 0]);
-    let (mut packet, source, destination) = match to.ip() {
-        IpAddr::V4(v4) => {
-            let source = [203, a & 0x0f | 0x10, b, c];
-            // The kernel fills in length, identification and checksum.
-            let mut head = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0];
-            head.extend(source);
-            head.extend(v4.octets());
-            (head, source.to_vec(), v4.octets().to_vec())
-        }
-        IpAddr::V6(v6) => {
-            let source = [0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0xf, a, b, c];
-            let mut head = vec![0x60, 0, 0, 0, 0, 20, 6, 64];
-            head.extend(source);
-            head.extend(v6.octets());
-            (head, source.to_vec(), v6.octets().to_vec())
-        }
+    let source: IpAddr = match to {
+        SocketAddr::V4(_) => [203, a & 0x0f | 0x10, b, c].into(),
+        SocketAddr::V6(_) => [0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0xf, a, b, c].into(),
     };
-    let pseudo = [&source[..], &destination[..], &[0, 6, 0, 20]].concat();
+    segment(SocketAddr::new(source, 1024 + (nth % 60_000) as u16), to, [nth, 0], 0x02)
+}
+
+/// A TCP segment without data or options, with its IP header; `numbers` are its sequence and acknowledgement.
+pub fn segment(from: SocketAddr, to: SocketAddr, numbers: [u32; 2], flags: u8) -> Vec<u8> {
+    let mut tcp = Vec::new();
+    tcp.extend(from.port().to_be_bytes());
+    tcp.extend(to.port().to_be_bytes());
+    tcp.extend(numbers.iter().flat_map(|number| number.to_be_bytes()));
+    tcp.extend([0x50, flags, 0x20, 0x00, 0, 0, 0, 0]);
+    let (mut packet, addresses) = match (from.ip(), to.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            // The kernel fills in identification and checksum.
+            (vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0], [from.octets(), to.octets()].concat())
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            (vec![0x60, 0, 0, 0, 0, 20, 6, 64], [from.octets(), to.octets()].concat())
+        }
+        _ => panic!("{from} and {to} are not of one family"),
+    };
+    let pseudo = [&addresses[..], &[0, 6, 0, 20]].concat();
     let words = pseudo.chunks(2).chain(tcp.chunks(2));
     let mut sum: u32 = words.map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     tcp[16..18].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    packet.extend(addresses);
     packet.extend(tcp);
     packet
+}
+
+/// Segments with headers of our own, from `place`.
+pub fn raw_socket(place: &Place, to: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    place.socket(family, libc::SOCK_RAW, libc::IPPROTO_RAW)
 }
 
 /// 12000 half-open flows at a table of 1024 halves: what is open goes on, and who is real gets in meanwhile and after.

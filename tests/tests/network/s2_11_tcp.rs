@@ -3,12 +3,12 @@
 
 use std::{
     net::{Shutdown, SocketAddr, TcpStream},
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, AsRawFd as _},
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
-use nix::sys::socket::{setsockopt, sockopt};
+use anyhow::{Context as _, Result};
+use nix::sys::socket::{MsgFlags, SockaddrStorage, sendto, setsockopt, sockopt};
 use tests::{
     manifest::{Endpoint, Service},
     net::{
@@ -19,7 +19,10 @@ use tests::{
     traffic::{Client, Outcome, Stream},
 };
 
-use crate::world::{NODE_PORT, TARGET, World, at, web, web_addr};
+use crate::{
+    s2_11_flood::{raw_socket, segment},
+    world::{NODE_PORT, TARGET, World, at, web, web_addr},
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -212,6 +215,46 @@ fn s2_11_a_source_port_is_free_after_a_time_out() -> Result<()> {
             };
             eventually(SECOND, || is_silent(world.pod()) && is_silent(Client::at(world.other.place())))?;
         }
+    }
+    Ok(())
+}
+
+/// A counter of the namespace's TCP, from /proc/net/snmp.
+fn tcp_counter(client: &Client, name: &str) -> Result<u64> {
+    let text = client.place().netns().enter(|| std::fs::read_to_string("/proc/thread-self/net/snmp"))?;
+    let mut lines = text.lines().filter(|line| line.starts_with("Tcp:"));
+    let (names, values) = lines.next().zip(lines.next()).context("no TCP in /proc/net/snmp")?;
+    let found = names.split(' ').zip(values.split(' ')).find(|(one, _)| *one == name);
+    Ok(found.with_context(|| format!("no {name}"))?.1.parse()?)
+}
+
+/// A segment of the server's far out of the window (what conntrack calls invalid) reaches the client translated like
+/// any other: untranslated it would be of no connection of the client's, which would answer with a reset.
+#[test]
+fn s2_11_a_segment_out_of_the_window_is_translated_too() -> Result<()> {
+    let world = World::start(Plan::default(), |world| bare().pods(&[&world.near]).yaml())?;
+    for family in BOTH {
+        let client = world.pod();
+        let stream = client.stream(web(family));
+        stream.steady(3);
+        let to = SocketAddr::new(world.client.addr().of(family), stream.local_addr()?.port());
+        let from = world.near.socket_addr(family, TARGET);
+        let socket = raw_socket(world.near.place(), to)?;
+        let (resets, segments) = (tcp_counter(&client, "OutRsts")?, tcp_counter(&client, "InSegs")?);
+        for nth in 0..20u32 {
+            // ACK alone, at numbers that have nothing to do with the connection's.
+            let packet =
+                segment(from, to, [nth.wrapping_mul(0x0f12_3456), nth.wrapping_mul(0x2f65_4321)], 0x10);
+            let to = SockaddrStorage::from(SocketAddr::new(to.ip(), 0));
+            sendto(socket.as_raw_fd(), &packet, &to, MsgFlags::empty())?;
+        }
+        eventually(SECOND, || tcp_counter(&client, "InSegs").is_ok_and(|now| now >= segments + 20))?;
+        stream.steady(10);
+        assert_eq!(
+            tcp_counter(&client, "OutRsts")?,
+            resets,
+            "{family:?}: the client reset what it did not know"
+        );
     }
     Ok(())
 }
