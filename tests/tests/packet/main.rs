@@ -11,6 +11,7 @@ mod differential;
 mod extension;
 mod flows;
 mod foreign;
+mod fragment_limits;
 mod fragments;
 mod full;
 mod map_store;
