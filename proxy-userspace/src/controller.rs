@@ -380,10 +380,15 @@ impl Controller {
             report.ops += done;
             let MapError::Full { map, max } = error else { return Err(error.into()) };
             let blamed = ops.get(done).and_then(|op| self.lowering.blame(op));
-            // Only what changed since the last complete write can be undone, each Service once.
+            // Only what changed since the last complete write can be undone.
             let Some((key, before)) = blamed.and_then(|key| self.unwritten.remove_entry(&key)) else {
                 return Err(error.into());
             };
+            // What it was may not fit either by now, where a write that stopped halfway had begun to remove it: then it
+            // goes.
+            if before.is_some() {
+                self.unwritten.insert(key.clone(), None);
+            }
             if self.lowering.replace(&key, before).is_err() && self.lowering.replace(&key, None).is_err() {
                 return Err(error.into());
             }

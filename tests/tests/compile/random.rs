@@ -445,3 +445,25 @@ fn a_restart_after_half_a_write_trusts_what_packets_meet() {
         assert_eq!(Maps::of(&world.store).meaning(), fresh(&world), "write stopped after {fail_after} ops");
     }
 }
+
+/// Found by the histories above, once in thousands: a write stopped while it removed a Service, others took its room,
+/// and its former state did not fit any more.
+#[test]
+fn a_service_that_does_not_even_fit_as_it_was_goes() {
+    let service = |n, ports, node_port, local| Step::Service { n, ports, node_port, local };
+    let steps = [
+        service(1, 1, false, false),
+        service(0, 1, true, true),
+        Step::Sync { fail_after: None },
+        service(0, 1, false, false),
+        Step::ServiceGone(0),
+        Step::Sync { fail_after: Some(5) },
+        service(1, 2, true, false),
+        service(2, 1, false, false),
+        service(0, 1, true, false),
+        Step::Slice { n: 0, endpoints: 0, ready: 0 },
+    ];
+    let limits =
+        [(map::FRONTENDS, 9), (map::SERVICE_META, 3), (map::SET_MEMBERS, 2), (map::SOURCE_RANGES, 4)];
+    run(&steps, MapSizes::default(), &limits);
+}
