@@ -68,6 +68,10 @@ counters! {
     XdpLeft = 22, "xdp_left";
     /// Flows forgotten half-open, because as many others began since as may be so at a time.
     HalfOpenForgotten = 23, "half_open_forgotten";
+    /// Refused: no service port of this ClusterIP.
+    NoServicePort = 24, "no_service_port";
+    /// Dropped: an address of a ServiceCIDR that no Service has.
+    Unallocated = 25, "unallocated";
 }
 
 /// Entries of COUNTERS; leaves room, so that a new counter does not change the map.

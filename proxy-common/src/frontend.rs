@@ -134,6 +134,9 @@ impl Frontend {
     pub const RANDOM: u32 = 8;
     /// Only clients in SOURCE_RANGES may begin flows.
     pub const SOURCE_RANGES: u32 = 16;
+    /// Of a [`FrontendKind::Ping`] entry: the address is some Service's ClusterIP, so what is no service port there is
+    /// refused.
+    pub const CLUSTER_IP: u32 = 32;
 
     /// Whether `flag` is set.
     #[inline(always)]

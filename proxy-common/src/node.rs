@@ -1,11 +1,13 @@
 //! What the datapath knows of the node it runs on.
 
+use core::fmt;
+
 use crate::{Addr, pod};
 
 pod! {
     /// The only value of NODE_CONFIG (array of one): what new flows are decided with. A change takes effect
     /// with the next new flow.
-    pub struct NodeConfig [176] {
+    pub struct NodeConfig [304] {
         /// `NodeConfig::MASQUERADE_ALL` and the other flags.
         pub flags: u32,
         /// How many of `pod_prefixes` are in use.
@@ -14,9 +16,13 @@ pod! {
         /// resort for translated flows.
         pub primary_v4: Addr,
         pub primary_v6: Addr,
-        pub reserved: [u32; 2],
+        /// How many of `service_prefixes` are in use.
+        pub service_prefix_count: u32,
+        pub reserved: u32,
         /// A source inside one of these is a local pod (detectLocalMode ClusterCIDR and NodeCIDR).
         pub pod_prefixes: [Prefix; 4],
+        /// The ServiceCIDRs: an address inside that is no Service's is nobody's.
+        pub service_prefixes: [Prefix; 4],
     }
 
     /// The only value of AGENT (array of one): what the controller last said of itself, for `shunt status`.
@@ -82,6 +88,9 @@ pub mod port_bits {
 
     /// Some backend's address ends in these 16 bits: what a fragment, which has no port, is told by.
     pub const BACKEND_ADDR: u32 = 1 << 10;
+
+    /// Some ClusterIP ends in these 16 bits.
+    pub const CLUSTER_IP: u32 = 1 << 11;
 
     #[inline(always)]
     const fn bit(base: u32, proto: u8) -> u32 {
@@ -163,6 +172,14 @@ impl Prefix {
             | (mine[2] ^ theirs[2]) & mask[2]
             | (mine[3] ^ theirs[3]) & mask[3]
             == 0
+    }
+}
+
+/// As people write a range: an IPv4 prefix does not count the bits of the v4-mapped form.
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mapped = if self.addr.is_v4() { 96 } else { 0 };
+        write!(f, "{}/{}", self.addr, self.prefix_len().saturating_sub(mapped))
     }
 }
 

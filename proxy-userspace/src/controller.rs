@@ -260,10 +260,16 @@ impl Controller {
         roles.into_iter().for_each(|(addr, role)| table.set(addr, role));
         self.lowering.set_node_addresses(nodes);
         if node_dirty {
-            let (value, left) = node_config(&node, &self.fallback, &self.config);
+            let service_cidrs = self.snapshot.service_cidrs();
+            let (value, left) = node_config(&node, &self.fallback, &service_cidrs, &self.config);
             self.lowering.tables.node_config.set(0, value);
-            for range in left {
+            for range in left.pods {
                 tracing::warn!("pod range {range} is one too many: its pods count as outside the cluster");
+            }
+            for range in left.services {
+                tracing::warn!(
+                    "ServiceCIDR {range} is one too many: packets to its unallocated addresses pass"
+                );
             }
         }
     }

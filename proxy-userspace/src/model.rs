@@ -164,6 +164,14 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
 }
 
+/// A ServiceCIDR: ranges that ClusterIPs are given out from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceCidr {
+    pub name: Arc<str>,
+    /// At most one a family.
+    pub cidrs: Vec<IpNet>,
+}
+
 impl ObjectKey {
     pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }

@@ -27,8 +27,20 @@ pub fn primary(node: &Node, fallback: &[IpAddr], family: Family) -> Option<IpAdd
     node.primary_ip(family).or_else(|| fallback.iter().copied().find(|ip| Family::from(*ip) == family))
 }
 
-/// The value of NODE_CONFIG, and the pod ranges that found no room in it.
-pub fn node_config(node: &Node, fallback: &[IpAddr], config: &CompileConfig) -> (NodeConfig, Vec<IpNet>) {
+/// Ranges that found no room in NODE_CONFIG.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NoRoom {
+    pub pods: Vec<IpNet>,
+    pub services: Vec<IpNet>,
+}
+
+/// The value of NODE_CONFIG, and what found no room in it.
+pub fn node_config(
+    node: &Node,
+    fallback: &[IpAddr],
+    service_cidrs: &[IpNet],
+    config: &CompileConfig,
+) -> (NodeConfig, NoRoom) {
     let mut value: NodeConfig = bytemuck::Zeroable::zeroed();
     let addr = |family, none| primary(node, fallback, family).map_or(none, Addr::from);
     value.primary_v4 = addr(Family::V4, Addr::UNSPECIFIED_V4);
@@ -41,16 +53,15 @@ pub fn node_config(node: &Node, fallback: &[IpAddr], config: &CompileConfig) -> 
         DetectLocal::Auto | DetectLocal::NodeCidr => &node.pod_cidrs,
         DetectLocal::BridgeInterface(_) | DetectLocal::InterfaceNamePrefix(_) => &[],
     };
-    let room = value.pod_prefixes.len();
-    for (place, range) in value.pod_prefixes.iter_mut().zip(ranges) {
-        *place = prefix(*range);
-    }
-    value.pod_prefix_count = ranges.len().min(room) as u32;
+    let mut left = NoRoom::default();
+    (value.pod_prefix_count, left.pods) = fill(&mut value.pod_prefixes, ranges);
+    (value.service_prefix_count, left.services) = fill(&mut value.service_prefixes, service_cidrs);
+    let used = &ranges[..value.pod_prefix_count as usize];
     // A dual-stack node may know the pod range of one family only.
     for (family, flag) in
         [(Family::V4, NodeConfig::LOCAL_BY_DEVICE_V4), (Family::V6, NodeConfig::LOCAL_BY_DEVICE_V6)]
     {
-        let is_known = ranges.iter().take(room).any(|range| Family::from(range.addr()) == family);
+        let is_known = used.iter().any(|range| Family::from(range.addr()) == family);
         if by_device || !is_known {
             value.flags |= flag;
         }
@@ -61,7 +72,16 @@ pub fn node_config(node: &Node, fallback: &[IpAddr], config: &CompileConfig) -> 
     if config.masquerade_all {
         value.flags |= NodeConfig::MASQUERADE_ALL;
     }
-    (value, ranges.iter().skip(room).copied().collect())
+    (value, left)
+}
+
+/// Writes ranges to their places; how many there are now, and those that found none.
+fn fill(places: &mut [Prefix], ranges: &[IpNet]) -> (u32, Vec<IpNet>) {
+    let room = places.len();
+    for (place, range) in places.iter_mut().zip(ranges) {
+        *place = prefix(*range);
+    }
+    (ranges.len().min(room) as u32, ranges.iter().skip(room).copied().collect())
 }
 
 /// The contents of NODE_ADDRS. An address that a device holds is the node's, also where it is a load balancer's or an
@@ -165,28 +185,40 @@ mod tests {
     #[test]
     fn pod_ranges_or_pod_devices() {
         let config = CompileConfig::default();
-        let (value, left) = node_config(&node(), &[], &config);
+        let (value, left) = node_config(&node(), &[], &[], &config);
         let v6_by_device = NodeConfig::LOCAL_BY_DEVICE_V6;
-        assert_eq!((value.pod_prefix_count, value.flags, left.len()), (1, v6_by_device, 0));
+        assert_eq!((value.pod_prefix_count, value.flags), (1, v6_by_device));
+        assert_eq!((value.service_prefix_count, left), (0, NoRoom::default()));
         assert!(value.pod_prefixes[0].contains(&ip("172.20.1.77").into()));
         assert!(!value.pod_prefixes[0].contains(&ip("172.20.2.77").into()));
 
         let whole = DetectLocal::ClusterCidr(vec!["172.20.0.0/16".parse().unwrap()]);
-        let (value, _) = node_config(&node(), &[], &CompileConfig { detect_local: whole, ..config.clone() });
+        let (value, _) =
+            node_config(&node(), &[], &[], &CompileConfig { detect_local: whole, ..config.clone() });
         assert_eq!((value.pod_prefix_count, value.flags), (1, NodeConfig::CLUSTER_PREFIXES | v6_by_device));
 
         let mut dual = node();
         dual.pod_cidrs.push("fd00:20:1::/64".parse().unwrap());
-        let (value, _) = node_config(&dual, &[], &config);
+        let (value, _) = node_config(&dual, &[], &[], &config);
         assert_eq!((value.pod_prefix_count, value.flags), (2, 0));
         let bridge = DetectLocal::BridgeInterface("cni0".into());
-        let (value, _) = node_config(&dual, &[], &CompileConfig { detect_local: bridge, ..config.clone() });
+        let (value, _) =
+            node_config(&dual, &[], &[], &CompileConfig { detect_local: bridge, ..config.clone() });
         assert_eq!((value.pod_prefix_count, value.flags), (0, NodeConfig::LOCAL_BY_DEVICE));
 
         let bare = Node { name: "n1".into(), ..Node::default() };
-        let (value, _) = node_config(&bare, &[ip("10.0.0.9")], &config);
+        let (value, _) = node_config(&bare, &[ip("10.0.0.9")], &[], &config);
         assert_eq!(value.flags, NodeConfig::LOCAL_BY_DEVICE);
         assert_eq!(value.primary_v4, Addr::from(ip("10.0.0.9")));
         assert_eq!(value.primary_v6, Addr::UNSPECIFIED_V6);
+    }
+
+    #[test]
+    fn service_ranges_as_far_as_there_is_room() {
+        let ranges: Vec<IpNet> = (0..5).map(|i| format!("10.{i}.0.0/16").parse().unwrap()).collect();
+        let (value, left) = node_config(&node(), &[], &ranges, &CompileConfig::default());
+        assert_eq!(value.service_prefix_count, 4);
+        assert!(value.service_prefixes[3].contains(&ip("10.3.255.1").into()));
+        assert_eq!(left.services, ranges[4..]);
     }
 }

@@ -4,10 +4,12 @@
 //! The controller calls it; work is proportional to what the event changes.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
 };
+
+use ipnet::IpNet;
 
 use crate::{
     model::{Endpoint, EndpointSlice, Node, ObjectKey, Service, ServiceKey},
@@ -21,7 +23,7 @@ pub struct Dirty {
     pub services: Vec<ServiceKey>,
     /// Something every Service depends on changed (this node's zone, its InternalIPs).
     pub every_service: bool,
-    /// This node's own object, or an address of some node, changed.
+    /// This node's own object, an address of some node, or a ServiceCIDR changed.
     pub node: bool,
     /// An address became or ceased to be a ClusterIP.
     pub cluster_ips: bool,
@@ -35,6 +37,7 @@ pub struct Snapshot {
     slices: HashMap<ObjectKey, EndpointSlice>,
     slices_of: HashMap<ServiceKey, BTreeSet<ObjectKey>>,
     nodes: HashMap<Arc<str>, Node>,
+    service_cidrs: BTreeMap<Arc<str>, Vec<IpNet>>,
     /// How many served Services have this address as ClusterIP.
     cluster_ips: HashMap<IpAddr, u32>,
     /// How many Node objects have this address.
@@ -64,6 +67,13 @@ impl Snapshot {
             Event::SliceGone(key) => self.remove_slice(&key),
             Event::Node(node) => self.put_node(node),
             Event::NodeGone(name) => self.remove_node(&name),
+            Event::ServiceCidr(range) => {
+                let old = self.service_cidrs.insert(range.name.clone(), range.cidrs.clone());
+                Dirty { node: old.as_ref() != Some(&range.cidrs), ..Dirty::default() }
+            }
+            Event::ServiceCidrGone(name) => {
+                Dirty { node: self.service_cidrs.remove(&name).is_some(), ..Dirty::default() }
+            }
             Event::Synced => {
                 self.synced = true;
                 Dirty::default()
@@ -92,6 +102,17 @@ impl Snapshot {
     /// Whether a source delivered this node's object.
     pub fn knows_node(&self) -> bool {
         self.nodes.contains_key(&self.node_name)
+    }
+
+    /// The ranges of all ServiceCIDRs, each once, in the order of the objects' names.
+    pub fn service_cidrs(&self) -> Vec<IpNet> {
+        let mut ranges = Vec::new();
+        for range in self.service_cidrs.values().flatten() {
+            if !ranges.contains(range) {
+                ranges.push(*range);
+            }
+        }
+        ranges
     }
 
     /// The addresses of all Node objects.

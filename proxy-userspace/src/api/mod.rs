@@ -8,6 +8,7 @@ mod endpoints;
 mod meta;
 mod node;
 mod service;
+mod service_cidr;
 mod validate;
 
 use std::fmt;
@@ -16,7 +17,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 pub use self::endpoints::Endpoints;
-use crate::model::{EndpointSlice, Node, ObjectKey, Service};
+use crate::model::{EndpointSlice, Node, ObjectKey, Service, ServiceCidr};
 
 /// An object that a proxy reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +26,7 @@ pub enum Object {
     Slice(EndpointSlice),
     Endpoints(Endpoints),
     Node(Node),
+    ServiceCidr(ServiceCidr),
 }
 
 /// The kinds of objects that a proxy reads.
@@ -34,9 +36,10 @@ pub enum Kind {
     EndpointSlice,
     Endpoints,
     Node,
+    ServiceCidr,
 }
 
-/// Which object; a Node's namespace is empty.
+/// Which object; the namespace of what has none (Node, ServiceCIDR) is empty.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectId {
     pub kind: Kind,
@@ -145,12 +148,18 @@ fn decode_into(items: &mut Vec<Item>, mut value: Value, path: String) {
         ("v1", "Endpoints") => Kind::Endpoints,
         ("v1", "Node") => Kind::Node,
         ("discovery.k8s.io/v1" | "discovery.k8s.io/v1beta1", "EndpointSlice") => Kind::EndpointSlice,
-        ("", "Service" | "Endpoints" | "Node" | "EndpointSlice") => {
+        ("networking.k8s.io/v1" | "networking.k8s.io/v1beta1", "ServiceCIDR") => Kind::ServiceCidr,
+        ("", "Service" | "Endpoints" | "Node" | "EndpointSlice" | "ServiceCIDR") => {
             return refuse(items, None, &path, "apiVersion", Reason::Required);
         }
         (version, "EndpointSlice") if version.starts_with("discovery.k8s.io/") => {
             let value = version.to_owned();
             let allowed = "discovery.k8s.io/v1, discovery.k8s.io/v1beta1";
+            return refuse(items, None, &path, "apiVersion", Reason::NotOneOf { value, allowed });
+        }
+        (version, "ServiceCIDR") if version.starts_with("networking.k8s.io/") => {
+            let value = version.to_owned();
+            let allowed = "networking.k8s.io/v1, networking.k8s.io/v1beta1";
             return refuse(items, None, &path, "apiVersion", Reason::NotOneOf { value, allowed });
         }
         (version, kind) => {
@@ -164,6 +173,7 @@ fn decode_into(items: &mut Vec<Item>, mut value: Value, path: String) {
         Kind::EndpointSlice => read(value).and_then(endpoint_slice::convert).map(Object::Slice),
         Kind::Endpoints => read(value).and_then(endpoints::convert).map(Object::Endpoints),
         Kind::Node => read(value).and_then(node::convert).map(Object::Node),
+        Kind::ServiceCidr => read(value).and_then(service_cidr::convert).map(Object::ServiceCidr),
     };
     let result = decoded.map_err(|error| {
         ItemError::Refused(FieldError { path: join(&path, &error.path), reason: error.reason })
@@ -189,7 +199,7 @@ fn id_of(kind: Kind, value: &Value) -> Option<ObjectId> {
     let meta = value.get("metadata")?;
     let name = meta.get("name")?.as_str()?;
     let namespace = match kind {
-        Kind::Node => "",
+        Kind::Node | Kind::ServiceCidr => "",
         _ => meta.get("namespace").and_then(Value::as_str).filter(|ns| !ns.is_empty()).unwrap_or("default"),
     };
     Some(ObjectId { kind, key: ObjectKey::new(namespace, name) })
@@ -212,6 +222,7 @@ impl Object {
             Self::Slice(slice) => (Kind::EndpointSlice, slice.key.clone()),
             Self::Endpoints(endpoints) => (Kind::Endpoints, endpoints.key.clone()),
             Self::Node(node) => (Kind::Node, ObjectKey::new("", node.name.clone())),
+            Self::ServiceCidr(range) => (Kind::ServiceCidr, ObjectKey::new("", range.name.clone())),
         };
         ObjectId { kind, key }
     }
@@ -221,6 +232,7 @@ impl fmt::Display for ObjectId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.kind {
             Kind::Node => write!(f, "Node {}", self.key.name),
+            Kind::ServiceCidr => write!(f, "ServiceCIDR {}", self.key.name),
             kind => write!(f, "{kind:?} {}", self.key),
         }
     }

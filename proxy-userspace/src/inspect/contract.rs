@@ -176,6 +176,7 @@ fn frontend(value: Frontend) -> Fields {
             (Frontend::HAS_ENDPOINTS, "has_endpoints"),
             (Frontend::RANDOM, "random"),
             (Frontend::SOURCE_RANGES, "source_ranges"),
+            (Frontend::CLUSTER_IP, "cluster_ip"),
         ]),
         "cluster_base": value.cluster_base,
         "cluster_count": value.cluster_count,
@@ -299,6 +300,7 @@ fn port_bits(value: u32) -> Fields {
         (ports::backend(Proto::UDP), "backend/UDP"),
         (ports::backend(Proto::SCTP), "backend/SCTP"),
         (ports::BACKEND_ADDR, "backend-address"),
+        (ports::CLUSTER_IP, "cluster-ip"),
     ])}
 }
 
@@ -307,14 +309,10 @@ fn roles(value: u32) -> Fields {
     fields! {"roles": bits(value, [(role::NODEPORT, "nodeport"), (role::OWN, "own"), (role::LOOPBACK, "loopback")])}
 }
 
-/// An IPv4 prefix counts from the v4-mapped form; shown as people write it.
-fn prefix(prefix: &Prefix) -> String {
-    let len = if prefix.addr.is_v4() { prefix.prefix_len().saturating_sub(96) } else { prefix.prefix_len() };
-    format!("{}/{len}", prefix.addr)
-}
-
 fn node_config(value: NodeConfig) -> Fields {
-    let used = value.pod_prefixes.iter().take(value.pod_prefix_count as usize);
+    let used = |prefixes: &[Prefix], count: u32| -> Vec<String> {
+        prefixes.iter().take(count as usize).map(Prefix::to_string).collect()
+    };
     fields! {
         "flags": bits(value.flags, [
             (NodeConfig::MASQUERADE_ALL, "masquerade_all"),
@@ -324,7 +322,8 @@ fn node_config(value: NodeConfig) -> Fields {
         ]),
         "primary_v4": value.primary_v4.to_string(),
         "primary_v6": value.primary_v6.to_string(),
-        "pod_prefixes": used.map(prefix).collect::<Vec<_>>(),
+        "pod_prefixes": used(&value.pod_prefixes, value.pod_prefix_count),
+        "service_prefixes": used(&value.service_prefixes, value.service_prefix_count),
     }
 }
 
@@ -439,8 +438,8 @@ mod tests {
     #[test]
     fn prefixes_read_as_written() {
         let v4 = Prefix::new(Ipv4Addr::new(172, 20, 0, 0).into(), 112);
-        assert_eq!(prefix(&v4), "172.20.0.0/16");
+        assert_eq!(v4.to_string(), "172.20.0.0/16");
         let v6 = Prefix::new("fd00::".parse::<std::net::Ipv6Addr>().unwrap().into(), 64);
-        assert_eq!(prefix(&v6), "fd00::/64");
+        assert_eq!(v6.to_string(), "fd00::/64");
     }
 }

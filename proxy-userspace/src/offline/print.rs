@@ -54,6 +54,7 @@ fn print_config_into(out: &mut impl Write, view: Option<&NodeConfigView>) -> io:
         let or_dash = |words: &[String]| or_dash(&words.join(","));
         writeln!(out, "primary: {}", or_dash(&view.primary))?;
         writeln!(out, "pod prefixes: {}", or_dash(&view.pod_prefixes))?;
+        writeln!(out, "service prefixes: {}", or_dash(&view.service_prefixes))?;
         writeln!(out, "flags: {}", list(&view.flags))?;
     }
     Ok(())

@@ -1,7 +1,8 @@
 //! Tables in words: what `shunt compile` prints, as data.
 
 use proxy_common::{
-    Addr, Backend, Frontend, FrontendKind, NodeConfig, Port, Proto, ServiceMeta, SetMember, SourceRange,
+    Addr, Backend, Frontend, FrontendKind, NodeConfig, Port, Prefix, Proto, ServiceMeta, SetMember,
+    SourceRange,
     client::set_bits,
     node::{port_bits, role},
 };
@@ -32,6 +33,7 @@ pub struct TablesView {
 pub struct NodeConfigView {
     pub primary: Vec<String>,
     pub pod_prefixes: Vec<String>,
+    pub service_prefixes: Vec<String>,
     pub flags: Vec<&'static str>,
 }
 
@@ -326,19 +328,13 @@ fn protocol(number: u8) -> &'static str {
 impl NodeConfigView {
     fn new(value: &NodeConfig) -> Self {
         let primary = [value.primary_v4, value.primary_v6];
-        let prefixes = value.pod_prefixes.iter().take(value.pod_prefix_count as usize);
+        let used = |prefixes: &[Prefix], count: u32| -> Vec<String> {
+            prefixes.iter().take(count as usize).map(Prefix::to_string).collect()
+        };
         Self {
             primary: primary.iter().filter(|a| !a.is_unspecified()).map(Addr::to_string).collect(),
-            pod_prefixes: prefixes
-                .map(|prefix| {
-                    let len = if prefix.addr.is_v4() {
-                        prefix.prefix_len().saturating_sub(96)
-                    } else {
-                        prefix.prefix_len()
-                    };
-                    format!("{}/{len}", prefix.addr)
-                })
-                .collect(),
+            pod_prefixes: used(&value.pod_prefixes, value.pod_prefix_count),
+            service_prefixes: used(&value.service_prefixes, value.service_prefix_count),
             flags: names(&[
                 (value.flags & NodeConfig::LOCAL_BY_DEVICE_V4 != 0, "local-by-device/IPv4"),
                 (value.flags & NodeConfig::LOCAL_BY_DEVICE_V6 != 0, "local-by-device/IPv6"),

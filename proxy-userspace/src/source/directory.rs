@@ -254,9 +254,11 @@ fn event(id: &ObjectId, now: Option<&Object>) -> Option<Event> {
         (Some(Object::Service(service)), _) => Event::Service(service.clone()),
         (Some(Object::Slice(slice)), _) => Event::Slice(slice.clone()),
         (Some(Object::Node(node)), _) => Event::Node(node.clone()),
+        (Some(Object::ServiceCidr(range)), _) => Event::ServiceCidr(range.clone()),
         (None, Kind::Service) => Event::ServiceGone(id.key.clone()),
         (None, Kind::EndpointSlice) => Event::SliceGone(id.key.clone()),
         (None, Kind::Node) => Event::NodeGone(id.key.name.clone()),
+        (None, Kind::ServiceCidr) => Event::ServiceCidrGone(id.key.name.clone()),
         (_, Kind::Endpoints) | (Some(Object::Endpoints(_)), _) => return None,
     })
 }

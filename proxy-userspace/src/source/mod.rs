@@ -6,7 +6,7 @@ pub mod files;
 
 use std::sync::Arc;
 
-use crate::model::{EndpointSlice, Node, ObjectKey, Service, ServiceKey};
+use crate::model::{EndpointSlice, Node, ObjectKey, Service, ServiceCidr, ServiceKey};
 
 /// One change of one object, or the end of a source's initial list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +20,9 @@ pub enum Event {
     /// A Node was added or changed.
     Node(Node),
     NodeGone(Arc<str>),
+    /// A ServiceCIDR was added or changed.
+    ServiceCidr(ServiceCidr),
+    ServiceCidrGone(Arc<str>),
     /// Every source has delivered its whole initial list: from here on the maps may be written.
     Synced,
 }

@@ -21,7 +21,7 @@ use super::{
     backends::Backends,
     claims::Claims,
     clients::{ClientRules, source_range},
-    pings::Pings,
+    pings::{Pings, Use},
     port_bits::PortBits,
     service_ids::{PortKey, ServiceIds},
     slots::{Range, SlotAllocator},
@@ -293,7 +293,7 @@ impl Lowering {
                 let (key, created) = (frontend_key(port, frontend), compiled.created.as_ref());
                 self.claims.put(&compiled.key, created, key, value, &mut self.tables, &mut self.bits);
                 if let Some(ip) = frontend.address {
-                    self.pings.add(ip.into(), port.has_endpoints, &mut self.tables);
+                    self.pings.add(ip.into(), used(port, frontend), &mut self.tables, &mut self.bits);
                 }
             }
         }
@@ -330,7 +330,7 @@ impl Lowering {
                     self.made_room = true;
                 }
                 if let Some(ip) = frontend.address {
-                    self.pings.remove(ip.into(), port.has_endpoints, &mut self.tables);
+                    self.pings.remove(ip.into(), used(port, frontend), &mut self.tables, &mut self.bits);
                 }
             }
             if !kept.contains(id) {
@@ -534,6 +534,10 @@ fn frontend_keys(compiled: &CompiledService) -> impl Iterator<Item = FrontendKey
         .ports
         .iter()
         .flat_map(|port| port.frontends.iter().map(move |frontend| frontend_key(port, frontend)))
+}
+
+fn used(port: &CompiledPort, frontend: &CompiledFrontend) -> Use {
+    Use { has_endpoints: port.has_endpoints, is_cluster_ip: frontend.kind == FrontendKind::ClusterIp }
 }
 
 fn vips(compiled: &CompiledService) -> impl Iterator<Item = Addr> + '_ {

@@ -1,9 +1,9 @@
 //! PORTS: for each port number, what kinds of entries exist under it, so that the datapath can spare lookups; and
-//! for each number whether a backend's address ends in it.
+//! for each number whether the address of a backend, or a ClusterIP, ends in it.
 
 use std::collections::HashMap;
 
-use proxy_common::{FrontendKey, node::port_bits};
+use proxy_common::{Addr, FrontendKey, node::port_bits};
 
 use super::Tables;
 
@@ -36,6 +36,16 @@ impl PortBits {
         self.remove(key.addr.low16(), port_bits::BACKEND_ADDR, tables);
     }
 
+    /// `addr` became a ClusterIP.
+    pub fn add_cluster_ip(&mut self, addr: Addr, tables: &mut Tables) {
+        self.add(addr.low16(), port_bits::CLUSTER_IP, tables);
+    }
+
+    /// `addr` is no ClusterIP any more.
+    pub fn remove_cluster_ip(&mut self, addr: Addr, tables: &mut Tables) {
+        self.remove(addr.low16(), port_bits::CLUSTER_IP, tables);
+    }
+
     fn add(&mut self, number: u16, bit: u32, tables: &mut Tables) {
         let uses = self.uses.entry((number, bit)).or_insert(0);
         *uses += 1;
@@ -66,7 +76,7 @@ fn frontend_bit(key: FrontendKey) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use proxy_common::{Addr, Port, Proto};
+    use proxy_common::{Port, Proto};
 
     use super::*;
 

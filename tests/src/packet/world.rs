@@ -118,8 +118,10 @@ impl Datapath {
             pod_prefix_count: 2,
             primary_v4: addr(Ip::V4, NODE).into(),
             primary_v6: addr(Ip::V6, NODE).into(),
-            reserved: [0; 2],
+            service_prefix_count: 0,
+            reserved: 0,
             pod_prefixes: [nothing; _],
+            service_prefixes: [nothing; _],
         };
         config.pod_prefixes[0] = Prefix::new(addr(Ip::V4, 0x0100).into(), 120);
         config.pod_prefixes[1] = Prefix::new(addr(Ip::V6, 0x0100).into(), 120);
