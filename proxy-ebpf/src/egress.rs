@@ -6,7 +6,7 @@ use proxy_common::{Counter, CtEntry, CtKey, Frontend, FrontendKey, Half, node::p
 
 use crate::{
     count::count,
-    echo, flow, odd,
+    echo, flow, nobody, odd,
     packet::{Aside, Link, ifindex, parse, skb},
     reject,
     rewrite::{Rewrite, rewrite},
@@ -24,10 +24,11 @@ pub fn egress<L: Link>(ctx: &TcContext) -> Verdict {
     // What the node itself sends came in by no device.
     let own = skb(ctx).ingress_ifindex == 0;
     if packet.echo {
-        return if own { echo::answer::<L>(ctx, &packet, true) } else { Verdict::Next };
+        let answered = if own { echo::answer::<L>(ctx, &packet, true) } else { Verdict::Next };
+        return if matches!(answered, Verdict::Next) { leaving(&packet.key) } else { answered };
     }
     let Some(entry) = flow::lookup(&packet.key) else {
-        return if own { from_node::<L>(ctx, &packet.key) } else { Verdict::Next };
+        return if own { from_node::<L>(ctx, &packet.key) } else { leaving(&packet.key) };
     };
     if entry.has(CtEntry::REPLY) {
         flow::touch(&packet.key, packet.tcp_flags, entry);
@@ -62,11 +63,15 @@ fn odd_packet<L: Link>(ctx: &TcContext) -> Verdict {
             odd::settle::<L>(ctx, odd, matches!(verdict, Verdict::Next));
             verdict
         }
-        odd::Step::Drop => {
+        odd::Step::New if matches!(leaving(&odd.key), Verdict::Next) => {
+            odd::settle::<L>(ctx, odd, true);
+            Verdict::Next
+        }
+        odd::Step::New | odd::Step::Drop => {
             odd::settle::<L>(ctx, odd, false);
             Verdict::Drop
         }
-        _ => {
+        odd::Step::Pass => {
             odd::settle::<L>(ctx, odd, true);
             Verdict::Next
         }
@@ -86,23 +91,40 @@ fn odd_from_node<L: Link>(ctx: &TcContext, odd: &odd::Odd) -> Verdict {
 #[inline(always)]
 fn from_node<L: Link>(ctx: &TcContext, key: &CtKey) -> Verdict {
     let bits = service::bits_of(key.dport);
-    if bits & port_bits::frontend(key.proto) == 0 {
-        return Verdict::Next;
-    }
-    let frontend_key = FrontendKey::new(key.dst, key.dport, key.proto);
-    let Some(frontend) = service::get(&frontend_key) else {
-        return Verdict::Next;
+    let frontend = if bits & port_bits::frontend(key.proto) == 0 {
+        None
+    } else {
+        service::get(&FrontendKey::new(key.dst, key.dport, key.proto))
+    };
+    let Some(frontend) = frontend else {
+        if !nobody::is_cluster_ip(&key.dst) {
+            return leaving(key);
+        }
+        count(Counter::NoServicePort);
+        return turn_back::<L>(ctx);
     };
     if !service::lets_in(frontend, &key.src) {
         return Counter::SrcRange.into();
     }
     if !frontend.has(Frontend::HAS_ENDPOINTS) {
         count(Counter::NoBackend);
-        return if reject::refuse::<L>(ctx) { echo::to_ingress(ctx) } else { Verdict::Drop };
+        return turn_back::<L>(ctx);
     }
     let local_only = frontend.flags & (Frontend::LOCAL | Frontend::EXTERNAL) == Frontend::LOCAL;
     if local_only && frontend.local_count == 0 {
         return Counter::NoLocalEndpoints.into();
     }
     Verdict::Next
+}
+
+/// Refuses a packet of the node's own.
+#[inline(always)]
+fn turn_back<L: Link>(ctx: &TcContext) -> Verdict {
+    if reject::refuse::<L>(ctx) { echo::to_ingress(ctx) } else { Verdict::Drop }
+}
+
+/// A packet of no flow leaves the node; to nobody's address it does not.
+#[inline(always)]
+fn leaving(key: &CtKey) -> Verdict {
+    if nobody::is_unallocated(&key.dst) { Counter::Unallocated.into() } else { Verdict::Next }
 }

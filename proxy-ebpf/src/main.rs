@@ -22,6 +22,7 @@ mod held;
 mod ingress;
 mod maps;
 mod new_flow;
+mod nobody;
 mod odd;
 mod packet;
 mod reject;

@@ -13,7 +13,7 @@ use crate::{
     begin::{Begin, Work, begin},
     count::count,
     maps::{BACKEND_ADDRS, DEVICES, NODE_CONFIG},
-    odd,
+    nobody, odd,
     packet::{Link, parse},
     rewrite::rewrite,
     service::{self, Origin},
@@ -31,13 +31,13 @@ pub enum Step {
     Drop,
 }
 
-/// Whether some frontend or backend has the packet's destination port: one array read spares packets that
-/// are none of ours all that follows.
+/// Whether some frontend or backend has the packet's destination port, or a ClusterIP its address as far as that can be
+/// told for nothing: two array reads spare packets that are none of ours all that follows.
 #[inline(always)]
 pub fn may_concern(key: &CtKey) -> bool {
     let proto = key.proto;
     let ours = port_bits::frontend(proto) | port_bits::nodeport(proto) | port_bits::backend(proto);
-    service::bits_of(key.dport) & ours != 0
+    service::bits_of(key.dport) & ours != 0 || nobody::may_be_cluster_ip(&key.dst)
 }
 
 /// Decides about the packet with tuple `work.request`.
@@ -61,6 +61,10 @@ pub fn decide(work: &mut Work) -> Step {
                 if matches!(reason, Counter::NoBackend | Counter::NoFlow) { Step::Refuse } else { Step::Drop }
             }
         };
+    }
+    if nobody::is_cluster_ip(dst) {
+        count(Counter::NoServicePort);
+        return Step::Refuse;
     }
     if bits & port_bits::backend(proto) != 0 && (proto != Proto::TCP || is_syn) {
         return to_backend_address(work);

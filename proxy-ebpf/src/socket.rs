@@ -19,6 +19,7 @@ use crate::{
     count::count,
     globals,
     maps::{NODE_CONFIG, SOCK_BACKEND, SOCK_REVNAT},
+    nobody,
     service::{self, Chosen, Origin},
 };
 
@@ -180,7 +181,7 @@ pub fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
     let Some(frontend) = service::frontend(&wanted.addr, wanted.port, wanted.proto, bits, wanted.roles)
     else {
         forget_answer(&wanted, bits);
-        return ALLOW;
+        return no_frontend(&wanted, Proto::TCP);
     };
     if frontend.has(Frontend::SOURCE_RANGES) && !lets_in(frontend, &wanted, F::bound(fields(ctx))) {
         return ALLOW;
@@ -221,7 +222,7 @@ pub fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
         if !is_peer(ctx, &wanted) {
             forget_answer(&wanted, bits);
         }
-        return ALLOW;
+        return no_frontend(&wanted, Proto::UDP);
     };
     // One socket stays with its backend per frontend: a resolver matches answers to one server.
     let asked = SockKey::new(wanted.cookie, wanted.addr, wanted.port, wanted.proto);
@@ -259,6 +260,16 @@ pub fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
             refuse()
         }
     }
+}
+
+/// To no frontend: another port of a ClusterIP is refused to `refused`, TCP when it connects and UDP when it sends.
+#[inline(always)]
+fn no_frontend(wanted: &Wanted, refused: u8) -> i32 {
+    if wanted.proto != refused || !nobody::is_cluster_ip(&wanted.addr) {
+        return ALLOW;
+    }
+    count(Counter::NoServicePort);
+    refuse()
 }
 
 /// One UDP socket may ask a frontend first and then a backend under its own address: the latest question wins, and

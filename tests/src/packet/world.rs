@@ -242,6 +242,25 @@ impl Datapath {
         Ok(self.frontends.insert(key, value(&service, FrontendKind::Ping, 0), 0)?)
     }
 
+    /// Makes a VIP known as ClusterIP: it answers ping and refuses what is no service port.
+    pub fn cluster_address(&mut self, vip: IpAddr) -> Result<()> {
+        let proto = if vip.is_ipv4() { 1 } else { 58 };
+        let service = Service { id: 0, proto, cluster: (0, 0), local: (0, 0), has_endpoints: true };
+        let key = FrontendKey::new(vip.into(), Port::ZERO, proto);
+        self.frontends.insert(key, value(&service, FrontendKind::Ping, Frontend::CLUSTER_IP), 0)?;
+        self.allow(Addr::from(vip).low16(), port_bits::CLUSTER_IP)
+    }
+
+    /// Makes the 256 addresses around the first VIP, of each family, a ServiceCIDR.
+    pub fn service_cidr(&mut self) -> Result<()> {
+        let mut config = self.node_config.get(&0, 0)?;
+        for (i, ip) in [Ip::V4, Ip::V6].into_iter().enumerate() {
+            config.service_prefixes[i] = Prefix::new(addr(ip, VIP & 0xff00).into(), 120);
+        }
+        config.service_prefix_count = 2;
+        Ok(self.node_config.set(0, config, 0)?)
+    }
+
     fn allow(&mut self, port: u16, bits: u32) -> Result<()> {
         let index = u32::from(port);
         let have = self.ports.get(&index, 0)?;

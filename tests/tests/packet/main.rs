@@ -16,6 +16,7 @@ mod fragments;
 mod full;
 mod map_store;
 mod masquerade;
+mod nobody;
 mod ping;
 mod policy;
 mod refusal;

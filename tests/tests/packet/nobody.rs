@@ -1,0 +1,110 @@
+//! Addresses of the cluster at which nobody serves: other ports of a ClusterIP, and addresses of a ServiceCIDR that no
+//! Service has.
+
+use anyhow::Result;
+use proxy_common::Counter;
+use tests::packet::{
+    Datapath, Link, Packet,
+    datapath::shared,
+    frame::{ACK, PSH},
+    world::{NODE, OUTSIDE, POD, VIP},
+};
+
+use crate::case::Case;
+
+/// An address of the ServiceCIDR that no Service has.
+const FREE: u16 = VIP + 1;
+
+/// Kinds that a test run can refuse (see `refusal.rs`).
+fn cases() -> impl Iterator<Item = Case> {
+    Case::all().into_iter().filter(|case| case.link == Link::Ethernet || case.is_tcp())
+}
+
+fn refusal(packet: &Packet) -> Vec<u8> {
+    if packet.is_tcp() { packet.reset() } else { packet.unreachable() }
+}
+
+/// A Service at port 80 of the VIP, in a ServiceCIDR.
+fn served(case: Case, node: &mut Datapath) -> Result<()> {
+    let backend = node.backend(case.at(POD, 8080), case.proto(), true)?;
+    let service = node.service(case.proto(), &[backend], &[])?;
+    node.cluster_ip(&service, case.at(VIP, 80))?;
+    node.cluster_address(case.at(VIP, 80).ip())?;
+    node.service_cidr()
+}
+
+#[test]
+fn another_port_of_a_cluster_ip_is_refused() -> Result<()> {
+    for case in cases() {
+        let mut node = shared()?;
+        served(case, &mut node)?;
+        for port in [81, 443, 8080] {
+            let ask = case.packet(case.at(OUTSIDE, 2000), case.at(VIP, port));
+            assert_eq!(node.ingress(case.link, &ask.bytes()).redirected(), refusal(&ask), "{case:?} {port}");
+            let ask = case.packet(case.at(NODE, 2000), case.at(VIP, port));
+            assert_eq!(node.own(case.link, &ask.bytes()).redirected(), refusal(&ask), "{case:?} {port}");
+        }
+        assert_eq!(node.counter(Counter::NoServicePort), 6);
+        assert!(node.flows().is_empty(), "{case:?}: a refusal leaves nothing behind");
+        // The port of another protocol is another port.
+        let other = Case::ethernet(if case.is_tcp() {
+            tests::packet::Transport::Udp
+        } else {
+            tests::packet::Transport::SYN
+        });
+        for other in other.into_iter().filter(|other| other.ip.is_v4() == case.ip.is_v4()) {
+            let ask = other.packet(other.at(OUTSIDE, 2000), other.at(VIP, 80));
+            assert_eq!(node.ingress(other.link, &ask.bytes()).redirected(), refusal(&ask), "{other:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn mid_stream_to_another_port_ends_fast() -> Result<()> {
+    for case in cases().filter(Case::is_tcp) {
+        let mut node = shared()?;
+        served(case, &mut node)?;
+        for flags in [ACK, ACK | PSH] {
+            let ask = case.packet(case.at(OUTSIDE, 2000), case.at(VIP, 81)).flagged(flags);
+            assert_eq!(node.ingress(case.link, &ask.bytes()).redirected(), refusal(&ask), "{case:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_load_balancers_address_refuses_nothing() -> Result<()> {
+    for case in cases() {
+        let mut node = shared()?;
+        served(case, &mut node)?;
+        // As a load balancer's address has it: the ping entry alone. The port array's bit is there by chance.
+        node.ping(case.at(VIP, 80).ip(), true)?;
+        let ask = case.packet(case.at(OUTSIDE, 2000), case.at(VIP, 81)).bytes();
+        assert_eq!(node.ingress(case.link, &ask).passed(), ask, "{case:?}");
+        assert_eq!(node.egress(case.link, &ask).passed(), ask, "{case:?}");
+        assert_eq!(node.own(case.link, &ask).passed(), ask, "{case:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_leaves_for_nobodys_address_is_dropped() -> Result<()> {
+    for case in Case::all() {
+        let mut node = shared()?;
+        served(case, &mut node)?;
+        let ask = case.packet(case.at(OUTSIDE, 2000), case.at(FREE, 80)).bytes();
+        // Another proxy on this node may know it.
+        assert_eq!(node.ingress(case.link, &ask).passed(), ask, "{case:?}");
+        assert!(node.egress(case.link, &ask).is_dropped(), "{case:?}");
+        assert!(node.own(case.link, &ask).is_dropped(), "{case:?}");
+        assert_eq!(node.counter(Counter::Unallocated), 2);
+        // A Service's own address leaves when something else on this node or the next one is to serve it.
+        let known = case.packet(case.at(OUTSIDE, 2000), case.at(VIP, 80)).bytes();
+        assert_eq!(node.egress(case.link, &known).passed(), known, "{case:?}");
+        // Outside the range.
+        let other = case.packet(case.at(POD, 2000), case.at(OUTSIDE, 80)).bytes();
+        assert_eq!(node.egress(case.link, &other).passed(), other, "{case:?}");
+    }
+    Ok(())
+}
