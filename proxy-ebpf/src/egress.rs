@@ -71,7 +71,7 @@ fn odd_packet<L: Link>(ctx: &TcContext) -> Verdict {
             odd::settle::<L>(ctx, odd, false);
             Verdict::Drop
         }
-        odd::Step::Pass => {
+        _ => {
             odd::settle::<L>(ctx, odd, true);
             Verdict::Next
         }

@@ -248,6 +248,13 @@ impl Node {
         Ok(String::from_utf8(output.stdout)?)
     }
 
+    /// The value of one of the datapath's counters (`shunt counter list`).
+    pub fn counter(&self, name: &str) -> Result<u64> {
+        let list = self.shunt_json(&["counter", "list"])?;
+        let found = list.as_array().into_iter().flatten().find(|row| row["name"] == name);
+        found.and_then(|row| row["value"].as_u64()).with_context(|| format!("no counter {name} in {list}"))
+    }
+
     /// The same, for commands that print JSON.
     pub fn shunt_json(&self, args: &[&str]) -> Result<serde_json::Value> {
         let text = self.shunt_command(&[args, &["-o", "json"]].concat())?;

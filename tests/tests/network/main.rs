@@ -35,6 +35,7 @@ mod s2_3_addresses;
 mod s2_3_service_ports;
 mod s2_4_slices;
 mod s2_5_endpoint_choice;
+mod s2_6_cluster_addresses;
 mod s2_6_verdicts;
 mod s2_7_detect_local;
 mod s2_7_source;
