@@ -8,7 +8,7 @@ use tests::{
     manifest::Service,
     net::{
         Place, Plan,
-        plan::{BOTH, Family, vip},
+        plan::{BOTH, Between, Family, vip},
     },
     traffic::pieces::{Backwards, ask, ask_backwards, big},
 };
@@ -19,12 +19,19 @@ const TARGET: u16 = 9090;
 const NODE_PORT: u16 = 30_090;
 
 /// A question to each backend in turn, from ports that nobody used before; both must have answered.
-fn both_answer(place: &Place, from: SocketAddr, to: SocketAddr, names: &[&str]) -> Result<()> {
+fn both_answer(
+    place: &Place,
+    from: SocketAddr,
+    to: SocketAddr,
+    in_order: bool,
+    names: &[&str],
+) -> Result<()> {
     let mut seen = Vec::new();
     for nth in 0..2 * names.len() as u16 {
         let from = SocketAddr::new(from.ip(), from.port() + nth);
-        // Every other question comes in order; the answers never do.
-        let answer = if nth % 4 < 2 { ask_backwards(place, from, to) } else { ask(place, from, to) };
+        // Some questions come in order; the answers never do.
+        let answer =
+            if nth % 4 < 2 || !in_order { ask_backwards(place, from, to) } else { ask(place, from, to) };
         let answer = answer.with_context(|| format!("{from} asks {to}, question {nth}"))?;
         let name = names.iter().find(|name| answer == big(name));
         seen.push(*name.with_context(|| format!("{from} asks {to}: a wrong answer {:?}", &answer[..20]))?);
@@ -36,6 +43,8 @@ fn both_answer(place: &Place, from: SocketAddr, to: SocketAddr, names: &[&str]) 
 }
 
 fn everywhere(plan: Plan) -> Result<()> {
+    // The kernel's own fragments are as long as the first hop lets them be: too long for a tunnel behind it.
+    let in_order = plan.between == Between::Routes;
     let world = World::start(plan, |world| {
         let all = Service::new("big", vip(40)).node_port(80, TARGET, NODE_PORT);
         all.pods(&[&world.near, &world.far]).yaml()
@@ -54,15 +63,15 @@ fn everywhere(plan: Plan) -> Result<()> {
         let service = at(vip(40), family, 80);
         for pod in [&world.client, &world.other] {
             let own = pod.addr().of(family);
-            both_answer(pod.place(), SocketAddr::new(own, base), service, &names)?;
+            both_answer(pod.place(), SocketAddr::new(own, base), service, in_order, &names)?;
             let front = cluster.node(0).socket_addr(family, NODE_PORT);
-            both_answer(pod.place(), SocketAddr::new(own, base + 10), front, &names)?;
+            both_answer(pod.place(), SocketAddr::new(own, base + 10), front, in_order, &names)?;
         }
-        both_answer(cluster.outside(), SocketAddr::new(outside, base + 20), service, &names)?;
+        both_answer(cluster.outside(), SocketAddr::new(outside, base + 20), service, in_order, &names)?;
         for node in cluster.nodes() {
             let front = node.socket_addr(family, NODE_PORT);
             let from = SocketAddr::new(outside, base + 30 + 10 * node.index() as u16);
-            both_answer(cluster.outside(), from, front, &names)?;
+            both_answer(cluster.outside(), from, front, in_order, &names)?;
         }
     }
     let held = cluster.node(0).shunt_json(&["counter", "list"])?;
