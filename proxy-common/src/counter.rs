@@ -72,6 +72,12 @@ counters! {
     NoServicePort = 24, "no_service_port";
     /// Dropped: an address of a ServiceCIDR that no Service has.
     Unallocated = 25, "unallocated";
+    /// ICMP errors about a flow's packets that were translated.
+    IcmpErrorTranslated = 26, "icmp_error_translated";
+    /// Dropped: an ICMP redirect about a translated flow's packet.
+    RedirectDropped = 27, "redirect_dropped";
+    /// Dropped: an SCTP flow would need another port, which SCTP's checksum does not let change.
+    SctpPort = 28, "sctp_port";
 }
 
 /// Entries of COUNTERS; leaves room, so that a new counter does not change the map.

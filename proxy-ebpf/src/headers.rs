@@ -43,6 +43,8 @@ pub struct Headers {
     pub ip: u32,
     /// Offset of what stands behind all IP headers.
     pub l4: u32,
+    /// Offset of the packet's end, as its header tells its length.
+    pub end: u32,
     /// Protocol number of what stands there.
     pub proto: u32,
     /// One of [`part`].
@@ -99,6 +101,7 @@ fn read_v4(ctx: &TcContext, headers: &mut Headers) -> bool {
     headers.src = Addr::from_v4_be(ip.src);
     headers.dst = Addr::from_v4_be(ip.dst);
     headers.l4 = headers.ip + words * 4;
+    headers.end = headers.ip + u32::from(u16::from_be(ip.total_len));
     headers.proto = u32::from(ip.proto);
     headers.id = u32::from(ip.id);
     let fragment = u32::from(u16::from_be(ip.fragment));
@@ -122,6 +125,7 @@ fn read_v6(ctx: &TcContext, headers: &mut Headers) -> bool {
         return false;
     }
     headers.l4 = headers.ip + size_of::<Ipv6>() as u32;
+    headers.end = headers.l4 + u32::from(u16::from_be(ip.payload_len));
     headers.proto = u32::from(ip.next_header);
     let mut i = 0;
     while i < MAX_EXTENSIONS {

@@ -19,6 +19,7 @@ mod globals;
 mod half_open;
 mod headers;
 mod held;
+mod icmp_error;
 mod ingress;
 mod maps;
 mod new_flow;

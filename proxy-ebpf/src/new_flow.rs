@@ -101,6 +101,10 @@ pub fn to_service(frontend: &Frontend, work: &mut Work) -> Result<(), DropReason
     let origin = origin(work, config);
     service::choose(frontend, origin, &work.request.src, &mut work.chosen)?;
     let backend = &work.chosen.backend;
+    // As in `begin::reserve`. The controller refuses such a Service; a slice may still name another port.
+    if work.request.proto == Proto::SCTP && backend.port != work.request.dport {
+        return Err(Counter::SctpPort);
+    }
     work.to = Begin {
         addr: backend.addr,
         port: backend.port,

@@ -1,5 +1,5 @@
-//! Packets that are not plain: TCP and UDP behind IPv6 extension headers, fragments, and what else `packet.rs` puts
-//! aside. They meet the same stages as any other packet, but are read into memory and rewritten from there by
+//! Packets that are not plain: TCP and UDP behind IPv6 extension headers, fragments, SCTP, ICMP errors, and what else
+//! `packet.rs` puts aside. They meet the same stages as any other packet, but are read into memory and rewritten from there by
 //! helpers: slower, and nothing of it is on the way of a plain packet.
 
 use aya_ebpf::programs::TcContext;
@@ -11,6 +11,7 @@ use crate::{
     flow, fragment,
     headers::{self, Headers, load, part},
     held,
+    icmp_error::{self, Quote},
     ingress::begins_anew,
     maps::ODD,
     new_flow,
@@ -39,6 +40,10 @@ pub struct Odd {
     pub ipv6: Ipv6,
     tcp: Tcp,
     udp: Udp,
+    /// SCTP's common header.
+    sctp: [u16; 6],
+    /// What an ICMP message is about.
+    pub quote: Quote,
     /// Both as one word, where they are written.
     pub ports: u32,
 }
@@ -57,6 +62,8 @@ pub enum Step {
     Pass,
     /// Belongs to no recorded flow; at ingress `work` has what a decision needs.
     New,
+    /// An ICMP message that may be about a flow's packet: [`arrive`] sees to it.
+    Message,
     Drop,
     /// Was sent elsewhere: `odd.action`.
     Elsewhere,
@@ -66,7 +73,7 @@ impl Odd {
     #[inline(always)]
     pub fn verdict(&self, step: Step) -> Verdict {
         match step {
-            Step::New | Step::Pass => Verdict::Next,
+            Step::New | Step::Pass | Step::Message => Verdict::Next,
             Step::Drop => Verdict::Drop,
             Step::Elsewhere => Verdict::Redirect(self.action),
         }
@@ -80,6 +87,7 @@ impl Odd {
 pub fn arrive<L: Link>(ctx: &TcContext, odd: &mut Odd, half: Half) -> Step {
     match read::<L>(ctx, odd, half) {
         Step::New if odd.headers.part != part::WHOLE => fragment_of::<L>(ctx, odd),
+        Step::Message => icmp_error::handle::<L>(ctx, odd),
         step => step,
     }
 }
@@ -96,8 +104,10 @@ fn read<L: Link>(ctx: &TcContext, odd: &mut Odd, half: Half) -> Step {
     odd.tcp_flags = 0;
     odd.has_transport = u32::from(odd.headers.part != part::LATER);
     match proto {
-        Proto::TCP | Proto::UDP => {}
-        _ => return if other(odd) { Step::New } else { Step::Pass },
+        Proto::TCP | Proto::UDP | Proto::SCTP => {}
+        Proto::ICMP if v4 && odd.headers.part == part::WHOLE => return Step::Message,
+        Proto::ICMPV6 if !v4 && odd.headers.part == part::WHOLE => return Step::Message,
+        _ => return other(odd),
     }
     let whole = odd.has_transport == 0 || read_transport(ctx, odd);
     if odd.headers.part == part::WHOLE {
@@ -152,8 +162,8 @@ pub fn settle<L: Link>(ctx: &TcContext, odd: &Odd, went: bool) {
 
 /// Other protocols have no flows.
 #[inline(always)]
-fn other(_odd: &mut Odd) -> bool {
-    false
+fn other(_odd: &mut Odd) -> Step {
+    Step::Pass
 }
 
 /// Ports and flags. False: cut short.
@@ -167,6 +177,12 @@ fn read_transport(ctx: &TcContext, odd: &mut Odd) -> bool {
         odd.tcp_flags = u32::from(odd.tcp.flags);
         odd.key.sport = Port::from_be(odd.tcp.sport);
         odd.key.dport = Port::from_be(odd.tcp.dport);
+    } else if odd.key.proto == Proto::SCTP {
+        if !load(ctx, l4, &mut odd.sctp) {
+            return false;
+        }
+        odd.key.sport = Port::from_be(odd.sctp[0]);
+        odd.key.dport = Port::from_be(odd.sctp[1]);
     } else {
         if !load(ctx, l4, &mut odd.udp) {
             return false;

@@ -122,7 +122,7 @@ pub fn ports_word(sport: Port, dport: Port) -> u32 {
 }
 
 #[inline(always)]
-fn store_v4<L: Link>(ctx: &TcContext, ingress: bool, old: u32, new: u32) -> Result<u32, DropReason> {
+pub fn store_v4<L: Link>(ctx: &TcContext, ingress: bool, old: u32, new: u32) -> Result<u32, DropReason> {
     let ip = at::<Ipv4>(ctx, L::HEADER).ok_or(Counter::RewriteFailed)?;
     // SAFETY: `at` checked the bounds.
     let ip = unsafe { &mut *ip };
@@ -137,7 +137,7 @@ fn store_v4<L: Link>(ctx: &TcContext, ingress: bool, old: u32, new: u32) -> Resu
 }
 
 #[inline(always)]
-fn store_v6<L: Link>(ctx: &TcContext, ingress: bool, old: &Addr, new: &Addr) -> Result<u32, DropReason> {
+pub fn store_v6<L: Link>(ctx: &TcContext, ingress: bool, old: &Addr, new: &Addr) -> Result<u32, DropReason> {
     let ip = at::<Ipv6>(ctx, L::HEADER).ok_or(Counter::RewriteFailed)?;
     // SAFETY: `at` checked the bounds.
     let ip = unsafe { &mut *ip };

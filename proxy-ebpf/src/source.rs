@@ -2,13 +2,14 @@
 //! and reserves the port.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
-use proxy_common::{Addr, Counter, CtEntry, CtKey, Half};
+use proxy_common::{Addr, Counter, CtEntry, CtKey, Half, Proto, node::port_bits};
 
 use crate::{
     atomic,
     begin::{EXISTS, PROBES, Work, is_in_pool, random_port, work},
     flow,
     maps::{CONNTRACK, DEVICES, NODE_CONFIG},
+    service::bits_of,
     verdict::DropReason,
 };
 
@@ -58,8 +59,14 @@ fn reserve(key: &CtKey, pending: &CtEntry, addr: Addr, work: &mut Work) -> Resul
     work.entry.peer_port = key.dport;
     work.entry.flags = CtEntry::UNMASQUERADE | CtEntry::SERVICE | pending.flags & CtEntry::XDP;
     work.reply = CtKey::new(key.dst, key.dport, addr, key.sport, key.proto, Half::Ingress);
-    if is_in_pool(key.sport) && take(work, false) {
+    // SCTP has to keep its port, wherever that lies: see `begin::reserve`.
+    let fixed = key.proto == Proto::SCTP;
+    let may_keep = is_in_pool(key.sport) || fixed && bits_of(key.sport) & port_bits::ANY_NODEPORT == 0;
+    if may_keep && take(work, false) {
         return Ok(());
+    }
+    if fixed {
+        return Err(Counter::SctpPort);
     }
     let mut probe = 0;
     while probe < PROBES {

@@ -288,7 +288,7 @@ pub fn ends(bytes: &[u8], link: Link) -> (SocketAddr, SocketAddr) {
     (SocketAddr::new(src, port(l4)), SocketAddr::new(dst, port(l4 + 2)))
 }
 
-fn link_header(link: Link, macs: [[u8; 6]; 2], v4: bool) -> Vec<u8> {
+pub(super) fn link_header(link: Link, macs: [[u8; 6]; 2], v4: bool) -> Vec<u8> {
     match link {
         Link::Ip => Vec::new(),
         Link::Ethernet => {
@@ -299,7 +299,7 @@ fn link_header(link: Link, macs: [[u8; 6]; 2], v4: bool) -> Vec<u8> {
     }
 }
 
-fn ip_header(ip: Ip, src: IpAddr, dst: IpAddr, proto: u8, ttl: u8, len: usize) -> Vec<u8> {
+pub(super) fn ip_header(ip: Ip, src: IpAddr, dst: IpAddr, proto: u8, ttl: u8, len: usize) -> Vec<u8> {
     match (src, dst) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
             let mut header = vec![0x40 | (ip.header() / 4) as u8, 0x28];
@@ -333,7 +333,7 @@ pub fn mend_v4(header: &mut [u8]) {
     header[10..12].copy_from_slice(&sum.to_be_bytes());
 }
 
-fn pseudo_header(src: IpAddr, dst: IpAddr, proto: u8, len: usize) -> Vec<u8> {
+pub(super) fn pseudo_header(src: IpAddr, dst: IpAddr, proto: u8, len: usize) -> Vec<u8> {
     let mut header = Vec::new();
     for addr in [src, dst] {
         match addr {

@@ -2,14 +2,15 @@
 //! BPF_PROG_TEST_RUN.
 //!
 //! [`datapath`] loads it, [`world`] fills its maps, [`frame`] builds packets and their checksums from scratch, [`run`]
-//! is the system call, [`extension`] puts IPv6 extension headers into them, [`fragment`] cuts them up, [`tap`] sees what
-//! a program sends by itself, and [`model`] is what the translation should do, in plain Rust. No program is attached to
-//! anything.
+//! is the system call, [`extension`] puts IPv6 extension headers into them, [`fragment`] cuts them up, [`icmp`] has errors
+//! about them, [`tap`] sees what a program sends by itself, and [`model`] is what the translation should do, in plain
+//! Rust. No program is attached to anything.
 
 pub mod datapath;
 pub mod extension;
 pub mod fragment;
 pub mod frame;
+pub mod icmp;
 pub mod model;
 pub mod run;
 pub mod tap;

@@ -14,6 +14,7 @@ mod foreign;
 mod fragment_limits;
 mod fragments;
 mod full;
+mod icmp_error;
 mod map_store;
 mod masquerade;
 mod nobody;
