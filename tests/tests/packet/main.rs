@@ -21,5 +21,6 @@ mod nobody;
 mod ping;
 mod policy;
 mod refusal;
+mod sctp;
 mod source_ranges;
 mod xdp;
