@@ -87,6 +87,37 @@ fn between_client_and_node() -> Result<()> {
     Ok(())
 }
 
+/// What the backend sends is too big behind the node: the error is about the VIP's packets, the backend's must shrink.
+#[test]
+fn between_node_and_client_on_the_way_back() -> Result<()> {
+    for backend in [0, 1] {
+        let trio = start(backend)?;
+        trio.cluster.detour(trio.node(0).netns(), Toward::Outside)?;
+        for family in BOTH {
+            for to in [node_port(&trio, family), at(vip(10), family, 80)] {
+                transfers("outside", &trio.outside(), to)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// With a translated source (outside) and without (a pod).
+#[test]
+fn between_node_and_backend() -> Result<()> {
+    let trio = start(1)?;
+    trio.cluster.detour(trio.node(0).netns(), Toward::Pods(1))?;
+    for family in BOTH {
+        let cluster_ip = at(vip(10), family, 80);
+        for (who, from) in trio.everyone(0) {
+            let to = if who == "outside" { node_port(&trio, family) } else { cluster_ip };
+            transfers(who, &from, to)?;
+            datagrams(who, &from, to)?;
+        }
+    }
+    Ok(())
+}
+
 /// The backend's way back to the node, and to the client pod behind it.
 #[test]
 fn between_backend_and_node_on_the_way_back() -> Result<()> {
@@ -98,6 +129,26 @@ fn between_backend_and_node_on_the_way_back() -> Result<()> {
         transfers("a pod", &trio.pod(0), at(vip(10), family, 80))?;
         transfers("outside", &trio.outside(), node_port(&trio, family))?;
         transfers("the node", &trio.host(0), at(vip(10), family, 80))?;
+    }
+    Ok(())
+}
+
+/// The node itself finds that a packet does not fit into the backend's device, after it was translated.
+#[test]
+fn at_the_backends_device() -> Result<()> {
+    let trio = start(0)?;
+    let device = trio.servers[0].device();
+    trio.node(0).netns().ip(&format!("link set {device} mtu {MTU}\n"))?;
+    for family in BOTH {
+        for (who, from, to) in [
+            ("a pod", trio.pod(0), at(vip(10), family, 80)),
+            ("another node's pod", trio.pod(1), at(vip(10), family, 80)),
+            ("outside", trio.outside(), node_port(&trio, family)),
+        ] {
+            let stream = from.stream(to);
+            stream.upload_checked(BYTES).with_context(|| format!("upload of {who} -> {to}"))?;
+            datagrams(who, &from, to)?;
+        }
     }
     Ok(())
 }
