@@ -22,6 +22,7 @@ mod node_backends;
 mod node_port;
 mod options;
 mod ping;
+mod port_unreachable;
 mod refusal;
 mod restart;
 mod s2_10_affinity;
