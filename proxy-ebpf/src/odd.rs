@@ -160,10 +160,11 @@ pub fn settle<L: Link>(ctx: &TcContext, odd: &Odd, went: bool) {
     }
 }
 
-/// Other protocols have no flows.
+/// Other protocols have no flows, but a ClusterIP refuses them. Their fragments pass.
 #[inline(always)]
-fn other(_odd: &mut Odd) -> Step {
-    Step::Pass
+fn other(odd: &Odd) -> Step {
+    let is_icmp = matches!(odd.key.proto, Proto::ICMP | Proto::ICMPV6);
+    if is_icmp || odd.headers.part != part::WHOLE { Step::Pass } else { Step::New }
 }
 
 /// Ports and flags. False: cut short.

@@ -4,7 +4,7 @@
 use anyhow::Result;
 use proxy_common::Counter;
 use tests::packet::{
-    Datapath, Link, Packet,
+    Datapath, Link, Packet, Transport,
     datapath::shared,
     frame::{ACK, PSH},
     world::{NODE, OUTSIDE, POD, VIP},
@@ -47,11 +47,7 @@ fn another_port_of_a_cluster_ip_is_refused() -> Result<()> {
         assert_eq!(node.counter(Counter::NoServicePort), 6);
         assert!(node.flows().is_empty(), "{case:?}: a refusal leaves nothing behind");
         // The port of another protocol is another port.
-        let other = Case::ethernet(if case.is_tcp() {
-            tests::packet::Transport::Udp
-        } else {
-            tests::packet::Transport::SYN
-        });
+        let other = Case::ethernet(if case.is_tcp() { Transport::Udp } else { Transport::SYN });
         for other in other.into_iter().filter(|other| other.ip.is_v4() == case.ip.is_v4()) {
             let ask = other.packet(other.at(OUTSIDE, 2000), other.at(VIP, 80));
             assert_eq!(node.ingress(other.link, &ask.bytes()).redirected(), refusal(&ask), "{other:?}");
@@ -69,6 +65,41 @@ fn mid_stream_to_another_port_ends_fast() -> Result<()> {
             let ask = case.packet(case.at(OUTSIDE, 2000), case.at(VIP, 81)).flagged(flags);
             assert_eq!(node.ingress(case.link, &ask.bytes()).redirected(), refusal(&ask), "{case:?}");
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn other_protocols_to_a_cluster_ip_are_refused() -> Result<()> {
+    const GRE: u8 = 47;
+    for case in Case::ethernet(Transport::Udp) {
+        let mut node = shared()?;
+        served(case, &mut node)?;
+        let ask = |to: u16| {
+            let mut bytes = case.packet(case.at(OUTSIDE, 2000), case.at(to, 80)).bytes();
+            if case.ip.is_v4() {
+                bytes[14 + 9] = GRE;
+                // Incrementally (RFC 1624): the other protocol is 30 more.
+                let sum = u32::from(!u16::from_be_bytes([bytes[24], bytes[25]])) + u32::from(GRE - 17);
+                let folded = (sum & 0xffff) as u16 + (sum >> 16) as u16;
+                bytes[24..26].copy_from_slice(&(!folded).to_be_bytes());
+            } else {
+                bytes[14 + 6] = GRE;
+            }
+            bytes
+        };
+        let to_vip = ask(VIP);
+        let answer = node.ingress(case.link, &to_vip).redirected();
+        let (icmp, unreachable) = if case.ip.is_v4() { (34, [3, 3]) } else { (54, [1, 4]) };
+        assert_eq!(answer[icmp..icmp + 2], unreachable, "{case:?}");
+        let quoted = &to_vip[14..icmp + 8];
+        assert_eq!(answer[icmp + 8..], *quoted, "{case:?}");
+        assert_eq!(node.own(case.link, &to_vip).redirected().len(), answer.len());
+        assert_eq!(node.counter(Counter::NoServicePort), 2);
+        let elsewhere = ask(OUTSIDE);
+        assert_eq!(node.ingress(case.link, &elsewhere).passed(), elsewhere, "{case:?}");
+        let free = ask(FREE);
+        assert!(node.egress(case.link, &free).is_dropped(), "{case:?}");
     }
     Ok(())
 }
