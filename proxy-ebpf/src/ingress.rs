@@ -64,8 +64,12 @@ pub fn ingress<L: Link>(ctx: &TcContext) -> Verdict {
     work.lane = 0;
     // From here on nothing is read from the parsed packet, so that all kinds of packets meet what follows in one
     // state of the verifier; `translate` and `refuse` parse again.
-    let verdict = match new_flow::decide(work) {
-        Step::Pass => Verdict::Next,
+    let step = match new_flow::decide(work) {
+        Step::Begin => new_flow::record(work),
+        step => step,
+    };
+    let verdict = match step {
+        Step::Pass | Step::Begin => Verdict::Next,
         Step::Translate => new_flow::translate::<L>(ctx, work),
         Step::Refuse if reject::refuse::<L>(ctx) => echo::back_out(ctx),
         Step::Refuse | Step::Drop => Verdict::Drop,

@@ -25,6 +25,8 @@ use crate::{
 #[repr(u32)]
 pub enum Step {
     Pass,
+    /// A flow to `work.to` is to be recorded.
+    Begin,
     /// To `work.out`.
     Translate,
     Refuse,
@@ -47,16 +49,11 @@ pub fn decide(work: &mut Work) -> Step {
     let bits = service::bits_of(dport);
     let is_syn = tcp::is_syn(work.tcp_flags as u8);
     if let Some(frontend) = service::frontend(dst, dport, proto, bits, service::PACKET_ROLES) {
-        // One after the other, not one inside the other: kernel 6.1 counts each frame in steps of 32 bytes, and the
-        // deepest chain of calls must stay within 512 ("combined stack size of 6 calls is 544. Too large").
-        let result = match to_service(frontend, work) {
-            Ok(()) => begin(work),
-            refused => refused,
-        };
-        trace::decision(work, &result);
+        let result = to_service(frontend, work);
         return match result {
-            Ok(()) => Step::Translate,
+            Ok(()) => Step::Begin,
             Err(reason) => {
+                trace::decision(work, &result);
                 count(reason);
                 if matches!(reason, Counter::NoBackend | Counter::NoFlow) { Step::Refuse } else { Step::Drop }
             }
@@ -70,6 +67,32 @@ pub fn decide(work: &mut Work) -> Step {
         return to_backend_address(work);
     }
     Step::Pass
+}
+
+/// Records the flow that [`decide`] asked for. Not called by it, but after it: kernel 6.1 counts each frame in steps of
+/// 32 bytes, and the deepest chain of calls must stay within 512 ("combined stack size of 5 calls is 544. Too large").
+#[inline(always)]
+pub fn record(work: &mut Work) -> Step {
+    let result = begin(work);
+    if work.to.service == 0 {
+        // A direct flow to a backend's own address is never refused or dropped.
+        return match result {
+            Ok(()) if work.out.peer_port != work.request.sport => Step::Translate,
+            Ok(()) => Step::Pass,
+            Err(reason) => {
+                count(reason);
+                Step::Pass
+            }
+        };
+    }
+    trace::decision(work, &result);
+    match result {
+        Ok(()) => Step::Translate,
+        Err(reason) => {
+            count(reason);
+            Step::Drop
+        }
+    }
 }
 
 /// Rewrites the packet as `work.out` says. Parses it again: this is a subprogram that depends on nothing but
@@ -176,12 +199,5 @@ fn to_backend_address(work: &mut Work) -> Step {
         backend: *id,
         masquerade: 0,
     };
-    match begin(work) {
-        Ok(()) if work.out.peer_port != work.request.sport => Step::Translate,
-        Ok(()) => Step::Pass,
-        Err(reason) => {
-            count(reason);
-            Step::Pass
-        }
-    }
+    Step::Begin
 }

@@ -31,7 +31,13 @@ pub fn may_be_cluster_ip(addr: &Addr) -> bool {
 /// Whether this is the ClusterIP of a Service that we serve.
 #[inline(always)]
 pub fn is_cluster_ip(addr: &Addr) -> bool {
-    may_be_cluster_ip(addr) && vip(addr).is_some_and(|found| found.has(Frontend::CLUSTER_IP))
+    may_be_cluster_ip(addr) && is_known(addr)
+}
+
+/// A subprogram: the key would be too much for the stack of `decide`, from which a flow's recording goes deep.
+#[inline(never)]
+fn is_known(addr: &Addr) -> bool {
+    vip(addr).is_some_and(|found| found.has(Frontend::CLUSTER_IP))
 }
 
 /// Whether this address lies in a ServiceCIDR and is nobody's.
