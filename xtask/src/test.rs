@@ -26,6 +26,16 @@ pub struct Args {
     /// Only tests whose name contains this.
     #[arg(long)]
     only: Option<String>,
+    /// The network suite with its nodes' outside traffic in this XDP lane
+    #[arg(long, value_enum)]
+    xdp: Option<Lane>,
+}
+
+/// `shunt run --xdp`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Lane {
+    Native,
+    Generic,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -87,7 +97,7 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     build::cargo_build(workspace, false, &[])?;
     let mut total = Sum::default();
     for level in levels {
-        let sum = run_level(workspace, *level, args.only.as_deref()).unwrap_or_else(|error| {
+        let sum = run_level(workspace, *level, args).unwrap_or_else(|error| {
             eprintln!("{}: {error:#}", level.name());
             Sum { failed: 1, ..Sum::default() }
         });
@@ -99,7 +109,8 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     Ok(if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn run_level(workspace: &Workspace, level: Level, only: Option<&str>) -> Result<Sum> {
+fn run_level(workspace: &Workspace, level: Level, args: &Args) -> Result<Sum> {
+    let only = args.only.as_deref();
     if level.needs_root() && !process::is_root() {
         anyhow::bail!(
             "this level loads programs and makes network namespaces: run it as root, `sudo -E cargo xtask test {}`",
@@ -122,6 +133,11 @@ fn run_level(workspace: &Workspace, level: Level, only: Option<&str>) -> Result<
     }
     cargo.args(only);
     cargo.env("SHUNT_BIN", workspace.binary("debug", "shunt"));
+    match args.xdp {
+        Some(Lane::Native) => cargo.env("SHUNT_TEST_XDP", "native"),
+        Some(Lane::Generic) => cargo.env("SHUNT_TEST_XDP", "generic"),
+        None => cargo.env_remove("SHUNT_TEST_XDP"),
+    };
     if std::io::stderr().is_terminal() {
         cargo.env("CARGO_TERM_COLOR", "always");
     }

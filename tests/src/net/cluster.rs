@@ -128,6 +128,11 @@ impl Cluster {
         &self.nodes[index]
     }
 
+    /// The switch that all machines hang on, by the ports `outside`, `node-1` and so on.
+    pub fn underlay(&self) -> &Netns {
+        &self.underlay
+    }
+
     /// The client that is no part of the cluster, at [`OUTSIDE`].
     pub fn outside(&self) -> &Place {
         &self.outside

@@ -20,6 +20,7 @@ const OBJ_PIN: u32 = 6;
 const PROG_QUERY: u32 = 16;
 const LINK_CREATE: u32 = 28;
 const SCHED_CLS: u32 = 3;
+const XDP: u32 = 6;
 
 /// A hook of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +52,10 @@ pub struct DropAll(OwnedFd);
 
 impl DropAll {
     pub fn load() -> Result<Self> {
+        Self::of_kind(SCHED_CLS)
+    }
+
+    fn of_kind(kind: u32) -> Result<Self> {
         #[repr(C)]
         #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
         struct Load {
@@ -64,7 +69,7 @@ impl DropAll {
         let instructions: [[u8; 8]; 2] = [[0xb7, 0, 0, 0, 2, 0, 0, 0], [0x95, 0, 0, 0, 0, 0, 0, 0]];
         let license = c"Dual MIT/GPL";
         let attr = Load {
-            kind: SCHED_CLS,
+            kind,
             count: instructions.len() as u32,
             instructions: instructions.as_ptr() as u64,
             license: license.as_ptr() as u64,
@@ -113,6 +118,18 @@ impl DropAll {
         netns.run(&["tc", "filter", "del", "dev", device, hook.name()])?;
         Ok(())
     }
+}
+
+/// Puts an XDP program on a device that lets everything pass (XDP_PASS is 2 too); it stays there until the returned link
+/// is dropped.
+pub fn occupy_xdp(netns: &Netns, device: &str) -> Result<OwnedFd> {
+    const BPF_XDP: u32 = 37;
+    const SKB_MODE: u32 = 1 << 1;
+    let program = DropAll::of_kind(XDP)?;
+    let mut attr = [program.0.as_raw_fd() as u32, index(netns, device)?, BPF_XDP, SKB_MODE, 0, 0, 0, 0];
+    let fd = netns.enter(|| bpf(LINK_CREATE, &mut attr)).context("attaching by XDP")?;
+    // SAFETY: LINK_CREATE returned a new descriptor, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// How many programs hang on a device's tcx hook.

@@ -26,7 +26,7 @@ use crate::traffic::{Client, Server};
 const HEALTH: ([u8; 4], u16) = ([127, 0, 0, 1], 10256);
 
 /// How long a `shunt` may take until it is ready.
-const READY_WITHIN: Duration = Duration::from_secs(60);
+const READY_WITHIN: Duration = Duration::from_secs(180);
 
 /// A node. The order of the fields is the order in which they are taken down.
 #[derive(Debug)]

@@ -290,6 +290,9 @@ impl Datapath {
         slots.set(0, &next, 0)?;
         self.slots_of_gate = Some(slots);
         const DRIVER: u32 = 1 << 2;
+        // Loaded for the verifier's word alone: no device here needs it.
+        let soft: &mut Xdp = self.ebpf.program_mut("xdp_soft").context("no xdp_soft")?.try_into()?;
+        soft.load().context("loading xdp_soft")?;
         let program: &mut Xdp = self.ebpf.program_mut("xdp_native").context("no XDP program")?.try_into()?;
         program.load().context("loading xdp_native")?;
         let link = shunt::bpf::link::create_xdp(program.fd()?.as_fd(), self.uplink, DRIVER)?;

@@ -4,7 +4,7 @@
 use anyhow::Result;
 use tests::{
     net::{
-        Plan,
+        Lane, Plan,
         plan::{BOTH, OUTSIDE},
     },
     traffic::Client,
@@ -41,6 +41,16 @@ fn local_only(plan: Plan) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[test]
+fn in_the_native_xdp_lane() -> Result<()> {
+    local_only(Plan::default().xdp(Lane::Native))
+}
+
+#[test]
+fn in_the_generic_xdp_lane() -> Result<()> {
+    local_only(Plan::default().xdp(Lane::Generic))
 }
 
 #[test]

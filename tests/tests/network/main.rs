@@ -47,3 +47,4 @@ mod same_tuple;
 mod trio;
 mod unusual_packets;
 mod world;
+mod xdp;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use anyhow::Result;
 use tests::{
     net::{
-        Plan, Pod,
+        Lane, Plan, Pod,
         plan::{BOTH, Family},
     },
     traffic::{Answer, Client},
@@ -66,6 +66,16 @@ fn from_everywhere(plan: Plan) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[test]
+fn in_the_native_xdp_lane() -> Result<()> {
+    from_everywhere(Plan::default().xdp(Lane::Native))
+}
+
+#[test]
+fn in_the_generic_xdp_lane() -> Result<()> {
+    from_everywhere(Plan::default().bridged().xdp(Lane::Generic))
 }
 
 #[test]
