@@ -50,6 +50,7 @@ pub fn decide(work: &mut Work) -> Step {
         // One after the other, not one inside the other: kernel 6.1 counts each frame in steps of 32 bytes, and the
         // deepest chain of calls must stay within 512 ("combined stack size of 6 calls is 544. Too large").
         let result = match to_service(frontend, work) {
+            Ok(()) if !may_keep_ports(work) => Err(Counter::SctpPort),
             Ok(()) => begin(work),
             refused => refused,
         };
@@ -70,6 +71,15 @@ pub fn decide(work: &mut Work) -> Step {
         return to_backend_address(work);
     }
     Step::Pass
+}
+
+/// Whether a flow that must keep its ports (`begin::reserve`) can have `work.to`. The controller refuses an SCTP Service
+/// with another target port; a backend that asks itself from its own port would need another one too. A subprogram for
+/// the stack of `to_service`.
+#[inline(never)]
+fn may_keep_ports(work: &Work) -> bool {
+    let itself = work.to.addr.is(&work.request.src) && work.to.port == work.request.sport;
+    work.request.proto != Proto::SCTP || !itself && work.to.port == work.request.dport
 }
 
 /// Rewrites the packet as `work.out` says. Parses it again: this is a subprogram that depends on nothing but
@@ -101,10 +111,6 @@ pub fn to_service(frontend: &Frontend, work: &mut Work) -> Result<(), DropReason
     let origin = origin(work, config);
     service::choose(frontend, origin, &work.request.src, &mut work.chosen)?;
     let backend = &work.chosen.backend;
-    // As in `begin::reserve`. The controller refuses such a Service; a slice may still name another port.
-    if work.request.proto == Proto::SCTP && backend.port != work.request.dport {
-        return Err(Counter::SctpPort);
-    }
     work.to = Begin {
         addr: backend.addr,
         port: backend.port,
