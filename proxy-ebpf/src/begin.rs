@@ -172,13 +172,7 @@ pub fn begin(work: &mut Work) -> Result<(), DropReason> {
 fn reserve(work: &mut Work) -> Result<bool, DropReason> {
     let mut port = work.request.sport;
     // A pod's connection to itself from its own server port: both egress halves would have one key.
-    let turned = work.request.src.is(&work.to.addr) && port == work.to.port && work.to.service != 0;
-    // SCTP's checksum (CRC32c) covers the ports and nothing here can compute it.
-    let fixed = work.request.proto == Proto::SCTP;
-    if turned {
-        if fixed {
-            return Err(Counter::SctpPort);
-        }
+    if work.request.src.is(&work.to.addr) && port == work.to.port && work.to.service != 0 {
         port = random_port();
     }
     if work.to.service == 0 {
@@ -193,7 +187,8 @@ fn reserve(work: &mut Work) -> Result<bool, DropReason> {
             mine => return Ok(mine == NEW),
         }
     }
-    if fixed {
+    // SCTP's checksum (CRC32c) covers the ports and nothing here can compute it.
+    if work.request.proto == Proto::SCTP {
         return Err(Counter::SctpPort);
     }
     work.entry.flags &= !CtEntry::IDENTITY;

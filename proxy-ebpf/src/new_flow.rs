@@ -49,7 +49,10 @@ pub fn decide(work: &mut Work) -> Step {
     let bits = service::bits_of(dport);
     let is_syn = tcp::is_syn(work.tcp_flags as u8);
     if let Some(frontend) = service::frontend(dst, dport, proto, bits, service::PACKET_ROLES) {
-        let result = to_service(frontend, work);
+        let result = match to_service(frontend, work) {
+            Ok(()) if !may_keep_ports(work) => Err(Counter::SctpPort),
+            result => result,
+        };
         return match result {
             Ok(()) => Step::Begin,
             Err(reason) => {
@@ -95,6 +98,15 @@ pub fn record(work: &mut Work) -> Step {
     }
 }
 
+/// Whether a flow that must keep its ports (`begin::reserve`) can have `work.to`. The controller refuses an SCTP Service
+/// with another target port; a backend that asks itself from its own port would need another one too. A subprogram for
+/// the stack of `to_service`.
+#[inline(never)]
+fn may_keep_ports(work: &Work) -> bool {
+    let itself = work.to.addr.is(&work.request.src) && work.to.port == work.request.sport;
+    work.request.proto != Proto::SCTP || !itself && work.to.port == work.request.dport
+}
+
 /// Rewrites the packet as `work.out` says. Parses it again: this is a subprogram that depends on nothing but
 /// the packet itself, so the verifier goes through it once.
 #[inline(never)]
@@ -124,10 +136,6 @@ pub fn to_service(frontend: &Frontend, work: &mut Work) -> Result<(), DropReason
     let origin = origin(work, config);
     service::choose(frontend, origin, &work.request.src, &mut work.chosen)?;
     let backend = &work.chosen.backend;
-    // As in `begin::reserve`. The controller refuses such a Service; a slice may still name another port.
-    if work.request.proto == Proto::SCTP && backend.port != work.request.dport {
-        return Err(Counter::SctpPort);
-    }
     work.to = Begin {
         addr: backend.addr,
         port: backend.port,
