@@ -10,15 +10,27 @@ use super::{Netns, tun::request};
 const SIOCETHTOOL: u64 = 0x8946;
 const SET_TX_CHECKSUM: u32 = 0x17;
 const GET_TX_CHECKSUM: u32 = 0x16;
+/// ETHTOOL_SGRO and ETHTOOL_GGRO.
+const SET_GRO: u32 = 0x2c;
+const GET_GRO: u32 = 0x2b;
 
 /// Whether checksums are left to the device (on veth: to whoever reads them), or computed before a packet is sent.
 /// Without them there are no super-packets (GSO) either.
 pub fn tx_checksum(netns: &Netns, device: &str, on: bool) -> Result<()> {
+    switch(netns, device, "tx-checksumming", [SET_TX_CHECKSUM, GET_TX_CHECKSUM], on)
+}
+
+/// Whether packets that arrive are put together to super-packets.
+pub fn receive(netns: &Netns, device: &str, on: bool) -> Result<()> {
+    switch(netns, device, "generic-receive-offload", [SET_GRO, GET_GRO], on)
+}
+
+fn switch(netns: &Netns, device: &str, name: &str, [set, get]: [u32; 2], on: bool) -> Result<()> {
     netns.enter(|| {
-        ethtool(device, SET_TX_CHECKSUM, u32::from(on))?;
-        let now = ethtool(device, GET_TX_CHECKSUM, 0)?;
+        ethtool(device, set, u32::from(on))?;
+        let now = ethtool(device, get, 0)?;
         if (now != 0) != on {
-            bail!("{device}: `tx-checksumming` stays {now}");
+            bail!("{device}: `{name}` stays {now}");
         }
         Ok(())
     })
