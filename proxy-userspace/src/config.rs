@@ -1,15 +1,14 @@
 //! What the user asked for, after the command line was understood: typed, complete, no defaults left open.
 //! Read by the controller and the datapath's loader; knows neither clap nor the kernel.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{fmt, net::SocketAddr, path::PathBuf};
 
 use ipnet::IpNet;
 
 /// Everything `shunt run` is told.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Directory of manifests to follow.
-    pub manifests: PathBuf,
+    pub source: Source,
     pub node_name: String,
     /// Globs of device names to attach to; empty means every device but loopback.
     pub devices: Vec<String>,
@@ -28,6 +27,51 @@ pub struct Config {
     pub metrics_bind_address: Option<SocketAddr>,
     /// Print sampled datapath decisions.
     pub trace: bool,
+}
+
+/// Where Services and endpoints come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Directory of manifests to follow.
+    Manifests(PathBuf),
+    Cluster(Cluster),
+}
+
+/// How to reach a cluster's API server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    pub origin: Origin,
+    /// Addresses to use instead of the origin's, in turn.
+    pub servers: Vec<String>,
+    /// Ask for streaming lists (KEP-3157).
+    pub watch_list: bool,
+}
+
+/// Who says where the API server is and as whom to speak to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// `--kubeconfig`.
+    Flag(PathBuf),
+    /// `$KUBECONFIG`: several files count as one.
+    Environment(Vec<PathBuf>),
+    /// `~/.kube/config`.
+    Home(PathBuf),
+    /// The pod's service account.
+    InCluster,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag(path) => write!(f, "--kubeconfig {}", path.display()),
+            Self::Environment(paths) => {
+                let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+                write!(f, "KUBECONFIG={}", paths.join(":"))
+            }
+            Self::Home(path) => write!(f, "{}", path.display()),
+            Self::InCluster => f.write_str("the pod's service account"),
+        }
+    }
 }
 
 /// The part of the configuration that decides what the maps hold.

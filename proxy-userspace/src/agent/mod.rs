@@ -47,10 +47,7 @@ use crate::{
     health::{self, Health, Page, unix_now},
     health_checks::Listeners,
     maps::{MapStore as _, Op},
-    source::{
-        Event,
-        files::{self, FilesError},
-    },
+    source::{Event, Source, SourceError},
 };
 
 /// Between the end of one sync and the begin of the next: the first change is written at once, those that
@@ -71,7 +68,7 @@ pub enum AgentError {
     #[error(transparent)]
     Datapath(#[from] DatapathError),
     #[error(transparent)]
-    Files(#[from] FilesError),
+    Source(#[from] SourceError),
     #[error(transparent)]
     Sync(#[from] SyncError),
     #[error(transparent)]
@@ -167,6 +164,7 @@ impl Agent {
     /// Loads the programs and reads what is there; attaches nothing.
     async fn start(config: Config) -> Result<Self, AgentError> {
         let began = Instant::now();
+        let source = Source::open(&config.source, &config.node_name)?;
         let features = Features::probe().map_err(|source| DatapathError::Privilege { source })?;
         features.lacking().map_err(DatapathError::Kernel)?;
         if config.socket_lb != SocketLb::Off {
@@ -193,7 +191,8 @@ impl Agent {
             .map_err(|e| EventError::Netlink(e.into()))?;
         let mut controller = Controller::new(&config.node_name, config.compile.clone(), config.sizes);
         controller.restore(&mut loaded.store)?;
-        let events = files::follow(&config.manifests)?.events;
+        let populated = !loaded.store.read(map::FRONTENDS).map_err(SyncError)?.is_empty();
+        let events = source.follow(populated)?;
         tracing::info!(
             node = config.node_name,
             kernel = probe::kernel_release(),

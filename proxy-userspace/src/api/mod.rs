@@ -114,6 +114,17 @@ pub fn decode(document: Value) -> Vec<Item> {
     items
 }
 
+/// One object of a known kind as an API server sends it. What nobody reads (managedFields above all) is skipped
+/// while the text is read: it is never held.
+pub fn decode_one(kind: Kind, text: &str) -> Result<Object, FieldError> {
+    match kind {
+        Kind::Service => read_text(text).and_then(service::convert).map(Object::Service),
+        Kind::EndpointSlice => read_text(text).and_then(endpoint_slice::convert).map(Object::Slice),
+        Kind::Endpoints => read_text(text).and_then(endpoints::convert).map(Object::Endpoints),
+        Kind::Node => read_text(text).and_then(node::convert).map(Object::Node),
+    }
+}
+
 fn decode_into(items: &mut Vec<Item>, mut value: Value, path: String) {
     let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
     if let Some(item_kind) = kind.strip_suffix("List") {
@@ -206,13 +217,20 @@ fn id_of(kind: Kind, value: &Value) -> Option<ObjectId> {
 }
 
 fn read<T: DeserializeOwned>(value: Value) -> Result<T, FieldError> {
-    serde_path_to_error::deserialize(value).map_err(|error| {
-        let path = match error.path().to_string() {
-            path if path == "." => String::new(),
-            path => path,
-        };
-        FieldError { path, reason: Reason::Shape(error.into_inner().to_string()) }
-    })
+    serde_path_to_error::deserialize(value).map_err(shape)
+}
+
+fn read_text<T: DeserializeOwned>(text: &str) -> Result<T, FieldError> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    serde_path_to_error::deserialize(&mut json).map_err(shape)
+}
+
+fn shape(error: serde_path_to_error::Error<serde_json::Error>) -> FieldError {
+    let path = match error.path().to_string() {
+        path if path == "." => String::new(),
+        path => path,
+    };
+    FieldError { path, reason: Reason::Shape(error.into_inner().to_string()) }
 }
 
 impl Object {

@@ -214,9 +214,15 @@ pub struct RunArgs {
     /// Follow the manifests in this directory
     #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig", value_hint = ValueHint::DirPath)]
     pub manifests: Option<PathBuf>,
-    /// Follow the cluster's API server (not built in this version)
+    /// Follow the cluster's API server [default: $KUBECONFIG, else ~/.kube/config, else the pod's service account]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub kubeconfig: Option<PathBuf>,
+    /// Address of the API server, instead of the kubeconfig's (may be given again: tried in turn)
+    #[arg(long = "server", value_name = "URL", value_delimiter = ',', conflicts_with = "manifests")]
+    pub servers: Vec<String>,
+    /// Ask the API server for streaming lists, where it has them
+    #[arg(long, conflicts_with = "manifests")]
+    pub watch_list: bool,
     /// Configuration file (not built in this version)
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,

@@ -8,6 +8,7 @@ mod failure;
 mod output;
 mod resolve;
 mod show;
+mod source;
 
 use std::io::Write as _;
 

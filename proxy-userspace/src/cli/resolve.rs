@@ -2,6 +2,7 @@
 //! for [`Surroundings::of_this_machine`]; called by [`super::run`] and the compile command.
 
 use std::{
+    ffi::OsString,
     fs,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
@@ -12,14 +13,18 @@ use ipnet::IpNet;
 use super::{
     args::{DetectLocalArg, PolicyArgs, RoutingArg, RunArgs, SchedulerArg, SocketLbArg, XdpArg},
     durations,
+    source::source,
 };
 use crate::config::{
-    CompileConfig, Config, DetectLocal, MapSizes, NodePortAddresses, Scheduler, SocketLb, Xdp,
+    CompileConfig, Config, DetectLocal, MapSizes, NodePortAddresses, Origin, Scheduler, SocketLb, Xdp,
 };
 
 /// Ports that kube-proxy's flags mean when an address has none.
 const HEALTHZ_PORT: u16 = 10256;
 const METRICS_PORT: u16 = 10249;
+
+/// Where the kubelet puts a pod's token.
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
 /// What the command line's defaults depend on.
 #[derive(Clone, Debug, Default)]
@@ -29,13 +34,20 @@ pub struct Surroundings {
     pub hostname: String,
     /// Where cgroup2 is mounted.
     pub cgroup2: Option<PathBuf>,
+    /// `$KUBECONFIG`, where it is not empty.
+    pub kubeconfig: Option<OsString>,
+    /// `~/.kube/config`, where it exists.
+    pub home_kubeconfig: Option<PathBuf>,
+    /// Whether the kubelet gave this pod a service account.
+    pub has_service_account: bool,
 }
 
 /// Why what was typed cannot be meant: exit code 2.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum UsageError {
     #[error(
-        "no source of Services: give --manifests DIR (following an API server, --kubeconfig, is not built in this version)"
+        "no source of Services: give --kubeconfig FILE (there is no $KUBECONFIG, no ~/.kube/config, and this is no pod \
+         with a service account) or --manifests DIR"
     )]
     NoSource,
     #[error("{flag} is not built in this version; {instead}")]
@@ -44,6 +56,8 @@ pub enum UsageError {
     BadValue { flag: &'static str, value: String, expected: &'static str },
     #[error("--manifests {}: {reason}; give a directory of *.yaml, *.yml or *.json files", path.display())]
     Manifests { path: PathBuf, reason: &'static str },
+    #[error("{origin}: {}: {reason}; name a kubeconfig with --kubeconfig FILE", path.display())]
+    Kubeconfig { origin: Origin, path: PathBuf, reason: String },
     #[error("--cluster-cidr takes one range of each family at most, got {0}")]
     ClusterCidrs(String),
     #[error("--detect-local-mode {mode} needs {flag}")]
@@ -64,10 +78,15 @@ impl Surroundings {
     pub fn of_this_machine() -> Self {
         let hostname = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let home = std::env::home_dir().map(|home| home.join(".kube/config"));
         Self {
             node_name: std::env::var("NODE_NAME").ok(),
             hostname,
             cgroup2: mount_of(&mountinfo, "cgroup2"),
+            kubeconfig: std::env::var_os("KUBECONFIG").filter(|value| !value.is_empty()),
+            home_kubeconfig: home.filter(|path| path.exists()),
+            has_service_account: std::env::var_os("KUBERNETES_SERVICE_HOST").is_some()
+                && Path::new(SERVICE_ACCOUNT).exists(),
         }
     }
 
@@ -118,16 +137,7 @@ fn unescape(text: &str) -> String {
 /// Everything `shunt run` was told.
 pub fn run_config(args: &RunArgs, bpffs: &Path, around: &Surroundings) -> Result<Config, UsageError> {
     refuse_what_is_not_built(args)?;
-    let manifests = args.manifests.clone().ok_or(UsageError::NoSource)?;
-    let reason = match fs::metadata(&manifests) {
-        Ok(found) if found.is_dir() => None,
-        Ok(_) => Some("is not a directory"),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Some("does not exist"),
-        Err(_) => Some("cannot be read"),
-    };
-    if let Some(reason) = reason {
-        return Err(UsageError::Manifests { path: manifests, reason });
-    }
+    let source = source(args, around)?;
     let socket_lb = match args.socket_lb {
         SocketLbArg::Off => SocketLb::Off,
         SocketLbArg::Host => SocketLb::Host,
@@ -140,7 +150,7 @@ pub fn run_config(args: &RunArgs, bpffs: &Path, around: &Surroundings) -> Result
     };
     let sizes = &args.sizes;
     Ok(Config {
-        manifests,
+        source,
         node_name: around.node_name(args.node_name.as_deref())?,
         devices: globs("--device", &args.devices)?,
         exclude_devices: globs("--exclude-device", &args.exclude_devices)?,
@@ -171,12 +181,6 @@ pub fn run_config(args: &RunArgs, bpffs: &Path, around: &Surroundings) -> Result
 
 fn refuse_what_is_not_built(args: &RunArgs) -> Result<(), UsageError> {
     let not_built = |flag, instead| Err(UsageError::NotBuilt { flag, instead });
-    if args.kubeconfig.is_some() {
-        return not_built(
-            "--kubeconfig",
-            "give --manifests DIR, for example the output of `kubectl get services,endpointslices,nodes -A -o yaml`",
-        );
-    }
     if args.config.is_some() {
         return not_built("--config", "give the same settings as flags");
     }
@@ -289,7 +293,7 @@ mod tests {
     };
 
     fn around() -> Surroundings {
-        Surroundings { node_name: None, hostname: "Node-1".into(), cgroup2: Some("/cg".into()) }
+        Surroundings { hostname: "Node-1".into(), cgroup2: Some("/cg".into()), ..Surroundings::default() }
     }
 
     fn config(line: &[&str]) -> Result<Config, UsageError> {
@@ -360,8 +364,7 @@ mod tests {
     #[test]
     fn what_is_not_built_or_not_meant_says_so() {
         for (line, text) in [
-            ("", "--manifests"),
-            ("--kubeconfig /k", "--kubeconfig is not built"),
+            ("", "give --kubeconfig FILE"),
             ("--manifests / --config /c", "--config is not built"),
             ("--manifests / --routing bpf", "--routing bpf is not built"),
             ("--manifests /does/not/exist", "does not exist"),

@@ -1,0 +1,155 @@
+//! What is meant by `--manifests`, `--kubeconfig` and `--server`, and which cluster without any of them. Looks
+//! whether files exist and reads none; called by [`super::resolve`].
+
+use std::{
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    args::RunArgs,
+    resolve::{Surroundings, UsageError},
+};
+use crate::config::{Cluster, Origin, Source};
+
+/// The port of an API server that was named without one.
+const API_PORT: u16 = 6443;
+
+/// Manifests or an API server; without a word about either, whatever cluster there is.
+pub fn source(args: &RunArgs, around: &Surroundings) -> Result<Source, UsageError> {
+    if let Some(path) = &args.manifests {
+        let reason = match fs::metadata(path) {
+            Ok(found) if found.is_dir() => return Ok(Source::Manifests(path.clone())),
+            Ok(_) => "is not a directory",
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => "does not exist",
+            Err(_) => "cannot be read",
+        };
+        return Err(UsageError::Manifests { path: path.clone(), reason });
+    }
+    let origin = origin(args.kubeconfig.as_deref(), around).ok_or(UsageError::NoSource)?;
+    let paths = match &origin {
+        Origin::Flag(path) | Origin::Home(path) => std::slice::from_ref(path),
+        Origin::Environment(paths) => paths,
+        Origin::InCluster => &[],
+    };
+    for path in paths {
+        let reason = match fs::metadata(path) {
+            Ok(found) if found.is_dir() => "is a directory".to_owned(),
+            Ok(_) => continue,
+            Err(error) => error.to_string(),
+        };
+        return Err(UsageError::Kubeconfig { path: path.clone(), origin, reason });
+    }
+    let servers = args.servers.iter().map(|text| server(text)).collect::<Result<_, _>>()?;
+    Ok(Source::Cluster(Cluster { origin, servers, watch_list: args.watch_list }))
+}
+
+fn origin(flag: Option<&Path>, around: &Surroundings) -> Option<Origin> {
+    if let Some(path) = flag {
+        return Some(Origin::Flag(path.to_owned()));
+    }
+    if let Some(list) = &around.kubeconfig {
+        let paths: Vec<PathBuf> =
+            std::env::split_paths(list).filter(|path| !path.as_os_str().is_empty()).collect();
+        return Some(Origin::Environment(paths));
+    }
+    let home = around.home_kubeconfig.clone().map(Origin::Home);
+    home.or_else(|| around.has_service_account.then_some(Origin::InCluster))
+}
+
+/// `https://HOST:PORT`, or as much of it as was typed.
+fn server(given: &str) -> Result<String, UsageError> {
+    let bad = || UsageError::BadValue {
+        flag: "--server",
+        value: given.to_owned(),
+        expected: "the address of an API server, as in https://192.168.8.201:6443",
+    };
+    let (scheme, rest) = given.split_once("://").unwrap_or(("https", given));
+    let rest = rest.trim_end_matches('/');
+    let bare = rest.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6());
+    let host = if bare { format!("[{rest}]") } else { rest.to_owned() };
+    let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    let has_port = has_port && !host.ends_with(']');
+    let authority: http::uri::Authority =
+        if has_port || given.contains("://") { host } else { format!("{host}:{API_PORT}") }
+            .parse()
+            .map_err(|_| bad())?;
+    if !matches!(scheme, "http" | "https") || authority.host().is_empty() {
+        return Err(bad());
+    }
+    Ok(format!("{scheme}://{authority}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::args::{Cli, Command};
+
+    fn resolve(line: &str, around: &Surroundings) -> Result<Source, UsageError> {
+        let cli = Cli::try_parse_from(["shunt", "run"].into_iter().chain(line.split_whitespace()));
+        let Command::Run(args) = cli.expect("the line is well-formed").command else { panic!("not run") };
+        source(&args, around)
+    }
+
+    fn origin_of(line: &str, around: &Surroundings) -> Origin {
+        match resolve(line, around).unwrap() {
+            Source::Cluster(cluster) => cluster.origin,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_flag_goes_before_the_environment_before_the_home_before_the_pod() {
+        let (a, b, c) = ("/proc/self/status", "/proc/self/stat", "/proc/self/maps");
+        let mut around = Surroundings {
+            kubeconfig: Some(format!("{a}:{b}").into()),
+            home_kubeconfig: Some(c.into()),
+            has_service_account: true,
+            ..Surroundings::default()
+        };
+        assert_eq!(origin_of(&format!("--kubeconfig {b}"), &around), Origin::Flag(b.into()));
+        assert_eq!(origin_of("", &around), Origin::Environment(vec![a.into(), b.into()]));
+        around.kubeconfig = None;
+        assert_eq!(origin_of("", &around), Origin::Home(c.into()));
+        around.home_kubeconfig = None;
+        assert_eq!(origin_of("", &around), Origin::InCluster);
+        assert!(matches!(resolve("--manifests /", &around), Ok(Source::Manifests(_))));
+        around.has_service_account = false;
+        assert_eq!(resolve("", &around), Err(UsageError::NoSource));
+    }
+
+    #[test]
+    fn a_kubeconfig_that_is_no_file_is_named() {
+        let around = Surroundings::default();
+        let error = |line: &str, around: &Surroundings| resolve(line, around).unwrap_err().to_string();
+        let text = error("--kubeconfig /does/not/exist", &around);
+        assert!(
+            text.starts_with("--kubeconfig /does/not/exist: ") && text.contains("No such file"),
+            "{text}"
+        );
+        assert!(error("--kubeconfig /proc", &around).contains("/proc: is a directory"));
+        let around = Surroundings { kubeconfig: Some("/does/not/exist".into()), ..around };
+        assert!(error("", &around).starts_with("KUBECONFIG=/does/not/exist: "));
+    }
+
+    #[test]
+    fn servers_may_be_typed_short() {
+        for (given, want) in [
+            ("192.168.8.201", "https://192.168.8.201:6443"),
+            ("192.168.8.201:443", "https://192.168.8.201:443"),
+            ("https://api.example", "https://api.example"),
+            ("https://api.example:6443/", "https://api.example:6443"),
+            ("fd00::1", "https://[fd00::1]:6443"),
+            ("[fd00::1]:7", "https://[fd00::1]:7"),
+            ("http://127.0.0.1:8001", "http://127.0.0.1:8001"),
+        ] {
+            assert_eq!(server(given).as_deref(), Ok(want), "{given}");
+        }
+        for bad in ["", "ftp://a", "https://", "a b", "https://a/b c"] {
+            assert!(server(bad).is_err(), "{bad}: {:?}", server(bad));
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Where the API server is and as whom to speak to it: a kubeconfig or the pod's service account, turned into
+//! one client for each address. What a file holds is read by the kube crate; which file counts is decided by
+//! the command line ([`Origin`]).
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use hyper_util::{
+    client::legacy::{Client as HttpClient, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use kube::{
+    Client, Config,
+    client::{Body, ConfigExt as _},
+    config::{Kubeconfig, KubeconfigError},
+};
+use tower::{
+    BoxError, Layer as _,
+    util::{MapErr, option_layer},
+};
+
+use super::error::causes;
+use crate::config::{Cluster, Origin};
+
+/// A server that does not take the connection within this time counts as away.
+const CONNECT: Duration = Duration::from_secs(3);
+/// A connection whose peer went without a word is noticed after IDLE + PROBES * PROBE.
+const IDLE: Duration = Duration::from_secs(10);
+const PROBE: Duration = Duration::from_secs(5);
+const PROBES: u32 = 3;
+
+/// Why there is no client for the cluster's API server.
+#[derive(Debug, thiserror::Error)]
+pub enum AccessError {
+    #[error("{origin}: cannot be read: {source}; name a kubeconfig with --kubeconfig FILE")]
+    Unreadable { origin: Origin, source: io::Error },
+    #[error("{origin}: {why}; compare with what `kubectl config view --raw --flatten` prints")]
+    Kubeconfig { origin: Origin, why: String },
+    #[error(
+        "{origin}: proxy-url {url}: API servers are spoken to directly by this version; remove proxy-url, or name the \
+         servers with --server"
+    )]
+    Proxy { origin: Origin, url: String },
+    #[error("{origin}: {why}; run in a pod with a service account, or give --kubeconfig FILE")]
+    InCluster { origin: Origin, why: String },
+    #[error(
+        "{origin}: server {server:?} is not an address of an API server, as in https://192.168.8.201:6443"
+    )]
+    Server { origin: Origin, server: String },
+    #[error("{origin}: {why}; look at the user's token, client-certificate and client-key")]
+    Credentials { origin: Origin, why: String },
+}
+
+/// One address of the API server, and the client that speaks to it.
+#[derive(Clone)]
+pub struct Server {
+    /// As people write it.
+    pub address: String,
+    pub client: Client,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Server").field(&self.address).finish()
+    }
+}
+
+/// A client for each address, in the order in which they are tried. Reads files, asks nobody.
+///
+/// Must be called within a runtime.
+pub fn servers(cluster: &Cluster) -> Result<Vec<Server>, AccessError> {
+    let origin = &cluster.origin;
+    let config = match origin {
+        Origin::InCluster => Config::incluster_env()
+            .map_err(|error| AccessError::InCluster { origin: origin.clone(), why: causes(&error) })?,
+        Origin::Flag(path) | Origin::Home(path) => of_files(origin, std::slice::from_ref(path))?,
+        Origin::Environment(paths) => of_files(origin, paths)?,
+    };
+    if cluster.servers.is_empty() {
+        return Ok(vec![server(origin, config)?]);
+    }
+    let at = |address: &String| {
+        let mut config = config.clone();
+        config.cluster_url = address
+            .parse()
+            .map_err(|_| AccessError::Server { origin: origin.clone(), server: address.clone() })?;
+        server(origin, config)
+    };
+    cluster.servers.iter().map(at).collect()
+}
+
+/// The configuration that several kubeconfig files give together, as kubectl merges them.
+fn of_files(origin: &Origin, paths: &[PathBuf]) -> Result<Config, AccessError> {
+    let wrong =
+        |error: KubeconfigError| AccessError::Kubeconfig { origin: origin.clone(), why: causes(&error) };
+    let mut merged: Option<Kubeconfig> = None;
+    for path in paths {
+        readable(origin, path)?;
+        let next = Kubeconfig::read_from(path).map_err(wrong)?;
+        merged = Some(match merged {
+            Some(merged) => merged.merge(next).map_err(wrong)?,
+            None => next,
+        });
+    }
+    let kubeconfig = merged.unwrap_or_default();
+    if kubeconfig.clusters.is_empty() {
+        let why = "it names no cluster".to_owned();
+        return Err(AccessError::Kubeconfig { origin: origin.clone(), why });
+    }
+    // Before the crate sees it: it takes HTTPS_PROXY from the environment for the same thing, and an agent
+    // that carries the node's traffic does not go by way of somebody's proxy.
+    if let Some(url) = proxy_of(&kubeconfig) {
+        return Err(AccessError::Proxy { origin: origin.clone(), url });
+    }
+    let mut config = Config::try_from(kubeconfig).map_err(wrong)?;
+    config.proxy_url = None;
+    Ok(config)
+}
+
+/// The proxy-url of the cluster that the current context names.
+fn proxy_of(kubeconfig: &Kubeconfig) -> Option<String> {
+    let current = kubeconfig.current_context.as_ref()?;
+    let context = kubeconfig.contexts.iter().find(|named| &named.name == current)?.context.as_ref()?;
+    let cluster = kubeconfig.clusters.iter().find(|named| named.name == context.cluster)?.cluster.as_ref()?;
+    cluster.proxy_url.clone().filter(|url| !url.is_empty())
+}
+
+fn readable(origin: &Origin, path: &Path) -> Result<(), AccessError> {
+    match std::fs::File::open(path) {
+        Ok(_) => Ok(()),
+        Err(source) => Err(AccessError::Unreadable { origin: origin.clone(), source }),
+    }
+}
+
+fn server(origin: &Origin, config: Config) -> Result<Server, AccessError> {
+    let address = config.cluster_url.to_string().trim_end_matches('/').to_owned();
+    if config.cluster_url.host().is_none()
+        || !matches!(config.cluster_url.scheme_str(), Some("http" | "https"))
+    {
+        return Err(AccessError::Server { origin: origin.clone(), server: address });
+    }
+    let client = client(config)
+        .map_err(|error| AccessError::Credentials { origin: origin.clone(), why: causes(&error) })?;
+    Ok(Server { address, client })
+}
+
+/// As the kube crate builds one, but with limits that a proxy can live with (the crate waits 30 s for a
+/// connection and tries by itself again), and with keepalives: a server that lost its power says no goodbye.
+fn client(config: Config) -> Result<Client, kube::Error> {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_connect_timeout(Some(CONNECT));
+    connector.set_nodelay(true);
+    connector.set_keepalive(Some(IDLE));
+    connector.set_keepalive_interval(Some(PROBE));
+    connector.set_keepalive_retries(Some(PROBES));
+    let connector = config.rustls_https_connector_with_connector(connector)?;
+    let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new()).build(connector);
+    let http = MapErr::new(http, BoxError::from);
+    let service = option_layer(config.auth_layer()?).layer(http);
+    let service = config.base_uri_layer().layer(service);
+    Ok(Client::new(service, config.default_namespace))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is wrong with a kubeconfig of this text.
+    fn complaint(name: &str, text: &str) -> String {
+        let path = std::env::temp_dir().join(format!("shunt-access-{name}-{}", std::process::id()));
+        std::fs::write(&path, text).unwrap();
+        let origin = Origin::Flag(path.clone());
+        let result = servers(&Cluster { origin, servers: Vec::new(), watch_list: false });
+        std::fs::remove_file(&path).unwrap();
+        let error = result.unwrap_err().to_string();
+        assert!(error.starts_with(&format!("--kubeconfig {}: ", path.display())), "{error}");
+        error
+    }
+
+    fn kubeconfig(cluster: &str, user: &str) -> String {
+        format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
+             contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
+             clusters: [{{name: c, cluster: {cluster}}}]\nusers: [{{name: u, user: {user}}}]\n"
+        )
+    }
+
+    #[tokio::test]
+    async fn a_bad_kubeconfig_says_what_is_wrong_and_what_to_do() {
+        for (name, text, want) in [
+            ("yaml", "clusters: [\n".to_owned(), "YAML"),
+            ("empty", String::new(), "names no cluster"),
+            (
+                "context",
+                kubeconfig("{server: 'https://a'}", "{}").replace("current-context: c", "current-context: d"),
+                "context",
+            ),
+            ("server", kubeconfig("{server: 'a b'}", "{}"), "url"),
+            ("scheme", kubeconfig("{server: 'ftp://a'}", "{}"), "is not an address of an API server"),
+            (
+                "ca",
+                kubeconfig("{server: 'https://a', certificate-authority: /does/not/exist}", "{}"),
+                "/does/not/exist",
+            ),
+            (
+                "proxy",
+                kubeconfig("{server: 'https://a', proxy-url: 'http://p:1'}", "{}"),
+                "proxy-url http://p:1",
+            ),
+            ("token", kubeconfig("{server: 'https://a'}", "{tokenFile: /does/not/exist}"), "/does/not/exist"),
+            ("key", kubeconfig("{server: 'https://a'}", "{client-certificate-data: '!'}"), "client"),
+        ] {
+            let error = complaint(name, &text);
+            assert!(error.contains(want), "{name}: {error}");
+            assert!(error.contains("; "), "{name} says nothing to do: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_missing_file_is_named() {
+        let origin = Origin::Flag("/does/not/exist".into());
+        let error =
+            servers(&Cluster { origin, servers: Vec::new(), watch_list: false }).unwrap_err().to_string();
+        assert!(error.contains("/does/not/exist") && error.contains("No such file"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn several_servers_replace_the_files_one() {
+        let path = std::env::temp_dir().join(format!("shunt-access-several-{}", std::process::id()));
+        std::fs::write(&path, kubeconfig("{server: 'https://a'}", "{token: t}")).unwrap();
+        let origin = Origin::Environment(vec![path.clone()]);
+        let several = vec!["https://192.168.8.201:6443".to_owned(), "https://[fd00::1]:6443".to_owned()];
+        let found = servers(&Cluster { origin, servers: several.clone(), watch_list: false });
+        std::fs::remove_file(&path).unwrap();
+        let found: Vec<String> = found.unwrap().into_iter().map(|server| server.address).collect();
+        assert_eq!(found, several);
+    }
+}
