@@ -3,6 +3,7 @@
 //!
 //! Nothing here knows how shunt works; it makes machines, pods, manifests and traffic, and says what it saw.
 
+pub mod api_server;
 pub mod bench;
 pub mod demo;
 pub mod manifest;

@@ -48,12 +48,14 @@ pub enum Level {
     Packet,
     /// Network namespaces, real sockets, the real program; needs root.
     Network,
+    /// A Kubernetes API server that is followed, with its faults; needs root.
+    Api,
     /// Other kernels under qemu.
     Vm,
 }
 
 impl Level {
-    const ALL: [Self; 5] = [Self::Unit, Self::Compile, Self::Packet, Self::Network, Self::Vm];
+    const ALL: [Self; 6] = [Self::Unit, Self::Compile, Self::Packet, Self::Network, Self::Api, Self::Vm];
 
     fn name(self) -> &'static str {
         match self {
@@ -61,12 +63,13 @@ impl Level {
             Self::Compile => "compile",
             Self::Packet => "packet",
             Self::Network => "network",
+            Self::Api => "api",
             Self::Vm => "vm",
         }
     }
 
     fn needs_root(self) -> bool {
-        matches!(self, Self::Packet | Self::Network)
+        matches!(self, Self::Packet | Self::Network | Self::Api)
     }
 
     /// Cargo's words for the targets of this level: of the suites, the files whose name begins with it.

@@ -141,6 +141,7 @@ impl Node {
         }
         let health = SocketAddr::from(HEALTH).to_string();
         let mut args = vec!["run".to_owned()];
+        let follows_cluster = more.contains(&"--kubeconfig");
         for (flag, value) in [
             ("--manifests", self.manifests.to_string_lossy().as_ref()),
             ("--node-name", &self.name),
@@ -148,7 +149,9 @@ impl Node {
             ("--cgroup", self.cgroup().to_string_lossy().as_ref()),
             ("--healthz-bind-address", &health),
         ] {
-            args.extend([flag.to_owned(), value.to_owned()]);
+            if !(follows_cluster && flag == "--manifests") {
+                args.extend([flag.to_owned(), value.to_owned()]);
+            }
         }
         if let Some(lane) = self.xdp.filter(|_| !more.contains(&"--xdp")) {
             args.extend(["--xdp".to_owned(), lane.to_string()]);

@@ -50,6 +50,11 @@ impl Place {
         &self.netns
     }
 
+    /// The namespace, for what outlives this place.
+    pub fn shared_netns(&self) -> Arc<Netns> {
+        self.netns.clone()
+    }
+
     /// A socket made here; the arguments are those of socket(2).
     pub fn socket(&self, family: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
         if let Some(maker) = &self.maker {

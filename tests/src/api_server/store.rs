@@ -1,0 +1,230 @@
+//! What the server stores: objects, every change with its version, and the faults still to be committed.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Condvar, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::{Value, json};
+
+use super::selector::Selector;
+
+/// Something a real server or network does now and then; each is committed once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The next list of it is answered with this status.
+    ListStatus(u16),
+    /// The next page but the first is refused: its version was compacted.
+    PageGone,
+    /// The next watch is refused with 410.
+    WatchGone,
+    /// Each watch that is open, or the next, ends with an ERROR line of code 410.
+    StreamGone,
+    /// The next request is refused with 429 and this Retry-After.
+    TooMany(u64),
+    /// The next request's connection is closed without an answer.
+    Reset,
+    /// The next request is never answered.
+    Hang,
+    /// The next list ends in the middle, as JSON; HTTP's length is right.
+    CutList,
+    /// The next list ends in the middle, before the length HTTP announced.
+    ShortList,
+    /// Each watch that is open, or the next, ends in the middle of a line.
+    CutLine,
+    /// The next list is empty although there are objects.
+    EmptyList,
+    /// Streaming lists are refused, as where the feature is off.
+    NoStreaming,
+}
+
+#[derive(Debug, Default)]
+pub struct Store {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    objects: BTreeMap<(String, String), Value>,
+    pub(crate) log: Vec<Change>,
+    pub(crate) version: u64,
+    /// Watches from before this are refused.
+    pub(crate) compacted: u64,
+    faults: VecDeque<(String, Fault)>,
+    requests: Vec<String>,
+    violations: Vec<String>,
+}
+
+/// One change of one object.
+#[derive(Clone, Debug)]
+pub(crate) struct Change {
+    pub(crate) version: u64,
+    resource: String,
+    old: Option<Value>,
+    new: Option<Value>,
+}
+
+impl Store {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder panics")
+    }
+
+    /// Adds or changes every object of a multi-document manifest.
+    pub fn apply(&self, manifest: &str) -> Result<()> {
+        for document in manifest.split("---\n").filter(|text| !text.trim().is_empty()) {
+            self.apply_object(serde_saphyr::from_str(document).context("a manifest of the test")?)?;
+        }
+        Ok(())
+    }
+
+    pub fn apply_object(&self, mut object: Value) -> Result<()> {
+        let resource = resource_of(object["kind"].as_str().context("an object without a kind")?)?;
+        let mut state = self.lock();
+        let version = state.next();
+        let meta = &mut object["metadata"];
+        meta["resourceVersion"] = version.to_string().into();
+        // What every object of a real cluster drags along.
+        meta["managedFields"] =
+            json!([{"manager": "harness", "operation": "Update", "fieldsV1": {"f:spec": {}}}]);
+        if resource != "nodes" && meta.get("namespace").is_none() {
+            meta["namespace"] = "default".into();
+        }
+        let key = (resource.to_owned(), key_of(&object));
+        let old = state.objects.insert(key, object.clone());
+        state.log.push(Change { version, resource: resource.to_owned(), old, new: Some(object) });
+        drop(state);
+        self.wake();
+        Ok(())
+    }
+
+    /// Deletes an object; `name` is `NAMESPACE/NAME`, or a Node's name.
+    pub fn delete(&self, resource: &str, name: &str) -> Result<()> {
+        let mut state = self.lock();
+        let version = state.next();
+        let old = state.objects.remove(&(resource.to_owned(), name.to_owned()));
+        let mut old = old.with_context(|| format!("there is no {resource} {name}"))?;
+        old["metadata"]["resourceVersion"] = version.to_string().into();
+        state.log.push(Change { version, resource: resource.to_owned(), old: Some(old), new: None });
+        drop(state);
+        self.wake();
+        Ok(())
+    }
+
+    /// Forgets old versions: a watch from before now is refused with 410.
+    pub fn compact(&self) {
+        let mut state = self.lock();
+        state.version += 1;
+        state.compacted = state.version;
+        state.log.clear();
+    }
+
+    /// Goes back to an earlier version, as a restored backup does. What was applied stays.
+    pub fn go_back(&self, version: u64) {
+        let mut state = self.lock();
+        state.version = version;
+        state.compacted = 0;
+        state.log.clear();
+    }
+
+    pub fn version(&self) -> u64 {
+        self.lock().version
+    }
+
+    /// Plans a fault for a resource's next request.
+    pub fn fault(&self, resource: &str, fault: Fault) {
+        self.lock().faults.push_back((resource.to_owned(), fault));
+        self.wake();
+    }
+
+    /// Faults that were planned and not committed yet.
+    pub fn faults_left(&self) -> usize {
+        self.lock().faults.len()
+    }
+
+    /// Every request so far: `list services`, `watch services`, `page services`, `stream services`.
+    pub fn requests(&self) -> Vec<String> {
+        self.lock().requests.clone()
+    }
+
+    pub fn violations(&self) -> Vec<String> {
+        self.lock().violations.clone()
+    }
+
+    /// Waits for a change, or at most so long.
+    pub(crate) fn wait<'a>(&'a self, state: MutexGuard<'a, State>, most: Duration) -> MutexGuard<'a, State> {
+        self.changed.wait_timeout(state, most).expect("no holder panics").0
+    }
+
+    pub(crate) fn wake(&self) {
+        self.changed.notify_all();
+    }
+}
+
+impl State {
+    fn next(&mut self) -> u64 {
+        self.version += 1;
+        self.version
+    }
+
+    pub(crate) fn note(&mut self, request: String) {
+        self.requests.push(request);
+    }
+
+    pub(crate) fn violated(&mut self, request: String) {
+        self.violations.push(request);
+    }
+
+    /// Takes the fault that is planned for this resource, if `suits` it.
+    pub(crate) fn take_fault(&mut self, resource: &str, suits: impl Fn(Fault) -> bool) -> Option<Fault> {
+        let at = self.faults.iter().position(|(of, fault)| of == resource && suits(*fault))?;
+        self.faults.remove(at).map(|(_, fault)| fault)
+    }
+
+    /// Objects of a resource that are selected, in the order of their names.
+    pub(crate) fn list(&self, resource: &str, selector: &Selector) -> Vec<&Value> {
+        let of = self.objects.iter().filter(|((of, _), _)| of == resource);
+        of.map(|(_, object)| object).filter(|object| selector.matches(object)).collect()
+    }
+}
+
+impl Change {
+    /// The line of a watch that this change is for a selector: leaving the selection is a deletion.
+    pub(crate) fn line(&self, resource: &str, selector: &Selector) -> Option<Value> {
+        if self.resource != resource {
+            return None;
+        }
+        let old = self.old.as_ref().filter(|object| selector.matches(object));
+        let new = self.new.as_ref().filter(|object| selector.matches(object));
+        let (kind, object) = match (old, new) {
+            (None, None) => return None,
+            (None, Some(new)) => ("ADDED", new),
+            (Some(_), Some(new)) => ("MODIFIED", new),
+            (Some(old), None) => ("DELETED", old),
+        };
+        let mut object = object.clone();
+        object["metadata"]["resourceVersion"] = self.version.to_string().into();
+        Some(json!({"type": kind, "object": object}))
+    }
+}
+
+fn key_of(object: &Value) -> String {
+    let meta = &object["metadata"];
+    let name = meta["name"].as_str().unwrap_or_default();
+    match meta["namespace"].as_str() {
+        Some(namespace) => format!("{namespace}/{name}"),
+        None => name.to_owned(),
+    }
+}
+
+fn resource_of(kind: &str) -> Result<&'static str> {
+    Ok(match kind {
+        "Service" => "services",
+        "EndpointSlice" => "endpointslices",
+        "Node" => "nodes",
+        "ServiceCIDR" => "servicecidrs",
+        other => bail!("the harness's API server stores no {other}"),
+    })
+}
