@@ -41,7 +41,7 @@ enum Task {
     Schema(schema::Args),
     /// Run the tests: every level, or those named.
     Test(test::Args),
-    /// Build, then `shunt run ARGS` as root; without `--manifests` start the demo.
+    /// Build, then `shunt run ARGS` as root; without a cluster or `--manifests` start the demo.
     Run(run::RunArgs),
     /// Build, then start the demo: a cluster of network namespaces on this machine.
     Demo(run::DemoArgs),

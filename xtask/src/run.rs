@@ -15,7 +15,7 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub struct RunArgs {
-    /// Arguments of `shunt run`; without `--manifests` those of the demo.
+    /// Arguments of `shunt run`; where no cluster is named and none is found, those of the demo.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<String>,
 }
@@ -35,13 +35,22 @@ pub struct BenchArgs {
 }
 
 pub fn run(workspace: &Workspace, args: RunArgs) -> Result<()> {
-    if !names_manifests(&args.args) {
-        setup::say("run", "no --manifests: starting the demo");
+    let found = if names_source(&args.args) { None } else { kubeconfig() };
+    if found.is_none() && !names_source(&args.args) {
+        setup::say(
+            "run",
+            "no --manifests, no --kubeconfig, no KUBECONFIG, no ~/.kube/config: starting the demo",
+        );
         return demo(workspace, DemoArgs { args: args.args });
     }
     setup::ensure(workspace, Need::Run)?;
     build::cargo_build(workspace, false, &["-p", "proxy-userspace"])?;
     let mut all = vec!["run".to_owned()];
+    if let Some(path) = found {
+        // By name: sudo keeps neither KUBECONFIG nor the home directory.
+        setup::say("run", format_args!("against the cluster of {path}"));
+        all.extend(["--kubeconfig".to_owned(), path]);
+    }
     all.extend(args.args);
     become_root(&workspace.binary("debug", "shunt"), &all)
 }
@@ -59,8 +68,17 @@ pub fn bench(workspace: &Workspace, args: BenchArgs) -> Result<()> {
     become_root(&workspace.binary("release", "shunt-bench"), &args.args)
 }
 
-fn names_manifests(args: &[String]) -> bool {
-    args.iter().any(|arg| arg == "--manifests" || arg.starts_with("--manifests="))
+/// Whether the arguments say where Services come from.
+fn names_source(args: &[String]) -> bool {
+    let names = |arg: &String, flag: &str| arg == flag || arg.starts_with(&format!("{flag}="));
+    args.iter().any(|arg| names(arg, "--manifests") || names(arg, "--kubeconfig"))
+}
+
+/// The kubeconfig that kubectl would use: `$KUBECONFIG` where it names one file, else `~/.kube/config`.
+fn kubeconfig() -> Option<String> {
+    let named = std::env::var("KUBECONFIG").ok().filter(|list| !list.is_empty() && !list.contains(':'));
+    let home = || std::env::home_dir().map(|home| home.join(".kube/config").to_string_lossy().into_owned());
+    named.or_else(home).filter(|path| Path::new(path).is_file())
 }
 
 /// Replaces this process by `program`, through sudo where it is not root's already.
@@ -84,10 +102,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn manifests_are_recognised_in_both_spellings() {
+    fn a_source_is_recognised_in_both_spellings() {
         let args = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-        assert!(names_manifests(&args(&["--node-name", "a", "--manifests", "dir"])));
-        assert!(names_manifests(&args(&["--manifests=dir"])));
-        assert!(!names_manifests(&args(&["--node-name", "a"])));
+        assert!(names_source(&args(&["--node-name", "a", "--manifests", "dir"])));
+        assert!(names_source(&args(&["--manifests=dir"])) && names_source(&args(&["--kubeconfig", "x"])));
+        assert!(!names_source(&args(&["--node-name", "a"])));
     }
 }
