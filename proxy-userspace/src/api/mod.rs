@@ -122,6 +122,7 @@ pub fn decode_one(kind: Kind, text: &str) -> Result<Object, FieldError> {
         Kind::EndpointSlice => read_text(text).and_then(endpoint_slice::convert).map(Object::Slice),
         Kind::Endpoints => read_text(text).and_then(endpoints::convert).map(Object::Endpoints),
         Kind::Node => read_text(text).and_then(node::convert).map(Object::Node),
+        Kind::ServiceCidr => read_text(text).and_then(service_cidr::convert).map(Object::ServiceCidr),
     }
 }
 

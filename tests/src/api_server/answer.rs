@@ -22,7 +22,7 @@ const LOOK: Duration = Duration::from_millis(200);
 const HANG: Duration = Duration::from_secs(120);
 
 /// What the ClusterRole grants of: collections, and how each is called.
-const COLLECTIONS: [(&str, &str, &str, &str); 4] = [
+const COLLECTIONS: [(&str, &str, &str, &str); 5] = [
     ("/api/v1/services", "services", "v1", "ServiceList"),
     ("/api/v1/nodes", "nodes", "v1", "NodeList"),
     (
@@ -32,6 +32,12 @@ const COLLECTIONS: [(&str, &str, &str, &str); 4] = [
         "EndpointSliceList",
     ),
     ("/apis/networking.k8s.io/v1/servicecidrs", "servicecidrs", "networking.k8s.io/v1", "ServiceCIDRList"),
+    (
+        "/apis/networking.k8s.io/v1beta1/servicecidrs",
+        "servicecidrs",
+        "networking.k8s.io/v1beta1",
+        "ServiceCIDRList",
+    ),
 ];
 
 /// Answers one request; false when the connection is to be closed.

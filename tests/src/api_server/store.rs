@@ -89,7 +89,7 @@ impl Store {
         // What every object of a real cluster drags along.
         meta["managedFields"] =
             json!([{"manager": "harness", "operation": "Update", "fieldsV1": {"f:spec": {}}}]);
-        if resource != "nodes" && meta.get("namespace").is_none() {
+        if !matches!(resource, "nodes" | "servicecidrs") && meta.get("namespace").is_none() {
             meta["namespace"] = "default".into();
         }
         let key = (resource.to_owned(), key_of(&object));

@@ -113,7 +113,7 @@ fn streaming_lists_and_servers_without_them() -> Result<()> {
         cluster(&server)?;
         server.store().apply(&service("web", 10, 5))?;
         if refuses {
-            for resource in ["services", "endpointslices", "nodes"] {
+            for resource in ["services", "endpointslices", "nodes", "servicecidrs"] {
                 server.store().fault(resource, Fault::NoStreaming);
             }
         }

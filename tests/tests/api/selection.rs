@@ -1,7 +1,7 @@
 //! What is selected, and what leaves the selection.
 
 use anyhow::{Result, ensure};
-use tests::api_server::ApiServer;
+use tests::api_server::{ApiServer, Fault};
 
 use crate::follower::{Follower, SECOND, alone, cluster, has, key, service, slice};
 
@@ -49,6 +49,41 @@ fn labels_that_are_added_and_removed_take_away_and_bring_back() -> Result<()> {
     server.store().apply(&alone("other", 11, ""))?;
     follower.until(SECOND, |now| now.service(&key("other")).is_some())?;
     follower.finish()
+}
+
+/// Served by every version, by the older one alone, by none, and shown to nobody.
+#[test]
+fn service_cidrs_are_followed_where_they_are_served() -> Result<()> {
+    for (name, refusals, served) in [
+        ("v1", &[][..], true),
+        ("v1beta1", &[404], true),
+        ("none", &[404, 404], false),
+        ("forbidden", &[403], false),
+    ] {
+        let server = ApiServer::local()?;
+        cluster(&server)?;
+        let range = |cidr: &str| {
+            format!(
+                "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {{name: kubernetes}}\nspec: {{cidrs: [{cidr}]}}\n"
+            )
+        };
+        server.store().apply(&range("10.68.0.0/16"))?;
+        for code in refusals {
+            server.store().fault("servicecidrs", Fault::ListStatus(*code));
+        }
+        let mut follower = Follower::new(&server, &format!("cidrs-{name}"))?;
+        follower.synced()?;
+        ensure!(follower.snapshot.service_cidrs().len() == usize::from(served), "{name}");
+        if served {
+            server.store().apply(&range("10.69.0.0/16"))?;
+            let wanted = "10.69.0.0/16".parse()?;
+            follower.until(SECOND, |now| now.service_cidrs().contains(&wanted))?;
+            server.store().delete("servicecidrs", "kubernetes")?;
+            follower.until(SECOND, |now| now.service_cidrs().is_empty())?;
+        }
+        follower.finish()?;
+    }
+    Ok(())
 }
 
 #[test]

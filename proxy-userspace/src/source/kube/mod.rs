@@ -97,7 +97,12 @@ impl KubeSource {
     /// an earlier run left Services in the maps. Dropping the receiver ends the following.
     pub fn follow(self, populated: bool) -> mpsc::Receiver<Vec<Event>> {
         let (events_in, events) = mpsc::channel(16);
-        let resources = [Resource::services(), Resource::slices(), Resource::node(&self.node_name)];
+        let resources = [
+            Resource::services(),
+            Resource::slices(),
+            Resource::node(&self.node_name),
+            Resource::service_cidrs(),
+        ];
         let waiting = Arc::new(AtomicUsize::new(resources.len()));
         tracing::info!("following the API server {}", self.api.address());
         for resource in resources {

@@ -129,7 +129,11 @@ impl Reflector {
                     tracing::warn!("{}: no streaming lists here ({error}): listing", self.resource.name);
                     self.watch_list = false;
                 }
+                Err(Interrupt::Failed(error)) if error.is_unknown() && self.resource.turn_to_older() => {}
                 Err(Interrupt::Failed(error)) if self.is_unserved(&error) => {
+                    if self.complaint.replace(error.to_string()).is_none() {
+                        tracing::info!("{}: {error}: going on without", self.resource.name);
+                    }
                     // Nothing of it is all of it.
                     self.complete(HashSet::new()).await?;
                     self.pause(self.timing.unserved).await?;

@@ -1,4 +1,4 @@
-//! What is watched: Services, EndpointSlices and this node's Node, selected as kube-proxy selects them, so that
+//! What is watched: Services, EndpointSlices, this node's Node and ServiceCIDRs, selected as kube-proxy selects them, so that
 //! an object which ceases to be selected (a label was added) arrives as deleted.
 
 use std::collections::HashMap;
@@ -73,6 +73,9 @@ pub struct Line<'a> {
 /// Objects on one page: a page of Services is about a megabyte.
 const LIMIT: u32 = 500;
 
+const SERVICE_CIDRS: [&str; 2] =
+    ["/apis/networking.k8s.io/v1/servicecidrs", "/apis/networking.k8s.io/v1beta1/servicecidrs"];
+
 impl Resource {
     pub fn services() -> Self {
         let labels = Some("!service.kubernetes.io/service-proxy-name");
@@ -96,6 +99,22 @@ impl Resource {
         Self { kind: Kind::Node, name: "nodes", path: "/api/v1/nodes", labels: None, fields }
     }
 
+    /// Served since 1.33, and before that as a beta where it was turned on.
+    pub fn service_cidrs() -> Self {
+        let path = SERVICE_CIDRS[0];
+        Self { kind: Kind::ServiceCidr, name: "servicecidrs", path, labels: None, fields: None }
+    }
+
+    /// The next older version of it in the API, to be asked where this one is unknown; after the oldest the
+    /// newest again, and false.
+    pub fn turn_to_older(&mut self) -> bool {
+        let is_newest = self.path == SERVICE_CIDRS[0];
+        if self.kind == Kind::ServiceCidr {
+            self.path = SERVICE_CIDRS[usize::from(is_newest)];
+        }
+        self.kind == Kind::ServiceCidr && is_newest
+    }
+
     /// Whether a cluster has one such object at least: the API server itself keeps the Service
     /// default/kubernetes and its slice.
     pub fn is_never_empty(&self) -> bool {
@@ -104,7 +123,7 @@ impl Resource {
 
     /// Whether the node can be served although the server does not know, or does not show, this resource.
     pub fn is_optional(&self) -> bool {
-        false
+        self.kind == Kind::ServiceCidr
     }
 
     /// A page of the newest state there is: never an older one than was seen before, as a server's cache may
@@ -164,6 +183,7 @@ impl Resource {
             Object::Service(service) => Event::Service(service),
             Object::Slice(slice) => Event::Slice(slice),
             Object::Node(node) => Event::Node(node),
+            Object::ServiceCidr(range) => Event::ServiceCidr(range),
             Object::Endpoints(_) => unreachable!("Endpoints are no resource of this source"),
         })
     }
@@ -173,6 +193,7 @@ impl Resource {
         match self.kind {
             Kind::EndpointSlice => Event::SliceGone(key),
             Kind::Node => Event::NodeGone(key.name),
+            Kind::ServiceCidr => Event::ServiceCidrGone(key.name),
             Kind::Service | Kind::Endpoints => Event::ServiceGone(key),
         }
     }
@@ -214,6 +235,15 @@ fn escape(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_older_version_is_asked_once() {
+        let mut cidrs = Resource::service_cidrs();
+        let new = cidrs.clone();
+        assert!(cidrs.turn_to_older() && cidrs.version().contains("v1beta1"));
+        assert!(!cidrs.turn_to_older() && cidrs == new);
+        assert!(!Resource::services().turn_to_older());
+    }
 
     #[test]
     fn selectors_are_kube_proxys() {
