@@ -47,7 +47,7 @@ pub enum AccessError {
     #[error("{origin}: {why}; run in a pod with a service account, or give --kubeconfig FILE")]
     InCluster { origin: Origin, why: String },
     #[error(
-        "{origin}: server {server:?} is not an address of an API server, as in https://192.168.8.201:6443"
+        "{origin}: server {server:?} is not an address of an API server; write it as in https://192.168.8.201:6443"
     )]
     Server { origin: Origin, server: String },
     #[error("{origin}: {why}; look at the user's token, client-certificate and client-key")]
