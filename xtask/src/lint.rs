@@ -1,4 +1,5 @@
-//! `cargo xtask lint`: format, clippy for user space and for the eBPF crate, licences, the map schema.
+//! `cargo xtask lint`: format, clippy for user space and for the eBPF crate, licences, the map schema,
+//! the programs' stacks.
 //!
 //! Every check runs, also when an earlier one failed; all failures are named at the end.
 
@@ -9,6 +10,7 @@ use anyhow::{Result, bail};
 use crate::{
     licences, process, schema,
     setup::{self, Need, say},
+    stack,
     workspace::Workspace,
 };
 
@@ -16,12 +18,14 @@ type Check = fn(&Workspace) -> Result<()>;
 
 pub fn run(workspace: &Workspace) -> Result<()> {
     setup::ensure(workspace, Need::Build)?;
-    let checks: [(&str, Check); 5] = [
+    let checks: [(&str, Check); 6] = [
         ("format", format),
         ("schema", schema::check),
         ("licences", licences::check),
         ("user space", user_space),
         ("eBPF", ebpf),
+        // Behind user space, whose check has made the object.
+        ("stack", stack::check),
     ];
     let mut failed = Vec::new();
     for (name, check) in checks {

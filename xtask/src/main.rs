@@ -5,6 +5,7 @@
 
 mod apt;
 mod build;
+mod instruction;
 mod kernels;
 mod licences;
 mod lint;
@@ -12,6 +13,7 @@ mod process;
 mod run;
 mod schema;
 mod setup;
+mod stack;
 mod test;
 mod workspace;
 
@@ -35,7 +37,7 @@ enum Task {
     Setup,
     /// Build shunt (and the eBPF object it embeds), the demo and the bench.
     Build(build::Args),
-    /// Check format, clippy (user space, then eBPF), licences and the map schema.
+    /// Check format, clippy (user space, then eBPF), licences, the map schema and the programs' stacks.
     Lint,
     /// Record the layout of the map types for the version in proxy-common's SCHEMA.
     Schema(schema::Args),
