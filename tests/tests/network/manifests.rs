@@ -47,7 +47,10 @@ fn an_edit_moves_new_connections_and_leaves_open_ones() -> Result<()> {
         }
         assert_eq!(streams.each_ref().map(|stream| stream.steady(20)), before);
         world.cluster.apply("services.yaml", &only(&world, false))?;
-        eventually(SECOND, || world.pod().tcp(web(family)).answered().backend == "near")?;
+        // Both nodes: the next family's streams begin on either.
+        for from in [world.pod(), world.outside(), world.host(1)] {
+            eventually(SECOND, || from.tcp(web(family)).answered().backend == "near")?;
+        }
         assert_eq!(streams.each_ref().map(|stream| stream.steady(5)), before);
     }
     Ok(())
