@@ -163,6 +163,11 @@ impl Controller {
         self.snapshot.knows_node()
     }
 
+    /// Whether load balancers may send to this node; see [`Snapshot::is_node_eligible`].
+    pub fn is_node_eligible(&self, without: bool) -> bool {
+        self.snapshot.is_node_eligible(without)
+    }
+
     /// Whether UDP flows of this service id to this backend id may live on.
     pub fn serves(&self, service: u32, backend: u32) -> bool {
         self.lowering.serves(service, backend)

@@ -162,6 +162,8 @@ pub struct Node {
     /// Addresses of any other type that are IP addresses.
     pub other_ips: Vec<IpAddr>,
     pub pod_cidrs: Vec<IpNet>,
+    /// It is being deleted, or the cluster's autoscaler is about to: load balancers are to send elsewhere (KEP-3836).
+    pub leaving: bool,
 }
 
 /// A ServiceCIDR: ranges that ClusterIPs are given out from.

@@ -104,6 +104,15 @@ impl Snapshot {
         self.nodes.contains_key(&self.node_name)
     }
 
+    /// Whether load balancers may send to this node (KEP-3836). Where nobody ever tells of any Node, as files need not,
+    /// `without` any object is the answer; where this one's is unknown among others, the node has left the cluster.
+    pub fn is_node_eligible(&self, without: bool) -> bool {
+        match self.nodes.get(&self.node_name) {
+            Some(node) => !node.leaving,
+            None => without && self.nodes.is_empty(),
+        }
+    }
+
     /// The ranges of all ServiceCIDRs, each once, in the order of the objects' names.
     pub fn service_cidrs(&self) -> Vec<IpNet> {
         let mut ranges = Vec::new();

@@ -18,6 +18,7 @@ use std::{
 };
 
 use bytemuck::bytes_of;
+use jiff::Timestamp;
 use proxy_common::{Agent as AgentState, map};
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -36,7 +37,7 @@ use crate::{
         self,
         probe::{self, Features},
     },
-    config::{Config, SocketLb, Xdp},
+    config::{self, Config, SocketLb, Xdp},
     controller::{Controller, SyncError},
     datapath::{
         DatapathError,
@@ -279,13 +280,16 @@ impl Agent {
         while let Ok(more) = self.events.try_recv() {
             more.into_iter().for_each(|event| self.controller.apply(event));
         }
+        // Files need not hold Nodes; an API server has one for each node of its cluster.
+        let without = matches!(self.config.source, config::Source::Manifests(_));
+        self.health.set_eligible(self.controller.is_node_eligible(without));
         self.queue_sync();
     }
 
     fn queue_sync(&mut self) {
         // Before the sources have delivered everything there is nothing that could be late.
         if self.controller.is_synced() {
-            self.health.queued(unix_now());
+            self.health.queued(Timestamp::now());
         }
         // Sooner than a sync that only waits to clear up after the last one.
         let soon = self.last_sync + MIN_SYNC_INTERVAL;
@@ -338,7 +342,7 @@ impl Agent {
         if !self.is_attached {
             self.attach()?;
         }
-        self.health.synced(unix_now());
+        self.health.synced(Timestamp::now());
         self.health.set_ready();
         if report.listeners {
             self.listeners.send_replace(self.controller.listeners().clone());

@@ -20,6 +20,7 @@ pub struct ObjectMeta {
     pub labels: Option<BTreeMap<String, Value>>,
     pub annotations: Option<BTreeMap<String, Value>>,
     pub creation_timestamp: Option<String>,
+    pub deletion_timestamp: Option<String>,
 }
 
 impl ObjectMeta {
@@ -39,6 +40,11 @@ impl ObjectMeta {
     pub fn name(&self) -> Result<&str, FieldError> {
         let name = self.name.as_deref().filter(|name| !name.is_empty());
         name.ok_or_else(|| field("metadata.name", super::Reason::Required))
+    }
+
+    /// Somebody asked for its deletion; it stays while finalizers hold it.
+    pub fn is_being_deleted(&self) -> bool {
+        self.deletion_timestamp.as_deref().is_some_and(|time| !time.is_empty())
     }
 
     pub fn label(&self, key: &str) -> Option<&str> {

@@ -24,6 +24,13 @@ struct Spec {
     pod_cidr: Option<String>,
     #[serde(rename = "podCIDRs")]
     pod_cidrs: Option<Vec<String>>,
+    taints: Option<Vec<Taint>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Taint {
+    key: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -39,6 +46,8 @@ struct Address {
 }
 
 const ZONE: &str = "topology.kubernetes.io/zone";
+/// The cluster autoscaler's mark on a node that it is about to delete.
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
 pub fn convert(doc: NodeDoc) -> Result<Node, FieldError> {
     let name = doc.metadata.name()?;
@@ -49,6 +58,8 @@ pub fn convert(doc: NodeDoc) -> Result<Node, FieldError> {
         ..Node::default()
     };
     let spec = doc.spec.unwrap_or_default();
+    let is_marked = |taint: &Taint| taint.key.as_deref() == Some(TO_BE_DELETED);
+    node.leaving = doc.metadata.is_being_deleted() || spec.taints.iter().flatten().any(is_marked);
     let several = spec.pod_cidrs.unwrap_or_default();
     for (i, text) in several.iter().enumerate() {
         node.pod_cidrs.push(range(&format!("spec.podCIDRs[{i}]"), text)?);
@@ -89,5 +100,19 @@ mod tests {
         assert_eq!(node.internal_ips, ["192.168.8.201".parse::<std::net::IpAddr>().unwrap()]);
         assert_eq!(node.other_ips, ["203.0.113.1".parse::<std::net::IpAddr>().unwrap()]);
         assert_eq!(node.pod_cidrs.len(), 2);
+        assert!(!node.leaving);
+    }
+
+    #[test]
+    fn nodes_that_are_leaving() {
+        let leaving = |metadata, spec| {
+            let doc = json!({"metadata": metadata, "spec": spec});
+            super::super::read(doc).and_then(convert).unwrap().leaving
+        };
+        let taint = |key: &str| json!({"taints": [{"key": "other"}, {"key": key, "effect": "NoSchedule"}]});
+        assert!(leaving(json!({"name": "n"}), taint("ToBeDeletedByClusterAutoscaler")));
+        assert!(!leaving(json!({"name": "n"}), taint("node.kubernetes.io/unschedulable")));
+        assert!(leaving(json!({"name": "n", "deletionTimestamp": "2026-01-01T00:00:00Z"}), json!({})));
+        assert!(!leaving(json!({"name": "n", "deletionTimestamp": null}), json!({"taints": null})));
     }
 }

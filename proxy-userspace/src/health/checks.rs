@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{
     net::{TcpListener, TcpSocket},
@@ -23,7 +24,6 @@ use tokio::{
 use super::{
     Health,
     http::{self, Response},
-    unix_now,
 };
 use crate::{
     health_checks::{Listeners, LocalEndpoints},
@@ -83,7 +83,7 @@ impl Checks {
                 self.failed.remove(&at);
                 let (wanted, health) = (self.wanted.clone(), self.health.clone());
                 let answer = move |_path: &str| {
-                    let healthy = health.is_healthy(unix_now());
+                    let healthy = health.is_healthy(Timestamp::now());
                     respond(wanted.borrow().get(&at), healthy)
                 };
                 self.open.insert(at, http::accept(listener, Arc::new(answer)));

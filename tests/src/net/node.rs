@@ -198,14 +198,20 @@ impl Node {
 
     /// The HTTP status of a path of shunt's health server.
     pub fn health(&self, path: &str) -> Result<u16> {
+        let answer = self.get(HEALTH.1, path)?;
+        let status = answer.split_whitespace().nth(1).context("an empty answer")?;
+        Ok(status.parse()?)
+    }
+
+    /// The whole answer of one of shunt's servers on the node's loopback address.
+    pub fn get(&self, port: u16, path: &str) -> Result<String> {
         let client = Client::at(&Place::inside(self.netns.clone()));
-        let stream = client.connect(HEALTH.into())?;
+        let stream = client.connect((HEALTH.0, port).into())?;
         let mut stream = stream.into_inner();
         stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes())?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
-        let status = answer.split_whitespace().nth(1).context("an empty answer")?;
-        Ok(status.parse()?)
+        Ok(answer)
     }
 
     /// Ends shunt by SIGTERM.

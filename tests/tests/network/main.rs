@@ -42,6 +42,7 @@ mod s2_7_detect_local;
 mod s2_7_source;
 mod s2_8_node_port_addresses;
 mod s2_9_source_ranges;
+mod s3_1_health;
 mod s3_2_health_check;
 mod same_tuple;
 mod trio;

@@ -1,0 +1,204 @@
+//! What the agent says of itself, and kube-proxy's rules about it (SERVICE-SEMANTICS 3.1): when the node is healthy, and
+//! what its answers look like.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+/// An update that waits this long to be written makes the node unhealthy (twice kube-proxy's sync period).
+const STALE: Duration = Duration::from_secs(60);
+
+/// Go's zero time: nothing was written yet.
+const NEVER: &str = "0001-01-01T00:00:00Z";
+
+/// What the agent says of itself: it writes, the listeners read.
+#[derive(Debug, Default)]
+pub struct Health(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    ready: bool,
+    eligible: bool,
+    last_sync: Option<Timestamp>,
+    /// Since when an update waits to be written.
+    waiting_since: Option<Timestamp>,
+}
+
+/// kube-proxy's body; the order of the fields is its own.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Body {
+    last_updated: String,
+    current_time: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node_eligible: Option<bool>,
+    healthy: bool,
+    /// Once something was written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<Families>,
+}
+
+/// One sync writes both families, so they are always the same.
+#[derive(Debug, Serialize)]
+struct Families {
+    #[serde(rename = "IPv4")]
+    v4: Family,
+    #[serde(rename = "IPv6")]
+    v6: Family,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Family {
+    last_updated: String,
+    healthy: bool,
+}
+
+impl Health {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The maps hold what the sources say, and the programs are attached.
+    pub fn set_ready(&self) {
+        self.lock().ready = true;
+    }
+
+    /// Whether load balancers may send to this node.
+    pub fn set_eligible(&self, eligible: bool) {
+        self.lock().eligible = eligible;
+    }
+
+    /// All that was known at `now` is in the maps.
+    pub fn synced(&self, now: Timestamp) {
+        let mut state = self.lock();
+        state.last_sync = Some(now);
+        state.waiting_since = None;
+    }
+
+    /// Something is to be written; only the first since the last sync counts.
+    pub fn queued(&self, now: Timestamp) {
+        self.lock().waiting_since.get_or_insert(now);
+    }
+
+    /// Whether the proxy is: the node's eligibility is another matter.
+    pub fn is_healthy(&self, now: Timestamp) -> bool {
+        self.lock().is_healthy(now)
+    }
+
+    /// The status and the body of `/healthz`, or of `/livez`, which does not ask for the node.
+    pub fn answer(&self, with_node: bool, now: Timestamp) -> (u16, String) {
+        let state = self.lock();
+        let healthy = state.is_healthy(now);
+        let is_good = healthy && (!with_node || state.eligible);
+        let last_sync = state.last_sync.map_or_else(|| NEVER.to_owned(), |time| time.to_string());
+        let body = Body {
+            // As kube-proxy's of old: what is well was updated now, even if nothing had changed.
+            last_updated: if is_good { now.to_string() } else { last_sync.clone() },
+            current_time: now.to_string(),
+            node_eligible: with_node.then_some(state.eligible),
+            healthy,
+            status: state.last_sync.map(|_| {
+                let family = Family { last_updated: last_sync, healthy };
+                Families { v4: family.clone(), v6: family }
+            }),
+        };
+        drop(state);
+        let text = serde_json::to_string(&body).expect("strings and booleans are JSON");
+        (if is_good { 200 } else { 503 }, text)
+    }
+
+    /// The status and the body of `/readyz`.
+    pub fn readiness(&self) -> (u16, String) {
+        let ready = self.lock().ready;
+        (if ready { 200 } else { 503 }, format!("{{\"ready\":{ready}}}"))
+    }
+}
+
+impl State {
+    /// Healthy while starting: a proxy that has never written anything is `/readyz`' business.
+    fn is_healthy(&self, now: Timestamp) -> bool {
+        match (self.last_sync, self.waiting_since) {
+            (None, _) | (_, None) => true,
+            (Some(_), Some(since)) => now.duration_since(since).unsigned_abs() < STALE || now < since,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::new(second, 250_000_000).unwrap()
+    }
+
+    #[test]
+    fn the_bodies_are_kube_proxys() {
+        let health = Health::default();
+        assert_eq!(
+            health.answer(true, at(100)),
+            (
+                503,
+                "{\"lastUpdated\":\"0001-01-01T00:00:00Z\",\"currentTime\":\"1970-01-01T00:01:40.25Z\",\
+                 \"nodeEligible\":false,\"healthy\":true}"
+                    .to_owned()
+            )
+        );
+        health.set_eligible(true);
+        health.synced(at(90));
+        let families = "\"status\":{\"IPv4\":{\"lastUpdated\":\"1970-01-01T00:01:30.25Z\",\"healthy\":true},\
+                        \"IPv6\":{\"lastUpdated\":\"1970-01-01T00:01:30.25Z\",\"healthy\":true}}}";
+        let times =
+            "{\"lastUpdated\":\"1970-01-01T00:01:40.25Z\",\"currentTime\":\"1970-01-01T00:01:40.25Z\",";
+        assert_eq!(
+            health.answer(true, at(100)),
+            (200, format!("{times}\"nodeEligible\":true,\"healthy\":true,{families}"))
+        );
+        assert_eq!(health.answer(false, at(100)), (200, format!("{times}\"healthy\":true,{families}")));
+    }
+
+    #[test]
+    fn a_node_that_is_to_go_is_not_eligible_and_lives() {
+        let health = Health::default();
+        health.synced(at(90));
+        health.set_eligible(false);
+        let (status, body) = health.answer(true, at(100));
+        assert_eq!(status, 503);
+        assert!(body.contains("\"nodeEligible\":false,\"healthy\":true"), "{body}");
+        assert!(body.starts_with("{\"lastUpdated\":\"1970-01-01T00:01:30.25Z\""), "the real sync: {body}");
+        assert_eq!(health.answer(false, at(100)).0, 200);
+        assert!(health.is_healthy(at(100)), "healthCheckNodePorts do not ask for the node");
+    }
+
+    #[test]
+    fn unhealthy_when_a_write_waits_too_long() {
+        let health = Health::default();
+        health.set_eligible(true);
+        health.queued(at(10));
+        assert_eq!(health.answer(true, at(500)).0, 200, "healthy while starting");
+        health.synced(at(500));
+        health.queued(at(600));
+        health.queued(at(650));
+        assert_eq!(health.answer(false, at(659)).0, 200);
+        for with_node in [true, false] {
+            let (status, body) = health.answer(with_node, at(660));
+            assert_eq!(status, 503);
+            assert_eq!(body.matches("\"healthy\":false").count(), 3, "{body}");
+        }
+        health.synced(at(661));
+        assert_eq!(health.answer(true, at(5000)).0, 200, "nothing to do is no illness");
+    }
+
+    #[test]
+    fn ready_after_the_first_sync() {
+        let health = Health::default();
+        assert_eq!(health.readiness(), (503, "{\"ready\":false}".to_owned()));
+        health.set_ready();
+        assert_eq!(health.readiness(), (200, "{\"ready\":true}".to_owned()));
+    }
+}
