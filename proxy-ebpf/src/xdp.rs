@@ -70,7 +70,12 @@ fn receive_ip<F: Family>(ctx: &XdpContext) -> Lane {
     match decide(ctx, work) {
         Decided::Foreign => Lane::Pass,
         Decided::Left => Lane::Left,
-        Decided::Begun => begun::<F>(ctx),
+        Decided::Begun => {
+            // Here and not where it begins: the verifier would follow the trace for each way through there
+            // ("BPF program is too large. Processed 1000001 insn").
+            trace::decision(work, &Ok(()));
+            if work.lane == 0 { Lane::Left } else { begun::<F>(ctx) }
+        }
     }
 }
 
@@ -164,9 +169,9 @@ fn forward<F: Family>(ctx: &XdpContext, work: &mut Work, entry: &CtEntry) -> Lan
 enum Decided {
     /// None of the lane's.
     Foreign,
-    /// To one of its frontends, but tc's to serve, refuse or drop.
+    /// To one of its frontends, but tc's to refuse or drop.
     Left,
-    /// A flow of this lane has begun.
+    /// A flow has begun: of this lane, if `work.lane` says so.
     Begun,
 }
 
@@ -191,23 +196,29 @@ fn decide(ctx: &XdpContext, work: &mut Work) -> Decided {
     }
     work.lane = if is_for_lane(ctx, work) { CtEntry::XDP } else { 0 };
     // Recorded in any case: the backend's turn is taken, and tc finds the flow.
-    let result = begin(work);
-    trace::decision(work, &result);
-    if result.is_ok() && work.lane != 0 && is_complete(work) { Decided::Begun } else { Decided::Left }
+    if begin(work).is_err() {
+        return Decided::Left;
+    }
+    if work.lane != 0 {
+        complete(work);
+    }
+    Decided::Begun
 }
 
-/// Gives the flow that has begun its source where it needs one, as the first egress hook would.
+/// Gives the flow that has begun its source where it needs one, as the first egress hook would. Where that fails
+/// `forward` finds the source pending, and the packet is tc's.
 #[inline(always)]
-fn is_complete(work: &mut Work) -> bool {
+fn complete(work: &mut Work) {
     if work.to.masquerade == 0 {
-        return true;
+        return;
     }
     let to = &work.out;
     let key = CtKey::new(work.request.src, to.peer_port, to.addr, to.port, work.request.proto, Half::Egress);
-    let Some(pending) = flow::lookup(&key) else {
-        return false;
-    };
-    pending.port != 0 || source::complete(&key, work.fib.ifindex, pending).is_ok()
+    if let Some(pending) = flow::lookup(&key)
+        && pending.port == 0
+    {
+        let _failed = source::complete(&key, work.fib.ifindex, pending);
+    }
 }
 
 /// Whether the flow that is about to begin can be served here from its first packet to its last.

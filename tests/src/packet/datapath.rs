@@ -133,6 +133,11 @@ pub struct Datapath {
 impl Datapath {
     /// Loads it with room for this many CONNTRACK entries, and furnishes it. The calling thread moves to its namespace.
     pub fn load(conntrack: u32) -> Result<Self> {
+        Self::load_with(conntrack, 0)
+    }
+
+    /// As [`Self::load`], with one in `trace` decisions told to the trace (0: none, and no code for it).
+    pub fn load_with(conntrack: u32, trace: u32) -> Result<Self> {
         let number = MADE.fetch_add(1, Ordering::Relaxed);
         let id = format!("shunt-packet-{}-{number}", std::process::id());
         let netns = Netns::new(id.clone())?;
@@ -149,6 +154,7 @@ impl Datapath {
             .default_map_pin_directory(&pins)
             // A device's checksum over IPv6 stays right only with it; older kernels are the vm suite's business.
             .override_global("CSUM_IPV6", &(1u64 << 7), true)
+            .override_global("TRACE", &trace, true)
             .map_max_entries(map::CONNTRACK, conntrack)
             .map_max_entries(map::AFFINITY, 64)
             .map_max_entries(map::SOCK_REVNAT, 64)
@@ -298,6 +304,12 @@ impl Datapath {
         let link = shunt::bpf::link::create_xdp(program.fd()?.as_fd(), self.uplink, DRIVER)?;
         self.lane = Some(link);
         Ok(())
+    }
+
+    /// Gives the neighbours on a wired uplink its own MAC address: a frame that the lane has sent is again one that was
+    /// sent to this node, so that a test run can repeat the program over it.
+    pub fn mirror(&mut self) -> Result<()> {
+        self.netns.ip(&super::world::mirror())
     }
 
     /// The XDP program, which is loaded with [`Self::wire`].

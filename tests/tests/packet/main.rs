@@ -23,4 +23,5 @@ mod policy;
 mod refusal;
 mod sctp;
 mod source_ranges;
+mod trace;
 mod xdp;
