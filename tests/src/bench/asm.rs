@@ -19,6 +19,7 @@ pub const LRU_HASH: u32 = 9;
 
 /// `enum bpf_prog_type`.
 const SCHED_CLS: u32 = 3;
+const XDP: u32 = 6;
 
 /// Helpers (`enum bpf_func_id`).
 pub const MAP_LOOKUP: i32 = 1;
@@ -80,9 +81,18 @@ impl Asm {
 
     /// Loads a classifier.
     pub fn classifier(&self) -> io::Result<OwnedFd> {
+        self.load(SCHED_CLS)
+    }
+
+    /// Loads an XDP program.
+    pub fn xdp(&self) -> io::Result<OwnedFd> {
+        self.load(XDP)
+    }
+
+    fn load(&self, prog_type: u32) -> io::Result<OwnedFd> {
         let license = c"GPL";
         let attr = LoadAttr {
-            prog_type: SCHED_CLS,
+            prog_type,
             insn_cnt: self.0.len() as u32,
             insns: self.0.as_ptr() as u64,
             license: license.as_ptr() as u64,

@@ -56,6 +56,12 @@ impl Yardsticks {
     }
 }
 
+/// The empty XDP program.
+pub fn empty_xdp() -> io::Result<OwnedFd> {
+    const XDP_PASS: i32 = 2;
+    Asm::default().set(0, XDP_PASS).exit().xdp()
+}
+
 /// Zeroes stack bytes.
 fn zeros(mut code: Asm, from: i16, len: i16) -> Asm {
     for at in (from..from + len).step_by(8) {

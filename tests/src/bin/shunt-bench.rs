@@ -5,8 +5,8 @@
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use tests::bench::{
-    connect,
-    paths::{self, Calls, Figures, NEW_FLOW},
+    connect, lane,
+    paths::{self, Calls, Figure, Figures, NEW_FLOW},
 };
 
 /// Measures shunt's datapath and prints the figures beside their goals.
@@ -22,6 +22,8 @@ struct Args {
 enum Part {
     /// The datapath's paths, by BPF_PROG_TEST_RUN.
     Paths,
+    /// The XDP lane's paths, likewise.
+    Xdp,
     /// connect() through a cluster of network namespaces.
     Connect,
 }
@@ -31,6 +33,16 @@ fn main() -> Result<()> {
     let wants = |part| args.parts.is_empty() || args.parts.contains(&part);
     if wants(Part::Paths) {
         print_paths(&paths::measure()?);
+    }
+    if wants(Part::Xdp) {
+        let (empty, figures) = lane::measure()?;
+        println!("BPF_PROG_TEST_RUN of xdp_native, ns net of an empty XDP program ({empty:.0} ns)\n");
+        println!("{:<44} {:>5} {:>9} {:>9}  goal", "path", "ns", "lookups", "helpers");
+        for Figure { name, ns, calls: Calls { lookups, helpers } } in figures {
+            let goal = if name.contains("not ours") { "<= 60 ns" } else { "<= 75 ns" };
+            println!("{name:<44} {ns:>5.0} {lookups:>9} {helpers:>9}  {goal}");
+        }
+        println!();
     }
     if wants(Part::Connect) {
         println!("{:<44} {:>9} {:>11}", "connect() p50, us", "measured", "to direct");

@@ -35,9 +35,8 @@ pub const MACS: [[u8; 6]; 2] = [[2, 1, 1, 1, 1, 1], [2, 9, 9, 9, 9, 9]];
 
 /// For iproute2: addresses and routes of an uplink whose neighbours are known.
 pub(super) fn wiring() -> String {
-    let mac = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
     let mut lines =
-        format!("link set uplink address {}\nlink set pod up\nlink set uplink up\n", mac(MACS[0]));
+        format!("link set uplink address {}\nlink set pod up\nlink set uplink up\n", text(MACS[0]));
     for (ip, bits) in [(Ip::V4, 32), (Ip::V6, 128)] {
         let own = addr(ip, UPLINK);
         lines += &format!("addr replace {own}/{bits} dev uplink{}\n", if ip.is_v4() { "" } else { " nodad" });
@@ -46,12 +45,27 @@ pub(super) fn wiring() -> String {
             let narrow = if host == NARROW { " mtu lock 1280" } else { "" };
             lines += &format!("route replace {host_addr}/{bits} dev uplink{narrow}\n");
             if host != UNKNOWN {
-                let peer = mac(MACS[1]);
-                lines += &format!("neigh replace {host_addr} lladdr {peer} dev uplink nud permanent\n");
+                lines += &neighbour(addr(ip, host), MACS[1]);
             }
         }
     }
     lines
+}
+
+/// For iproute2: the uplink's own MAC address for neighbours of a wired uplink.
+pub(super) fn mirror() -> String {
+    let hosts = [Ip::V4, Ip::V6]
+        .into_iter()
+        .flat_map(|ip| [OUTSIDE, OUTSIDE + 1, FAR_POD, VIP].map(|host| addr(ip, host)));
+    hosts.map(|host| neighbour(host, MACS[0])).collect()
+}
+
+fn neighbour(host: IpAddr, mac: [u8; 6]) -> String {
+    format!("neigh replace {host} lladdr {} dev uplink nud permanent\n", text(mac))
+}
+
+fn text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// An address of the family with this host number. All are 8.0.x.x and 2001:db8:86dd::x, because BPF_PROG_TEST_RUN
