@@ -1,13 +1,15 @@
 //! `shunt check`: whether shunt can work here, and what to do where it cannot. Facts are gathered by trying or
 //! reading, never by kernel version; what they mean is decided by pure functions beside them. Changes nothing.
 
+mod cilium;
 mod conflicts;
 mod kernel;
 mod network;
-mod nftables;
+mod pods;
 mod privileges;
+mod rules;
 mod storage;
-mod xtables;
+mod survey;
 
 use std::{
     io::{self, Write},
@@ -53,13 +55,19 @@ impl Finding {
     }
 }
 
-/// Everything, in the order a machine is put right: privileges, kernel, mounts, network, conflicts.
+/// Everything, in the order a machine is put right: privileges, kernel, mounts, network,
+/// rules, pods, conflicts.
 pub fn examine(bpffs: &Path, cgroup: Option<&Path>) -> Vec<Finding> {
     let mut findings = privileges::examine();
     findings.extend(kernel::examine());
     findings.extend(storage::examine(bpffs, cgroup));
     findings.extend(network::examine());
-    findings.extend(conflicts::examine());
+    let survey = survey::Survey::of(bpffs);
+    let types = survey::cni_types(Path::new(pods::CNI_DIR));
+    findings.extend(rules::examine(&survey));
+    findings.extend(pods::examine(&survey, &types));
+    findings.extend(cilium::examine(&survey, &types));
+    findings.extend(conflicts::examine(&survey, bpffs));
     findings
 }
 

@@ -175,7 +175,10 @@ pub struct CheckArgs {
 
 #[derive(Args, Clone, Debug)]
 pub struct CleanupArgs {
-    /// Also while an agent is alive
+    /// What kube-proxy left in iptables, nftables and ipvs instead; shunt's own stays
+    #[arg(long)]
+    pub kube_proxy: bool,
+    /// Also while an agent (with --kube-proxy, a kube-proxy) is alive
     #[arg(long)]
     pub force: bool,
 }

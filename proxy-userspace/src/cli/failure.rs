@@ -3,7 +3,7 @@
 use std::{error::Error, fmt::Write as _, io, process::ExitCode};
 
 use super::resolve::UsageError;
-use crate::{agent::AgentError, cleanup::CleanupError, inspect::InspectError};
+use crate::{agent::AgentError, cleanup::CleanupError, inspect::InspectError, kube_proxy::KubeProxyError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -13,6 +13,8 @@ pub enum Failure {
     Inspect(#[from] InspectError),
     #[error(transparent)]
     Cleanup(#[from] CleanupError),
+    #[error(transparent)]
+    KubeProxy(#[from] KubeProxyError),
     #[error("{failed} of the checks above failed: shunt cannot work here until that is fixed")]
     Unfit { failed: usize },
     #[error(transparent)]

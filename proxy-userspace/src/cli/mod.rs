@@ -25,6 +25,7 @@ use crate::{
     agent, check,
     cleanup::{cleanup, print_report_into},
     inspect::pins::Pins,
+    kube_proxy,
 };
 
 /// Carries out one command line.
@@ -58,6 +59,10 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
             })?;
             let failed = findings.iter().filter(|finding| finding.level == check::Level::Fail).count();
             if failed == 0 { Ok(()) } else { Err(Failure::Unfit { failed }) }
+        }
+        Command::Cleanup(args) if args.kube_proxy => {
+            let report = kube_proxy::cleanup(&cli.global.bpffs, args.force)?;
+            output.print_view(&[&report], |out| kube_proxy::print_report_into(out, &report))
         }
         Command::Cleanup(args) => {
             let report = cleanup(&cli.global.bpffs, args.force)?;

@@ -165,21 +165,61 @@ impl Socket {
         self.exchange(request, each).map(drop)
     }
 
+    /// All of these changes to one of netfilter's subsystems, or none of them.
+    pub fn transaction(&mut self, subsystem: u16, requests: Vec<Request>) -> io::Result<()> {
+        const BATCH_BEGIN: u16 = 16;
+        const BATCH_END: u16 = 17;
+        // `struct nfgenmsg`: no family, version 0, and the subsystem in network order.
+        let body = |subsystem: u16| [&[0, 0][..], &subsystem.to_be_bytes()].concat();
+        let Some(last) = requests.len().checked_sub(1) else { return Ok(()) };
+        let mut bytes = Vec::new();
+        self.sequence += 1;
+        bytes.extend(Request::new(BATCH_BEGIN, 0, &body(subsystem)).finish(self.sequence));
+        for (number, mut request) in requests.into_iter().enumerate() {
+            // One word for all: the kernel answers in order, errors always.
+            if number == last {
+                request.bytes[6] |= NLM_F_ACK as u8;
+            }
+            self.sequence += 1;
+            bytes.extend(request.finish(self.sequence));
+        }
+        bytes.extend(Request::new(BATCH_END, 0, &body(subsystem)).finish(self.sequence + 1));
+        self.sequence += 1;
+        send(self.fd.as_raw_fd(), &bytes, MsgFlags::empty())?;
+        self.answer(|_| {}).map(drop)
+    }
+
     /// Calls `each` with every message of a dump. Where the kernel says that the dump was torn by a change,
     /// it is made again from the beginning, so `each` must take a message twice.
-    pub fn dump(&mut self, kind: u16, body: &[u8], mut each: impl FnMut(Message<'_>)) -> io::Result<()> {
+    pub fn dump(&mut self, kind: u16, body: &[u8], each: impl FnMut(Message<'_>)) -> io::Result<()> {
+        self.dump_request(Request::new(kind, 0, body), each)
+    }
+
+    /// A dump that is asked for with attributes.
+    pub fn dump_request(
+        &mut self,
+        mut request: Request,
+        mut each: impl FnMut(Message<'_>),
+    ) -> io::Result<()> {
+        let flags = NLM_F_DUMP | NLM_F_REQUEST;
+        request.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
         for _ in 0..8 {
-            if !self.exchange(Request::new(kind, NLM_F_DUMP, body), &mut each)? {
+            if !self.exchange(request.clone(), &mut each)? {
                 return Ok(());
             }
         }
         Err(io::Error::other("the kernel's tables change faster than they can be read"))
     }
 
-    /// Whether the answer was torn (`NLM_F_DUMP_INTR`).
-    fn exchange(&mut self, request: Request, mut each: impl FnMut(Message<'_>)) -> io::Result<bool> {
+    /// Sends a request and reads its answer; says whether that was torn (`NLM_F_DUMP_INTR`).
+    fn exchange(&mut self, request: Request, each: impl FnMut(Message<'_>)) -> io::Result<bool> {
         self.sequence += 1;
         send(self.fd.as_raw_fd(), &request.finish(self.sequence), MsgFlags::empty())?;
+        self.answer(each)
+    }
+
+    /// Reads up to the kernel's yes or no, or the end of a dump.
+    fn answer(&mut self, mut each: impl FnMut(Message<'_>)) -> io::Result<bool> {
         let mut buffer = vec![0u8; 64 * 1024];
         let mut torn = false;
         loop {

@@ -1,4 +1,5 @@
 //! Process 1 of the virtual machine: mounts, modules, two pods and a Service; then `shunt`, traffic, the report, off.
+//! (Or what ipvs mode leaves, see [`super::ipvs`].)
 //!
 //! The machine's own network namespace is the node.
 
@@ -26,7 +27,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use super::{END, Ended, Program, REPORT, Report, Seen, Task, image};
+use super::{END, Ended, Program, REPORT, Report, Seen, Task, image, ipvs};
 use crate::{
     net::{
         Netns, Place,
@@ -39,7 +40,7 @@ const MANIFESTS: &str = "/run/manifests";
 const RUN_LOG: &str = "/run/shunt.log";
 const HEALTHZ: &str = "127.0.0.1:10256";
 /// Everything is some ten times slower here than on the machine around it.
-const SLOW: Duration = Duration::from_secs(60);
+pub(super) const SLOW: Duration = Duration::from_secs(60);
 
 /// The program `vm-init`.
 pub fn main() -> ! {
@@ -66,9 +67,13 @@ fn work(report: &mut Report) -> Result<()> {
     modules()?;
     let task =
         std::env::args().find_map(|word| Task::from_word(&word)).context("no task on the command line")?;
+    if task == Task::Ipvs {
+        return ipvs::leave_and_clean_up(report);
+    }
     report.check = ended(Command::new(image::SHUNT).args(["check"]), SLOW)?;
     manifests()?;
     match task {
+        Task::Ipvs => Ok(()),
         Task::Serve => serve(report),
         Task::Refuse => {
             report.run = ended(&mut shunt_run(), SLOW)?;
@@ -270,7 +275,7 @@ fn shunt_json(args: &[&str]) -> Result<Vec<Value>> {
 }
 
 /// Runs to its end, or ends it.
-fn ended(command: &mut Command, limit: Duration) -> Result<Ended> {
+pub(super) fn ended(command: &mut Command, limit: Duration) -> Result<Ended> {
     const LOG: &str = "/run/ended.log";
     let log = File::create(LOG)?;
     let mut child = command
@@ -308,7 +313,7 @@ fn wait(child: &mut Child, limit: Duration) -> Result<Option<i32>> {
 }
 
 /// Lines of iproute2's grammar in the node's namespace.
-fn ip(lines: &str) -> Result<()> {
+pub(super) fn ip(lines: &str) -> Result<()> {
     for line in lines.lines() {
         let ended = ended(Command::new("ip").args(line.split_whitespace()), SLOW)?;
         if ended.status != Some(0) {

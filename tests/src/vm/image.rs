@@ -16,11 +16,8 @@ use super::{cpio::Archive, modules};
 pub const MODULES: &str = "/modules";
 pub const SHUNT: &str = "/bin/shunt";
 
-/// What the guest's network is made of: veth pairs, a tun device, and tc's hooks below kernel 6.6.
-const WANTED: [&str; 4] = ["veth", "tun", "sch_ingress", "cls_bpf"];
-
-/// The initramfs for the kernel in `kernel` (a directory made by `cargo xtask test vm`).
-pub fn build(kernel: &Path, init: &Path, shunt: &Path) -> Result<Vec<u8>> {
+/// The initramfs for the kernel in `kernel` (a directory made by `cargo xtask test vm`) with the modules `wanted`.
+pub fn build(kernel: &Path, wanted: &[&str], init: &Path, shunt: &Path) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for dir in ["/proc", "/sys", "/dev", "/run", "/tmp", "/etc"] {
         archive.directory(dir);
@@ -42,7 +39,7 @@ pub fn build(kernel: &Path, init: &Path, shunt: &Path) -> Result<Vec<u8>> {
         let bytes = fs::read(&library).with_context(|| format!("reading {library}"))?;
         archive.file(&library, &bytes);
     }
-    for (number, module) in modules::collect(&kernel.join("modules"), &WANTED)?.iter().enumerate() {
+    for (number, module) in modules::collect(&kernel.join("modules"), wanted)?.iter().enumerate() {
         archive.file(&format!("{MODULES}/{number:02}-{}", module.name), &module.image);
     }
     Ok(archive.finish())

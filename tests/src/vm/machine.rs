@@ -27,8 +27,8 @@ pub fn boot(series: &str, task: Task, init: &Path) -> Result<Report> {
     if !kernel.join("release").is_file() {
         bail!("there is no kernel in {}: `cargo xtask test vm` fetches it", kernel.display());
     }
-    let initramfs = Scratch(vm.join(format!("initramfs-{series}-{}", std::process::id())));
-    fs::write(&initramfs.0, image::build(&kernel, init, &shunt::binary()?)?)?;
+    let initramfs = Scratch(vm.join(format!("initramfs-{series}-{}-{}", task.word(), std::process::id())));
+    fs::write(&initramfs.0, image::build(&kernel, task.modules(), init, &shunt::binary()?)?)?;
     let qemu = Command::new(QEMU)
         .args(["-accel", "tcg", "-cpu", "max", "-m", "1024", "-nodefaults", "-no-reboot"])
         .args(["-display", "none", "-serial", "stdio"])

@@ -7,6 +7,7 @@
 mod cpio;
 pub mod guest;
 pub mod image;
+mod ipvs;
 pub mod machine;
 mod modules;
 
@@ -26,6 +27,8 @@ pub enum Task {
     Serve,
     /// See `shunt check` and `shunt run` refuse.
     Refuse,
+    /// See `shunt cleanup --kube-proxy` remove what ipvs mode leaves.
+    Ipvs,
 }
 
 impl Task {
@@ -34,11 +37,21 @@ impl Task {
         match self {
             Self::Serve => "serve",
             Self::Refuse => "refuse",
+            Self::Ipvs => "ipvs",
+        }
+    }
+
+    /// What the guest's network is made of beside what the kernel has built in: veth pairs, a tun device, and tc's
+    /// hooks below kernel 6.6; or what kube-proxy's ipvs mode is made of.
+    const fn modules(self) -> &'static [&'static str] {
+        match self {
+            Self::Serve | Self::Refuse => &["veth", "tun", "sch_ingress", "cls_bpf"],
+            Self::Ipvs => &["dummy", "ipv6", "ip_vs", "ip_vs_rr"],
         }
     }
 
     fn from_word(word: &str) -> Option<Self> {
-        [Self::Serve, Self::Refuse].into_iter().find(|task| task.word() == word)
+        [Self::Serve, Self::Refuse, Self::Ipvs].into_iter().find(|task| task.word() == word)
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod attachment;
 mod bare;
+mod check_limits;
 mod cluster_ip;
 mod cni_rules;
 mod concurrency;
@@ -16,6 +17,7 @@ mod foreign_program;
 mod fragments;
 mod host_processes;
 mod inspection;
+mod kube_proxy;
 mod manifests;
 mod narrow_hop;
 mod node_backends;

@@ -1,0 +1,298 @@
+//! nf_tables over netlink: chains and rules are listed by dumps, removed by transactions. iptables-nft's tables are
+//! tables like any other; its matches and targets are expressions of their own kind (`match`, `target`), its jumps
+//! and verdicts nftables' own.
+
+use std::{collections::BTreeMap, io};
+
+use super::{Chain, Kind, Rule, Table, legacy_table::asks_state};
+use crate::datapath::netlink::{Message, Request, Socket, attributes, read_str};
+
+/// `NFNL_SUBSYS_NFTABLES << 8` and its messages (uapi/linux/netfilter/nf_tables.h).
+const NFT: u16 = 10 << 8;
+const NEWTABLE: u16 = NFT;
+const GETTABLE: u16 = NFT | 1;
+const DELTABLE: u16 = NFT | 2;
+const NEWCHAIN: u16 = NFT | 3;
+const GETCHAIN: u16 = NFT | 4;
+const DELCHAIN: u16 = NFT | 5;
+const NEWRULE: u16 = NFT | 6;
+const GETRULE: u16 = NFT | 7;
+const DELRULE: u16 = NFT | 8;
+
+const TABLE_NAME: u16 = 1;
+const CHAIN_TABLE: u16 = 1;
+const CHAIN_NAME: u16 = 3;
+const CHAIN_HOOK: u16 = 4;
+const CHAIN_POLICY: u16 = 5;
+const HOOK_HOOKNUM: u16 = 1;
+const RULE_TABLE: u16 = 1;
+const RULE_CHAIN: u16 = 2;
+const RULE_HANDLE: u16 = 3;
+const RULE_EXPRESSIONS: u16 = 4;
+const EXPR_NAME: u16 = 1;
+const EXPR_DATA: u16 = 2;
+const IMMEDIATE_DATA: u16 = 2;
+const DATA_VERDICT: u16 = 2;
+const VERDICT_CHAIN: u16 = 2;
+/// Of `match` and of `target`.
+const XT_NAME: u16 = 1;
+const XT_INFO: u16 = 3;
+const CT_KEY: u16 = 2;
+const CT_STATE: u32 = 0;
+
+const NF_DROP: u32 = 0;
+/// `struct nfgenmsg`.
+const HEADER: usize = 4;
+/// Requests in a transaction: some 100 bytes each, far below what a socket may be allowed to send at once.
+const BATCH: usize = 1000;
+
+fn family_name(number: u8) -> &'static str {
+    match number {
+        1 => "inet",
+        2 => "ip",
+        3 => "arp",
+        5 => "netdev",
+        7 => "bridge",
+        10 => "ip6",
+        _ => "other",
+    }
+}
+
+/// Every table of every family; a kernel without nftables has none.
+pub fn tables() -> io::Result<Vec<Table>> {
+    let mut found = Vec::new();
+    dump(GETTABLE, |message| {
+        if message.kind == NEWTABLE
+            && let Some(table) = table(&message, TABLE_NAME)
+            && !found.contains(&table)
+        {
+            found.push(table);
+        }
+    })?;
+    Ok(found)
+}
+
+/// Every chain of every family with its rules.
+pub fn chains() -> io::Result<Vec<Chain>> {
+    let mut chains = BTreeMap::new();
+    dump(GETCHAIN, |message| {
+        if let Some(chain) = chain(&message) {
+            chains.insert((chain.table.clone(), chain.name.clone()), chain);
+        }
+    })?;
+    let mut rules = BTreeMap::new();
+    dump(GETRULE, |message| {
+        if let Some((key, rule)) = rule(&message) {
+            // A dump that was torn comes again: the handle tells a rule twice seen.
+            rules.entry(key).or_insert_with(BTreeMap::new).entry(rule.handle).or_insert(rule);
+        }
+    })?;
+    for (key, found) in rules {
+        if let Some(chain) = chains.get_mut(&key) {
+            chain.rules = found.into_values().collect();
+        }
+    }
+    Ok(chains.into_values().collect())
+}
+
+/// What to take away, in this order: rules first, so that nothing leads to the chains.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removal {
+    /// Single rules of chains that stay: table, chain, handle.
+    pub rules: Vec<(Table, String, u64)>,
+    pub chains: Vec<(Table, String)>,
+    pub tables: Vec<Table>,
+}
+
+/// Carries it out. Each step is a transaction of its own, or several: with the rules that lead to a chain gone, it is
+/// no matter that the chain goes a moment later.
+pub fn remove(removal: &Removal) -> io::Result<()> {
+    let mut steps: [Vec<Request>; 4] = Default::default();
+    for (table, chain, handle) in &removal.rules {
+        let mut request = request(DELRULE, table);
+        request
+            .attribute(RULE_TABLE, &text(&table.name))
+            .attribute(RULE_CHAIN, &text(chain))
+            .attribute(RULE_HANDLE, &handle.to_be_bytes());
+        steps[0].push(request);
+    }
+    for (table, chain) in &removal.chains {
+        // Without a handle: all rules of the chain.
+        let mut flush = request(DELRULE, table);
+        flush.attribute(RULE_TABLE, &text(&table.name)).attribute(RULE_CHAIN, &text(chain));
+        steps[1].push(flush);
+        let mut request = request(DELCHAIN, table);
+        request.attribute(CHAIN_TABLE, &text(&table.name)).attribute(CHAIN_NAME, &text(chain));
+        steps[2].push(request);
+    }
+    for table in &removal.tables {
+        let mut request = request(DELTABLE, table);
+        request.attribute(TABLE_NAME, &text(&table.name));
+        steps[3].push(request);
+    }
+    let mut socket = Socket::open_netfilter()?;
+    for step in steps {
+        for batch in step.chunks(BATCH) {
+            socket.transaction(NFT >> 8, batch.to_vec())?;
+        }
+    }
+    Ok(())
+}
+
+fn request(kind: u16, table: &Table) -> Request {
+    let family = [1, 2, 3, 5, 7, 10].into_iter().find(|number| family_name(*number) == table.family);
+    Request::new(kind, 0, &[family.unwrap_or(0), 0, 0, 0])
+}
+
+fn text(name: &str) -> Vec<u8> {
+    [name.as_bytes(), &[0]].concat()
+}
+
+fn dump(kind: u16, each: impl FnMut(Message<'_>)) -> io::Result<()> {
+    let listed = Socket::open_netfilter().and_then(|mut socket| socket.dump(kind, &[0; HEADER], each));
+    match listed {
+        // EINVAL: no nfnetlink subsystem answers for nf_tables; EPROTONOSUPPORT: no nfnetlink at all.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EPROTONOSUPPORT)) => Ok(()),
+        other => other,
+    }
+}
+
+fn all(message: Message<'_>) -> impl Iterator<Item = (u16, &[u8])> {
+    attributes(message.body.get(HEADER..).unwrap_or_default())
+}
+
+fn find(data: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(data).find(|attribute| attribute.0 == kind).map(|attribute| attribute.1)
+}
+
+fn table(message: &Message<'_>, attribute: u16) -> Option<Table> {
+    let name = all(*message).find(|found| found.0 == attribute)?.1;
+    Some(Table { kind: Kind::Nftables, family: family_name(*message.body.first()?), name: read_str(name) })
+}
+
+fn chain(message: &Message<'_>) -> Option<Chain> {
+    if message.kind != NEWCHAIN {
+        return None;
+    }
+    let find = |kind| all(*message).find(|attribute| attribute.0 == kind).map(|attribute| attribute.1);
+    let hook = find(CHAIN_HOOK)
+        .and_then(|nested| attributes(nested).find(|attribute| attribute.0 == HOOK_HOOKNUM))
+        .and_then(|attribute| be32(attribute.1));
+    Some(Chain {
+        table: table(message, CHAIN_TABLE)?,
+        name: read_str(find(CHAIN_NAME)?),
+        hook,
+        drops: hook.is_some() && find(CHAIN_POLICY).and_then(be32) == Some(NF_DROP),
+        rules: Vec::new(),
+    })
+}
+
+/// A rule and the chain it stands in.
+fn rule(message: &Message<'_>) -> Option<((Table, String), Rule)> {
+    if message.kind != NEWRULE {
+        return None;
+    }
+    let find = |kind| all(*message).find(|attribute| attribute.0 == kind).map(|attribute| attribute.1);
+    let key = (table(message, RULE_TABLE)?, read_str(find(RULE_CHAIN)?));
+    let handle = u64::from_be_bytes(find(RULE_HANDLE)?.get(..8)?.try_into().ok()?);
+    let mut rule = Rule { handle, ..Rule::default() };
+    for (_, expression) in attributes(find(RULE_EXPRESSIONS).unwrap_or_default()) {
+        describe(expression, &mut rule);
+    }
+    Some((key, rule))
+}
+
+fn describe(expression: &[u8], rule: &mut Rule) {
+    let name = find(expression, EXPR_NAME).map(read_str).unwrap_or_default();
+    let data = find(expression, EXPR_DATA).unwrap_or_default();
+    match name.as_str() {
+        "immediate" => {
+            let verdict = find(data, IMMEDIATE_DATA).and_then(|value| find(value, DATA_VERDICT));
+            if let Some(chain) = verdict.and_then(|verdict| find(verdict, VERDICT_CHAIN)) {
+                rule.jumps_to = Some(read_str(chain));
+            }
+        }
+        "match" => {
+            let name = find(data, XT_NAME).map(read_str).unwrap_or_default();
+            rule.asks_state |= asks_state(&name, find(data, XT_INFO).unwrap_or_default());
+            rule.matches.insert(name);
+        }
+        "target" => rule.target = find(data, XT_NAME).map(read_str).unwrap_or_default(),
+        "ct" => {
+            rule.asks_state |= find(data, CT_KEY).and_then(be32) == Some(CT_STATE);
+            rule.matches.insert(name);
+        }
+        _ => {
+            rule.matches.insert(name);
+        }
+    }
+}
+
+fn be32(data: &[u8]) -> Option<u32> {
+    Some(u32::from_be_bytes(data.get(..4)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datapath::netlink::messages;
+
+    fn body(hook: u32, policy: u32) -> Vec<u8> {
+        let mut request = Request::new(NEWCHAIN, 0, &[2, 0, 0, 0]);
+        request
+            .attribute(CHAIN_TABLE, b"filter\0")
+            .attribute(CHAIN_NAME, b"FORWARD\0")
+            .nested(CHAIN_HOOK, |nested| {
+                nested.attribute(HOOK_HOOKNUM, &hook.to_be_bytes());
+            })
+            .attribute(CHAIN_POLICY, &policy.to_be_bytes());
+        request.encoded()
+    }
+
+    fn parsed(bytes: &[u8]) -> Chain {
+        messages(bytes).find_map(|message| chain(&message)).unwrap()
+    }
+
+    #[test]
+    fn a_chain_of_the_forward_hook() {
+        let dropping = parsed(&body(super::super::FORWARD, NF_DROP));
+        assert_eq!(dropping.to_string(), "chain FORWARD of nftables table ip filter");
+        assert!(dropping.drops_forwarded());
+        assert!(!parsed(&body(super::super::FORWARD, 1)).drops_forwarded());
+        assert!(!parsed(&body(1, NF_DROP)).drops_forwarded());
+    }
+
+    #[test]
+    fn what_a_rule_asks_and_where_it_goes() {
+        let mut request = Request::new(NEWRULE, 0, &[10, 0, 0, 0]);
+        let expression = |list: &mut Request, name: &[u8], fill: &dyn Fn(&mut Request)| {
+            list.nested(1, |expression| {
+                expression.attribute(EXPR_NAME, name).nested(EXPR_DATA, |data| fill(data));
+            });
+        };
+        request
+            .attribute(RULE_TABLE, b"nat\0")
+            .attribute(RULE_CHAIN, b"PREROUTING\0")
+            .attribute(RULE_HANDLE, &7u64.to_be_bytes())
+            .nested(RULE_EXPRESSIONS, |list| {
+                expression(list, b"ct\0", &|ct| {
+                    ct.attribute(CT_KEY, &CT_STATE.to_be_bytes());
+                });
+                expression(list, b"match\0", &|xt| {
+                    xt.attribute(XT_NAME, b"addrtype\0");
+                });
+                expression(list, b"immediate\0", &|immediate| {
+                    immediate.nested(IMMEDIATE_DATA, |value| {
+                        value.nested(DATA_VERDICT, |verdict| {
+                            verdict.attribute(VERDICT_CHAIN, b"KUBE-SERVICES\0");
+                        });
+                    });
+                });
+            });
+        let bytes = request.encoded();
+        let ((table, chain), rule) = messages(&bytes).find_map(|message| rule(&message)).unwrap();
+        assert_eq!((table.family, table.name.as_str(), chain.as_str()), ("ip6", "nat", "PREROUTING"));
+        assert_eq!((rule.handle, rule.jumps_to.as_deref()), (7, Some("KUBE-SERVICES")));
+        assert!(rule.asks_state && rule.matches.contains("addrtype"), "{rule:?}");
+    }
+}

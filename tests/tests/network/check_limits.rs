@@ -1,0 +1,286 @@
+//! Each limit that `shunt check` names: once where it is met, and once where it is not.
+
+use std::{path::Path, process::Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use tests::{
+    manifest::{Endpoint, Service},
+    net::{
+        Lane, Netns, Plan,
+        plan::{external, node_addr, vip},
+        shunt::binary,
+    },
+};
+
+use crate::world::World;
+
+/// `shunt check` in a namespace where no agent has run, behind `before` in a mount namespace of its own: what that
+/// mounts goes away with it.
+fn check_after(netns: &Netns, before: &str) -> Result<Vec<Value>> {
+    let binary = binary()?;
+    let script =
+        format!("{before}\nexec {} --bpffs /sys/fs/bpf/{} check -o json", binary.display(), netns.name());
+    let output = netns
+        .command("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-e", "-c", &script])
+        .stdin(Stdio::null())
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    serde_json::from_str(&text)
+        .with_context(|| format!("check wrote {text}{}", String::from_utf8_lossy(&output.stderr)))
+}
+
+fn check(netns: &Netns) -> Result<Vec<Value>> {
+    check_after(netns, "")
+}
+
+fn new(name: &str) -> Result<Netns> {
+    Netns::new(format!("shunt-test-{}-{name}", std::process::id()))
+}
+
+/// The finding of that name, which is of this level and names these words.
+#[track_caller]
+fn says(findings: &[Value], name: &str, level: &str, words: &[&str]) {
+    let found = findings.iter().find(|finding| finding["check"] == name);
+    let found = found.unwrap_or_else(|| panic!("no {name} in {findings:#?}"));
+    assert_eq!(found["level"], level, "{found}");
+    for word in words {
+        assert!(found.to_string().contains(word), "no {word} in {found}");
+    }
+    let fix = found["fix"].as_str().unwrap_or_default();
+    assert_eq!(fix.is_empty(), level == "ok", "{found}");
+}
+
+#[track_caller]
+fn silent(findings: &[Value], name: &str) {
+    let found = findings.iter().find(|finding| finding["check"] == name);
+    assert!(found.is_none(), "{found:?}");
+}
+
+/// Pods on a bridge, rules that ask for a connection's state, and whether the one meets the other.
+#[test]
+fn bridged_pods_and_rules_that_ask_for_state() -> Result<()> {
+    const CHECK: &str = "bridge netfilter";
+    let (node, pod) = (new("limit-bridge")?, new("limit-bridge-pod")?);
+    let set = |value: &str| -> Result<()> {
+        node.sysctl("net/bridge/bridge-nf-call-iptables", value)?;
+        node.sysctl("net/bridge/bridge-nf-call-ip6tables", value)
+    };
+    set("0")?;
+    node.nft(
+        "table ip cni {\n chain checked {\n }\n chain forward {\n type filter hook forward priority 0;\n jump checked\n }\n}\n",
+    )?;
+    says(&check(&node)?, CHECK, "ok", &["no bridged pods"]);
+    node.ip(&format!(
+        "link add cni0 type bridge\nlink add pod0 type veth peer name eth0 netns {}\nlink set pod0 master cni0",
+        pod.path().display()
+    ))?;
+    says(&check(&node)?, CHECK, "ok", &["cni0", "no rule asks"]);
+    node.nft("add rule ip cni checked ct state invalid drop")?;
+    says(
+        &check(&node)?,
+        CHECK,
+        "warn",
+        &["cni0", "chain checked of nftables table ip cni", "bridge-nf-call-iptables=1"],
+    );
+    set("1")?;
+    says(&check(&node)?, CHECK, "ok", &["cni0"]);
+    set("0")?;
+    node.nft("flush chain ip cni checked")?;
+    says(&check(&node)?, CHECK, "ok", &["no rule asks"]);
+    node.run(&[
+        "iptables-legacy",
+        "-A",
+        "FORWARD",
+        "-m",
+        "conntrack",
+        "--ctstate",
+        "ESTABLISHED",
+        "-j",
+        "ACCEPT",
+    ])?;
+    says(&check(&node)?, CHECK, "warn", &["chain FORWARD of iptables-legacy table filter"]);
+    Ok(())
+}
+
+/// Cilium's device or pins, and the header its agent compiles with.
+#[test]
+fn cilium_and_how_it_routes() -> Result<()> {
+    const CHECK: &str = "cilium";
+    let header = |line: &str| {
+        format!(
+            "mount -t tmpfs tmpfs /run; mkdir -p /run/cilium/state/globals; \
+             echo '{line}' > /run/cilium/state/globals/node_config.h"
+        )
+    };
+    let pins = "mount -t bpf bpf /sys/fs/bpf; mkdir -p /sys/fs/bpf/tc/globals; bpftool map create \
+                /sys/fs/bpf/tc/globals/cilium_lxc type array key 4 value 4 entries 1 name cilium_lxc";
+    if !Path::new("/var/run/cilium").exists() && std::fs::canonicalize("/var/run")? != Path::new("/run") {
+        bail!("/var/run is no link to /run here: this test would have to mount elsewhere");
+    }
+    let node = new("limit-cilium")?;
+    let empty = "mount -t bpf bpf /sys/fs/bpf";
+    silent(&check_after(&node, empty)?, CHECK);
+    says(&check_after(&node, pins)?, CHECK, "warn", &["tc/globals", "past our egress hook"]);
+    node.ip("link add cilium_host type veth peer name cilium_net")?;
+    let with = |line: &str| check_after(&node, &format!("{empty}; {}", header(line)));
+    says(&check_after(&node, empty)?, CHECK, "warn", &["device cilium_", "cilium status"]);
+    says(
+        &with("#define ENABLE_HOST_ROUTING 1")?,
+        CHECK,
+        "fail",
+        &["past our egress hook", "hostLegacyRouting=true"],
+    );
+    says(&with("#define ENABLE_NODEPORT 1")?, CHECK, "fail", &["two proxies", "kubeProxyReplacement=false"]);
+    says(&with("#define ENABLE_IPV4 1")?, CHECK, "ok", &["device cilium_"]);
+    Ok(())
+}
+
+/// An interface in a pod's namespace that hangs on the node's uplink: the node sees nothing of it but its address.
+#[test]
+fn a_pod_with_a_macvlan_interface() -> Result<()> {
+    const CHECK: &str = "pods' devices";
+    let (node, pod, wire) = (new("limit-macvlan")?, new("limit-macvlan-pod")?, new("limit-macvlan-wire")?);
+    node.ip(&format!(
+        "link add eth0 type veth peer name far netns {}\nlink set eth0 up\naddr add 192.168.8.201/24 dev eth0\n\
+         route add default via 192.168.8.1",
+        wire.path().display()
+    ))?;
+    says(&check(&node)?, CHECK, "ok", &[]);
+    node.ip(&format!(
+        "link add pod0 link eth0 type macvlan mode bridge\nlink set pod0 netns {}",
+        pod.path().display()
+    ))?;
+    pod.ip("link set pod0 up")?;
+    says(&check(&node)?, CHECK, "warn", &["eth0 listens for 1 more address", "--socket-lb all"]);
+    pod.ip("link del pod0")?;
+    says(&check(&node)?, CHECK, "ok", &[]);
+    node.ip("link add shim link eth0 type macvlan mode bridge")?;
+    says(&check(&node)?, CHECK, "warn", &["shim is a macvlan device on eth0"]);
+    Ok(())
+}
+
+#[test]
+fn a_cni_whose_pods_have_no_device() -> Result<()> {
+    let node = new("limit-cni")?;
+    let with = |text: &str| {
+        check_after(
+            &node,
+            &format!(
+                "mount -t tmpfs tmpfs /etc; mkdir -p /etc/cni/net.d; echo '{text}' > /etc/cni/net.d/10.conflist"
+            ),
+        )
+    };
+    let found = with(r#"{"plugins": [{"type": "bridge"}]}"#)?;
+    says(&found, "pods' devices", "ok", &[]);
+    says(&found, "pod network", "ok", &["bridge"]);
+    for plugin in ["macvlan", "ipvlan", "sriov"] {
+        let multus = format!(r#"{{"type": "multus", "delegates": [{{"type": "{plugin}"}}]}}"#);
+        says(&with(&multus)?, "pods' devices", "warn", &[plugin, "--socket-lb all"]);
+    }
+    Ok(())
+}
+
+/// Rules of AWS VPC CNI's shape, of either kind of iptables.
+#[test]
+fn marks_on_connections_to_the_node() -> Result<()> {
+    const CHECK: &str = "connection marks";
+    for program in ["iptables-nft", "iptables-legacy"] {
+        let node = new(&format!("limit-aws-{program}"))?;
+        let iptables = |line: &str| {
+            let words: Vec<_> = [program].into_iter().chain(line.split(' ')).collect();
+            node.run(&words).map(drop)
+        };
+        iptables("-t mangle -A PREROUTING -m addrtype --dst-type LOCAL -j ACCEPT")?;
+        iptables("-t nat -N MY-SNAT-CHAIN")?;
+        silent(&check(&node)?, CHECK);
+        iptables("-t mangle -A PREROUTING -m addrtype --dst-type LOCAL -j CONNMARK --set-mark 0x80")?;
+        says(&check(&node)?, CHECK, "warn", &["chain PREROUTING", "--masquerade-all"]);
+        iptables("-t mangle -F PREROUTING")?;
+        silent(&check(&node)?, CHECK);
+        iptables("-t nat -N AWS-CONNMARK-CHAIN-0")?;
+        says(&check(&node)?, CHECK, "warn", &["AWS-CONNMARK-CHAIN-0", "AWS_VPC_K8S_CNI_EXTERNALSNAT"]);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_forward_policy_of_drop() -> Result<()> {
+    const CHECK: &str = "forward policy";
+    let node = new("limit-forward")?;
+    says(&check(&node)?, CHECK, "ok", &[]);
+    for program in ["iptables-nft", "ip6tables-legacy"] {
+        node.run(&[program, "-P", "FORWARD", "DROP"])?;
+        says(&check(&node)?, CHECK, "warn", &["chain FORWARD of", "outside the pod range"]);
+        node.run(&[program, "-P", "FORWARD", "ACCEPT"])?;
+        says(&check(&node)?, CHECK, "ok", &[]);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_dns_cache_at_a_services_address() -> Result<()> {
+    const CHECK: &str = "dns cache";
+    let node = new("limit-dns")?;
+    node.ip("link add nodelocaldns type veth peer name other\naddr add 169.254.20.10/32 dev nodelocaldns")?;
+    silent(&check(&node)?, CHECK);
+    node.ip("addr add 10.68.0.53/32 dev nodelocaldns")?;
+    says(&check(&node)?, CHECK, "warn", &["10.68.0.53", "--cluster-dns=169.254.20.10"]);
+    Ok(())
+}
+
+/// What only the maps of an agent tell: where the backends are, what is a Service's address.
+#[test]
+fn limits_that_the_maps_show() -> Result<()> {
+    let world = World::start(Plan { xdp: None, ..Plan::default() }, |world| world.web().yaml())?;
+    let node = world.cluster.node(0);
+    let check = || -> Result<Vec<Value>> {
+        let output = node.shunt_output(&["check", "-o", "json"])?;
+        Ok(serde_json::from_slice(&output.stdout)?)
+    };
+    node.netns().run(&["iptables-nft", "-P", "FORWARD", "DROP"])?;
+    node.netns()
+        .ip("link add nodelocaldns type veth peer name other\naddr add 10.99.0.53/32 dev nodelocaldns")?;
+    let found = check()?;
+    says(&found, "forward policy", "ok", &["every backend is a pod's"]);
+    says(&found, "pods' devices", "ok", &[]);
+    says(&found, "kube-proxy", "ok", &[]);
+    silent(&found, "dns cache");
+    silent(&found, "xdp lane");
+
+    // A Service whose backend is nobody's pod, and one whose backend is a pod of this node with an address of the
+    // underlay.
+    let outside = Service::new("outside", vip(50)).tcp(80, 8080).endpoints([Endpoint::at(external(9))]);
+    let lan = Service::new("lan", vip(51)).tcp(80, 8080).endpoints([Endpoint::node(node)]);
+    let lan =
+        lan.yaml().replace(&format!("addresses: [\"{}\"]", node_addr(0).v4), "addresses: [\"192.168.8.77\"]");
+    let dns = Service::new("dns", vip(53)).tcp(53, 8080).pods(&[&world.near]);
+    world.cluster.apply("more.yaml", &[outside.yaml(), lan, dns.yaml()].join("---\n"))?;
+    node.netns().ip(&format!("addr add {}/32 dev nodelocaldns", vip(53).v4))?;
+    tests::net::cluster::eventually(std::time::Duration::from_secs(30), || {
+        let list = node.shunt_json(&["backend", "list"]).unwrap_or_default().to_string();
+        list.contains("192.168.8.77") && list.contains(&external(9).v4.to_string())
+    })?;
+    let found = check()?;
+    says(&found, "forward policy", "warn", &[&external(9).v4.to_string(), "default/outside"]);
+    says(&found, "pods' devices", "warn", &["192.168.8.77", "eth0"]);
+    says(&found, "dns cache", "warn", &[&vip(53).v4.to_string()]);
+    Ok(())
+}
+
+#[test]
+fn the_xdp_lane_and_the_rules_it_passes_by() -> Result<()> {
+    let world = World::start(Plan::default().xdp(Lane::Generic), |world| world.web().yaml())?;
+    let node = world.cluster.node(0);
+    let check = || -> Result<Vec<Value>> {
+        let output = node.shunt_output(&["check", "-o", "json"])?;
+        Ok(serde_json::from_slice(&output.stdout)?)
+    };
+    says(&check()?, "xdp lane", "ok", &["eth0"]);
+    node.netns().nft(
+        "table inet restrict {\n chain forward {\n type filter hook forward priority 0;\n tcp dport 8080 counter drop\n }\n}\n",
+    )?;
+    says(&check()?, "xdp lane", "warn", &["eth0", "chain forward of nftables table inet restrict"]);
+    Ok(())
+}
