@@ -56,7 +56,10 @@ pub mod map {
     pub const AGENT: &str = "AGENT";
     /// What `ingress_xdp` goes on with: a program array, which holds no data.
     pub const INGRESS: &str = "INGRESS";
-    /// Every map above but INGRESS, in the order `shunt map list` prints them.
+    /// The programs' read-only globals, as this run set them: pinned for `shunt explain`, which runs the same programs
+    /// over maps of its own.
+    pub const GLOBALS: &str = "GLOBALS";
+    /// Every map above but INGRESS and GLOBALS, in the order `shunt map list` prints them.
     pub const ALL: [&str; 21] = [
         FRONTENDS,
         SLOTS,

@@ -20,7 +20,12 @@ use crate::{
         prog::ProgInfo,
     },
     datapath::{
-        DatapathError, attach::Direction, clsact, devices::Devices, load::PROGRAMS, netlink::Socket,
+        DatapathError,
+        attach::Direction,
+        clsact,
+        devices::Devices,
+        load::{GLOBALS_SECTION, PROGRAMS},
+        netlink::Socket,
         pins::Pins,
     },
     inspect::{self, status},
@@ -143,10 +148,15 @@ fn program_of(fd: &OwnedFd, name: &str) -> Option<u32> {
     known.then_some(info.id)
 }
 
+/// What the map pinned under this name calls itself.
+fn own_name(pinned: &str) -> &str {
+    if pinned == map::GLOBALS { GLOBALS_SECTION } else { pinned }
+}
+
 fn is_our_map(fd: &OwnedFd, name: &str) -> bool {
     kind_of(fd) == Kind::Map
-        && (map::ALL.contains(&finished(name)) || finished(name) == map::INGRESS)
-        && MapInfo::of(fd.as_fd()).is_ok_and(|info| info.name() == cut(finished(name)))
+        && (map::ALL.contains(&finished(name)) || [map::INGRESS, map::GLOBALS].contains(&finished(name)))
+        && MapInfo::of(fd.as_fd()).is_ok_and(|info| info.name() == cut(own_name(finished(name))))
 }
 
 /// Whether a link's program is ours: pinned beside it, or, where the pin is gone, named as ours.

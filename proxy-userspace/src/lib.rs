@@ -10,6 +10,7 @@ pub mod compile;
 pub mod config;
 pub mod controller;
 pub mod datapath;
+pub mod explain;
 pub mod health;
 pub mod health_checks;
 pub mod inspect;

@@ -471,7 +471,8 @@ impl Agent {
             let open = self.loaded.ingress().as_fd();
             bpf::obj_pin(open, &path).map_err(|source| DatapathError::Pin { path, source })?;
         }
-        if self.loaded.programs().any(|(name, _)| !self.pins.prog(name).exists()) {
+        let programs_gone = self.loaded.programs().any(|(name, _)| !self.pins.prog(name).exists());
+        if programs_gone || !self.pins.map(map::GLOBALS).exists() {
             attach::pin_programs(&self.pins, &self.loaded)?;
         }
         Ok(())

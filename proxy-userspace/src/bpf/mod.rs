@@ -8,6 +8,7 @@ pub mod link;
 pub mod map;
 pub mod probe;
 pub mod prog;
+pub mod run;
 
 use std::{
     ffi::CString,

@@ -67,6 +67,8 @@ pub enum Command {
     /// What the datapath did and why it dropped
     #[command(subcommand, visible_alias = "counters")]
     Counter(ListCommand),
+    /// What would become of a packet, stage by stage; nothing is done
+    Explain(ExplainArgs),
     /// Pinned programs
     #[command(subcommand)]
     Prog(ListCommand),
@@ -164,6 +166,19 @@ pub struct CompileArgs {
     pub node_name: Option<String>,
     #[command(flatten)]
     pub policy: PolicyArgs,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct ExplainArgs {
+    /// Where the packet comes from; without a port one is made up
+    #[arg(value_name = "SRC[:PORT]")]
+    pub source: String,
+    /// Where it goes: tcp (the default), udp or sctp; a ping has no port: ADDRESS/icmp
+    #[arg(value_name = "DST:PORT[/PROTO]")]
+    pub destination: String,
+    /// The device it comes in by [default: the one behind which SRC is; the node itself where SRC is its own]
+    #[arg(long, visible_alias = "interface", value_name = "DEVICE")]
+    pub from: Option<String>,
 }
 
 #[derive(Args, Clone, Debug)]

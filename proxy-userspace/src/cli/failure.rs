@@ -3,7 +3,10 @@
 use std::{error::Error, fmt::Write as _, io, process::ExitCode};
 
 use super::resolve::UsageError;
-use crate::{agent::AgentError, cleanup::CleanupError, inspect::InspectError, kube_proxy::KubeProxyError};
+use crate::{
+    agent::AgentError, cleanup::CleanupError, explain::ExplainError, inspect::InspectError,
+    kube_proxy::KubeProxyError,
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -11,6 +14,8 @@ pub enum Failure {
     Usage(#[from] UsageError),
     #[error(transparent)]
     Inspect(#[from] InspectError),
+    #[error(transparent)]
+    Explain(#[from] ExplainError),
     #[error(transparent)]
     Cleanup(#[from] CleanupError),
     #[error(transparent)]
@@ -35,6 +40,7 @@ impl Failure {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
             Self::Usage(error) => usage(&error),
             Self::Inspect(error) if error.is_usage() => usage(&error),
+            Self::Explain(error) if error.is_usage() => usage(&error),
             failure => {
                 eprintln!("error: {}", chain(&failure));
                 ExitCode::FAILURE

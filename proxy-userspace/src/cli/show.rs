@@ -3,10 +3,11 @@
 use std::io::Write as _;
 
 use super::{
-    args::{ConntrackCommand, MapCommand, ServiceCommand},
+    args::{ConntrackCommand, ExplainArgs, MapCommand, ServiceCommand},
     failure::Failure,
     output::Output,
 };
+use crate::explain::{self, ExplainError, question::Question};
 use crate::inspect::{
     InspectError,
     affinity::{self, AffinityMaps},
@@ -72,6 +73,13 @@ pub fn affinity(pins: &Pins, output: &Output) -> Done {
 pub fn counters(pins: &Pins, output: &Output) -> Done {
     let views = counters::read(pins)?;
     output.print_view(&views, |out| counters::print_counters_into(out, &views, output.headers))
+}
+
+pub fn explain(pins: &Pins, output: &Output, args: &ExplainArgs) -> Done {
+    let question = Question::parse(&args.source, &args.destination, args.from.as_deref())
+        .map_err(ExplainError::Question)?;
+    let view = explain::explain(pins, &question)?;
+    output.print_view(&view, |out| explain::view::print_explanation_into(out, &view))
 }
 
 pub fn programs(pins: &Pins, output: &Output) -> Done {

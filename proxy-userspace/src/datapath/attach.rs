@@ -14,6 +14,7 @@ use std::{
 };
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use proxy_common::map;
 
 use super::{DatapathError, clsact, devices::select::Hook, load::Loaded, netlink::Socket, pins::Pins};
 use crate::bpf::{
@@ -266,12 +267,14 @@ pub fn detach_sockets(pins: &Pins) -> io::Result<()> {
     SOCKET_PROGRAMS.iter().try_for_each(|(name, _)| bpf::remove_pin(&pins.link(name)))
 }
 
-/// Pins the programs of `loaded` in place of those pinned before.
+/// Pins the programs of `loaded`, and their globals, in place of those pinned before.
 pub fn pin_programs(pins: &Pins, loaded: &Loaded) -> Result<(), DatapathError> {
     for (name, program) in loaded.programs() {
         let path = pins.prog(name);
         bpf::obj_repin(program, &path).map_err(|e| DatapathError::pin(&path, e))?;
     }
+    let path = pins.map(map::GLOBALS);
+    bpf::obj_repin(loaded.globals()?, &path).map_err(|e| DatapathError::pin(&path, e))?;
     for name in Pins::names(&pins.progs()).map_err(|e| DatapathError::pin(&pins.progs(), e))? {
         if !loaded.programs().any(|(loaded, _)| loaded == name) {
             bpf::remove_pin(&pins.prog(&name)).map_err(|e| DatapathError::pin(&pins.prog(&name), e))?;

@@ -11,6 +11,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
+    maps::Map,
     programs::{Program, ProgramError},
 };
 use proxy_common::map;
@@ -47,6 +48,9 @@ pub const PROGRAMS: [&str; 16] = [
 
 /// Those that are loaded only where there is an XDP lane.
 const LANE: [&str; 3] = ["ingress_xdp", "xdp_native", "xdp_soft"];
+
+/// The section of the object that holds the read-only globals, and the name of the map they become.
+pub const GLOBALS_SECTION: &str = ".rodata";
 
 /// Lines of the verifier's log that a failed load shows: the last ones say why.
 const LOG_LINES: usize = 20;
@@ -107,6 +111,14 @@ impl Loaded {
     /// INGRESS, which holds no data.
     pub fn ingress(&self) -> &RawMap {
         &self.ingress
+    }
+
+    /// The read-only globals.
+    pub fn globals(&self) -> Result<BorrowedFd<'_>, DatapathError> {
+        match self.ebpf.map(GLOBALS_SECTION) {
+            Some(Map::Array(globals)) => Ok(globals.fd().as_fd()),
+            _ => Err(DatapathError::Incomplete { name: map::GLOBALS }),
+        }
     }
 
     /// Lets `ingress_xdp` go on with this ingress program: before it is attached, and in place of an earlier run's.
@@ -222,7 +234,7 @@ fn load_program(name: &'static str, program: &mut Program) -> Result<OwnedFd, Da
         .map_err(|error| failed_program(name, error))
 }
 
-fn failed_program(name: &str, error: ProgramError) -> DatapathError {
+pub(crate) fn failed_program(name: &str, error: ProgramError) -> DatapathError {
     let (reason, log) = match &error {
         ProgramError::LoadError { io_error, verifier_log } => {
             (io_error.to_string(), last_lines(verifier_log))

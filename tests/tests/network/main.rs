@@ -12,6 +12,7 @@ mod concurrency;
 mod demo;
 mod devices;
 mod distribution;
+mod explain;
 mod external_local;
 mod foreign_program;
 mod fragments;

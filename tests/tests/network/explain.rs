@@ -1,0 +1,525 @@
+//! `shunt explain` against what really happens: each case is explained first and tried then, by a real socket with the
+//! same source port, or by a raw one where no socket may be opened (SCTP).
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::AsRawFd as _,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::{
+    socket::{MsgFlags, SockaddrStorage, recvfrom, sendto, setsockopt, sockopt},
+    time::{TimeVal, TimeValLike as _},
+};
+use serde_json::Value;
+use tests::{
+    manifest::Service,
+    net::{
+        Node, Place, Plan, Pod,
+        plan::{BOTH, Family, OUTSIDE, external, vip},
+    },
+    traffic::{Client, Outcome, ping},
+};
+
+use crate::{
+    trio::{Trio, both},
+    world::{NODE_PORT, PORT, TARGET, World, at, web, web_addr},
+};
+
+/// Silence is believed after this time.
+const SILENCE: Duration = Duration::from_millis(600);
+
+/// NodePorts of policy Local: with a backend on node 0, and without.
+const NEAR_PORT: u16 = 30081;
+const FAR_PORT: u16 = 30082;
+
+/// What a case expects, known without shunt: both the explanation and the packet must agree with it.
+enum Expected<'a> {
+    /// By one of these, which sees the client's own address or not.
+    Answered {
+        by: &'a [&'a str],
+        own_source: bool,
+    },
+    /// By somebody to whom the packet came as it was.
+    Untouched(&'a str),
+    Refused(&'static str),
+    Dropped(&'static str),
+}
+
+/// A source and a destination, and the socket that tries them.
+struct Case<'a> {
+    name: &'a str,
+    node: &'a Node,
+    from: Client,
+    source: IpAddr,
+    to: SocketAddr,
+    protocol: &'static str,
+}
+
+/// Source ports nobody has had before: a new flow each time.
+fn next_port() -> u16 {
+    static NEXT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(21_000);
+    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+}
+
+impl Case<'_> {
+    fn udp(self) -> Self {
+        Self { protocol: "udp", ..self }
+    }
+
+    /// Explains, tries and compares; returns the explanation.
+    fn is(self, expected: &Expected<'_>) -> Result<Value> {
+        let port = next_port();
+        let source = SocketAddr::new(self.source, port);
+        let words = [source.to_string(), format!("{}/{}", self.to, self.protocol)];
+        let told = self.node.shunt_json(&["explain", &words[0], &words[1]])?;
+        let client = self.from.port(port).patience(SILENCE);
+        let attempt = if self.protocol == "udp" { client.udp(self.to) } else { client.tcp(self.to) };
+        let name = self.name;
+        let shown = || format!("{name}: {attempt}\n{told:#}");
+        let (verdict, reason) = match expected {
+            Expected::Answered { by, own_source } => {
+                let Outcome::Answered(answer) = &attempt.outcome else { panic!("{}", shown()) };
+                assert!(by.contains(&&*answer.backend), "{}", shown());
+                assert_eq!(answer.peer.ip() == self.source, *own_source, "{}", shown());
+                agrees(&told, &answer.backend, answer.peer, &shown);
+                ("translated", Value::Null)
+            }
+            Expected::Untouched(by) => {
+                let Outcome::Answered(answer) = &attempt.outcome else { panic!("{}", shown()) };
+                assert_eq!((&*answer.backend, answer.peer), (*by, source), "{}", shown());
+                assert!(told["rewrites"].as_array().is_some_and(Vec::is_empty), "{}", shown());
+                ("untouched", Value::Null)
+            }
+            Expected::Refused(reason) => {
+                assert_eq!(attempt.outcome, Outcome::Refused, "{}", shown());
+                ("refused", Value::from(*reason))
+            }
+            Expected::Dropped(reason) => {
+                assert_eq!(attempt.outcome, Outcome::TimedOut, "{}", shown());
+                ("dropped", Value::from(*reason))
+            }
+        };
+        assert_eq!((&told["verdict"], &told["reason"]), (&Value::from(verdict), &reason), "{}", shown());
+        println!("{name}: {}", attempt);
+        Ok(told)
+    }
+}
+
+/// The backend that was told is the one that answered, and it saw the source that was told.
+#[track_caller]
+fn agrees(told: &Value, backend: &str, peer: SocketAddr, shown: &dyn Fn() -> String) {
+    let node = format!("node-{}", 1 + ["a", "b", "c"].iter().position(|name| *name == backend).unwrap_or(9));
+    assert_eq!(told["backend"]["node"], node, "{}", shown());
+    let text = told["outcome"]["source"].as_str().unwrap_or_default();
+    let source: SocketAddr = text.parse().unwrap_or_else(|_| panic!("{}", shown()));
+    assert_eq!(source.ip(), peer.ip(), "{}", shown());
+    if told["outcome"]["any_source_port"] == false {
+        assert_eq!(source.port(), peer.port(), "{}", shown());
+    }
+}
+
+/// The cases of one cluster.
+struct Cases<'a>(&'a Trio);
+
+impl<'a> Cases<'a> {
+    fn of(&self, name: &'a str, from: Client, source: IpAddr, to: SocketAddr) -> Case<'a> {
+        Case { name, node: self.0.node(0), from, source, to, protocol: "tcp" }
+    }
+
+    fn pod(&self, name: &'a str, to: SocketAddr) -> Case<'a> {
+        let source = self.0.clients[0].addr();
+        self.of(name, self.0.pod(0), source.of(family_of(to)), to)
+    }
+
+    fn host(&self, name: &'a str, to: SocketAddr) -> Case<'a> {
+        self.of(name, self.0.host(0), self.0.node(0).addr().of(family_of(to)), to)
+    }
+
+    fn outside(&self, name: &'a str, to: SocketAddr) -> Case<'a> {
+        self.of(name, self.0.outside(), OUTSIDE.of(family_of(to)), to)
+    }
+}
+
+fn family_of(at: SocketAddr) -> Family {
+    if at.is_ipv4() { Family::V4 } else { Family::V6 }
+}
+
+fn services(trio: &Trio) -> Vec<Service> {
+    let all = trio.servers.each_ref();
+    let [a, b, _] = all;
+    let ranges = format!("{}/32, \"{}/128\"", OUTSIDE.v4, OUTSIDE.v6);
+    let local = |name: &str, n: u8, port: u16| {
+        Service::new(name, vip(n)).node_port(PORT, TARGET, port).external_traffic_local()
+    };
+    vec![
+        Service::new("web", vip(10)).node_port(PORT, TARGET, NODE_PORT).pods(&all),
+        local("near", 11, NEAR_PORT).pods(&[a]),
+        local("far", 12, FAR_PORT).pods(&[b]),
+        Service::new("ranged", vip(13))
+            .tcp(PORT, TARGET)
+            .load_balancer(external(51))
+            .external_ips(external(41))
+            .spec(&format!("loadBalancerSourceRanges: [{ranges}]"))
+            .pods(&all),
+        Service::new("self", vip(14)).tcp(PORT, TARGET).pods(&[a]),
+        trio.empty("none", vip(15)),
+        trio.service("sticky", vip(16)).spec("sessionAffinity: ClientIP"),
+        Service::new("streams", vip(17)).sctp(TARGET, TARGET).pods(&all),
+    ]
+}
+
+fn ranges() -> String {
+    format!(
+        "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {{name: kubernetes}}\nspec: {{cidrs: [{}/24, \
+         \"{}/120\"]}}\n",
+        vip(0).v4,
+        vip(0).v6
+    )
+}
+
+#[test]
+fn explain_says_what_happens() -> Result<()> {
+    let trio = Trio::without_shunt(Plan::default())?;
+    trio.apply(&services(&trio))?;
+    trio.cluster.apply("range.yaml", &ranges())?;
+    trio.cluster.start(&[])?;
+    let cases = Cases(&trio);
+    for family in BOTH {
+        cluster_addresses(&cases, family).with_context(|| format!("{family:?}"))?;
+        node_ports(&cases, family).with_context(|| format!("{family:?}"))?;
+        external_addresses(&cases, family).with_context(|| format!("{family:?}"))?;
+        verdicts(&cases, family).with_context(|| format!("{family:?}"))?;
+        state(&cases, family).with_context(|| format!("{family:?}"))?;
+        pings(&cases, family).with_context(|| format!("{family:?}"))?;
+        sctp(&cases, family).with_context(|| format!("{family:?}"))?;
+    }
+    nothing_changes(&trio)
+}
+
+const ANYONE: &[&str] = &["a", "b", "c"];
+
+fn cluster_addresses(cases: &Cases<'_>, family: Family) -> Result<()> {
+    let anyone = Expected::Answered { by: ANYONE, own_source: true };
+    let to = at(vip(10), family, PORT);
+    for turn in 0..4 {
+        let told = cases.pod("ClusterIP from a pod", to).is(&anyone)?;
+        assert_eq!(told["backend"]["chosen_by"], "turn", "{turn}");
+        assert_eq!(told["frontend"]["kind"], "ClusterIP");
+        assert_eq!(told["policy"]["set_size"], 3);
+    }
+    cases.pod("ClusterIP from a pod, UDP", to).udp().is(&anyone)?;
+    // Backends of this node and of others: the way there decides the source.
+    for _ in 0..3 {
+        let told = cases.host("ClusterIP from the node", to).is(&anyone)?;
+        assert_eq!(told["lane"], "socket");
+        cases.host("ClusterIP from the node, UDP", to).udp().is(&anyone)?;
+    }
+    let itself = Expected::Answered { by: &["a"], own_source: false };
+    let server = &cases.0.servers[0];
+    let hairpin = Client::at(server.place());
+    cases.of("hairpin", hairpin, server.addr().of(family), at(vip(14), family, PORT)).is(&itself)?;
+    let off_cluster = cases.outside("ClusterIP from off the cluster", to);
+    let told = off_cluster.node.shunt_json(&["explain", &OUTSIDE.of(family).to_string(), &to.to_string()])?;
+    let local = told["backend"]["local"] == true;
+    off_cluster.is(&Expected::Answered { by: ANYONE, own_source: local })?;
+    Ok(())
+}
+
+fn node_ports(cases: &Cases<'_>, family: Family) -> Result<()> {
+    let node = cases.0.node(0).addr();
+    let to = at(node, family, NODE_PORT);
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        // Which one is next is what the explanation says; whether it sees the client follows from where it is.
+        let told =
+            cases.0.node(0).shunt_json(&["explain", &OUTSIDE.of(family).to_string(), &to.to_string()])?;
+        let local = told["backend"]["local"] == true;
+        seen.push(local);
+        cases
+            .outside("NodePort, policy Cluster", to)
+            .is(&Expected::Answered { by: ANYONE, own_source: local })?;
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, [false, false, true], "one backend here, two elsewhere");
+    cases
+        .host("NodePort at the node's own address", to)
+        .is(&Expected::Answered { by: ANYONE, own_source: true })?;
+    if family == Family::V4 {
+        let to = SocketAddr::from(([127, 0, 0, 1], NODE_PORT));
+        cases.host("NodePort at loopback", to).is(&Expected::Answered { by: ANYONE, own_source: true })?;
+    }
+    let kept = |by| Expected::Answered { by, own_source: true };
+    let near = at(node, family, NEAR_PORT);
+    let told = cases.outside("NodePort, policy Local, a backend here", near).is(&kept(&["a"]))?;
+    assert_eq!((&told["policy"]["policy"], &told["policy"]["set"]), (&"Local".into(), &"local".into()));
+    let far = at(node, family, FAR_PORT);
+    cases
+        .outside("NodePort, policy Local, no backend here", far)
+        .is(&Expected::Dropped("no_local_endpoints"))?;
+    let told = cases.pod("the same from a pod of the node", far).is(&kept(&["b"]))?;
+    assert_eq!(told["policy"]["short_circuit"], true);
+    cases.host("the same from the node", far).is(&kept(&["b"]))?;
+    // The same number at an address that is none of the node's.
+    let elsewhere = at(OUTSIDE, family, NODE_PORT);
+    let _server = tests::traffic::Server::tcp(cases.0.cluster.outside(), elsewhere, "elsewhere")?;
+    let way = format!(
+        "route replace {}/{} via {}\n",
+        cases.0.clients[0].addr().of(family),
+        bits(family),
+        node.of(family)
+    );
+    cases.0.cluster.outside().netns().ip(&way)?;
+    let told = cases.pod("a NodePort's number elsewhere", elsewhere).is(&Expected::Untouched("elsewhere"))?;
+    assert_eq!(told["destination"], "node_port_elsewhere");
+    Ok(())
+}
+
+fn bits(family: Family) -> u8 {
+    match family {
+        Family::V4 => 32,
+        Family::V6 => 128,
+    }
+}
+
+fn external_addresses(cases: &Cases<'_>, family: Family) -> Result<()> {
+    let ranged = at(external(51), family, PORT);
+    for _ in 0..3 {
+        let told =
+            cases.0.node(0).shunt_json(&["explain", &OUTSIDE.of(family).to_string(), &ranged.to_string()])?;
+        let own_source = told["backend"]["local"] == true;
+        let told = cases
+            .outside("load balancer's address, inside its ranges", ranged)
+            .is(&Expected::Answered { by: ANYONE, own_source })?;
+        let range = format!("{}/{}", OUTSIDE.of(family), bits(family));
+        assert_eq!(
+            (&told["policy"]["let_in"], &told["policy"]["source_range"]),
+            (&true.into(), &range.into())
+        );
+    }
+    let out = Expected::Dropped("src_range");
+    cases.pod("load balancer's address, outside its ranges", ranged).is(&out)?;
+    cases.host("the same from the node", ranged).is(&out)?;
+    let told = cases
+        .pod("externalIP", at(external(41), family, PORT))
+        .is(&Expected::Answered { by: ANYONE, own_source: true })?;
+    assert_eq!(told["frontend"]["kind"], "ExternalIP");
+    Ok(())
+}
+
+fn verdicts(cases: &Cases<'_>, family: Family) -> Result<()> {
+    let none = at(vip(15), family, PORT);
+    let refused = Expected::Refused("no_backend");
+    let told = cases.pod("no endpoints", none).is(&refused)?;
+    assert_eq!(told["answer"], "tcp_reset");
+    let told = cases.pod("no endpoints, UDP", none).udp().is(&refused)?;
+    assert_eq!(told["answer"], "icmp_port_unreachable");
+    let told = cases.host("no endpoints, from the node", none).is(&refused)?;
+    assert_eq!(told["answer"], "connection_refused");
+    let other = at(vip(10), family, 81);
+    cases.pod("another port of a ClusterIP", other).is(&Expected::Refused("no_service_port"))?;
+    cases.host("the same from the node", other).is(&Expected::Refused("no_service_port"))?;
+    let free = at(vip(99), family, PORT);
+    let told = cases.pod("an unallocated address", free).is(&Expected::Dropped("unallocated"))?;
+    assert_eq!(told["destination"], "unallocated");
+    let server = &cases.0.servers[1];
+    let direct = at(server.addr(), family, TARGET);
+    let told = cases.pod("a backend itself", direct).is(&Expected::Untouched("b"))?;
+    assert_eq!(told["destination"], "backend");
+    let plain = at(cases.0.node(0).addr(), family, 9999);
+    cases.0.node(0).serve_tcp(family, 9999, "plain")?;
+    let told = cases.pod("a port of the node's own", plain).is(&Expected::Untouched("plain"))?;
+    assert_eq!(told["destination"], "foreign");
+    Ok(())
+}
+
+/// Affinity, and flows that are open.
+fn state(cases: &Cases<'_>, family: Family) -> Result<()> {
+    let sticky = at(vip(16), family, PORT);
+    let anyone = Expected::Answered { by: ANYONE, own_source: true };
+    for who in ["a pod", "the node"] {
+        let case = |name| match who {
+            "a pod" => cases.pod(name, sticky),
+            _ => cases.host(name, sticky),
+        };
+        let first = case("affinity, first").is(&anyone)?;
+        assert_eq!(first["affinity"]["hit"], false, "{who}: {first:#}");
+        for _ in 0..2 {
+            let again = case("affinity, again").is(&anyone)?;
+            assert_eq!(again["affinity"]["hit"], true, "{who}: {again:#}");
+            assert_eq!(again["backend"]["id"], first["backend"]["id"], "{who}");
+            assert_eq!(again["backend"]["chosen_by"], "affinity", "{who}");
+        }
+    }
+    let to = at(vip(10), family, PORT);
+    let stream = cases.0.pod(0).stream(to);
+    let answer = stream.ask()?;
+    // Another flow's turn in between.
+    cases.pod("another flow", to).is(&anyone)?;
+    let words = [stream.local_addr()?.to_string(), to.to_string()];
+    let told = cases.0.node(0).shunt_json(&["explain", &words[0], &words[1]])?;
+    assert_eq!(
+        (&told["flow"]["goes_on"], &told["flow"]["state"]),
+        (&true.into(), &"ESTABLISHED".into()),
+        "{told:#}"
+    );
+    assert_eq!((&told["backend"]["chosen_by"], &told["verdict"]), (&"flow".into(), &"translated".into()));
+    agrees(&told, &answer.backend, answer.peer, &|| format!("an open flow: {told:#}"));
+    stream.steady(2);
+    Ok(())
+}
+
+fn pings(cases: &Cases<'_>, family: Family) -> Result<()> {
+    let node = cases.0.node(0);
+    let pod = &cases.0.clients[0];
+    for (addr, verdict) in [(vip(10), "answered"), (vip(15), "refused"), (vip(99), "dropped")] {
+        let addr = addr.of(family);
+        let to = format!("{addr}/icmp");
+        for (who, place, source) in [
+            ("a pod", pod.place(), pod.addr().of(family)),
+            ("the node", node.place(), node.addr().of(family)),
+        ] {
+            let told = node.shunt_json(&["explain", &source.to_string(), &to])?;
+            let answered = ping(place, addr, SILENCE)?;
+            assert_eq!(told["verdict"], verdict, "ping of {addr} by {who}: {told:#}");
+            assert_eq!(answered, verdict == "answered", "ping of {addr} by {who}");
+        }
+    }
+    Ok(())
+}
+
+/// No SCTP socket may be opened: raw sockets send an INIT, and take it where it comes to.
+fn sctp(cases: &Cases<'_>, family: Family) -> Result<()> {
+    const SCTP: i32 = 132;
+    let pod = &cases.0.clients[0];
+    let raw = |place: &Place| -> io::Result<_> {
+        let family = if family == Family::V4 { libc::AF_INET } else { libc::AF_INET6 };
+        place.socket(family, libc::SOCK_RAW, SCTP)
+    };
+    let port = next_port();
+    let source = SocketAddr::new(pod.addr().of(family), port);
+    let to = at(vip(17), family, TARGET);
+    let told = cases.0.node(0).shunt_json(&["explain", &source.to_string(), &format!("{to}/sctp")])?;
+    let sockets = cases.0.servers.each_ref().map(|server| raw(server.place()));
+    let mut message = [port.to_be_bytes(), TARGET.to_be_bytes()].concat();
+    message.extend([0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 20, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1]);
+    let sender = raw(pod.place())?;
+    sendto(
+        sender.as_raw_fd(),
+        &message,
+        &SockaddrStorage::from(SocketAddr::new(to.ip(), 0)),
+        MsgFlags::empty(),
+    )?;
+    let mut came_to = Vec::new();
+    for (name, socket) in ANYONE.iter().zip(sockets) {
+        let socket = socket?;
+        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(300))?;
+        let mut buffer = [0; 128];
+        if let Ok((_, Some(from))) = recvfrom::<SockaddrStorage>(socket.as_raw_fd(), &mut buffer) {
+            let ip = match family {
+                Family::V4 => from.as_sockaddr_in().map(|from| IpAddr::from(from.ip())),
+                Family::V6 => from.as_sockaddr_in6().map(|from| IpAddr::from(from.ip())),
+            };
+            came_to.push((*name, ip.context("an IP peer")?));
+        }
+    }
+    let [(backend, peer)] = came_to[..] else { panic!("SCTP came to {came_to:?}\n{told:#}") };
+    assert_eq!(peer, source.ip());
+    agrees(&told, backend, SocketAddr::new(peer, port), &|| format!("SCTP: {told:#}"));
+    Ok(())
+}
+
+/// With the agent down explanations go on, and leave every map as it was.
+fn nothing_changes(trio: &Trio) -> Result<()> {
+    let node = trio.node(0);
+    node.stop_shunt()?;
+    // What sockets of the cases above still have to say to each other has been said.
+    std::thread::sleep(Duration::from_secs(2));
+    let dump = || -> Result<Vec<(&str, String)>> {
+        let names = proxy_common::map::ALL.into_iter();
+        names.map(|name| Ok((name, node.shunt_command(&["-j", "map", "dump", name])?))).collect()
+    };
+    let before = dump()?;
+    let pod = trio.clients[0].addr();
+    let began = Instant::now();
+    let mut asked = 0;
+    for family in BOTH {
+        for source in [pod, OUTSIDE, node.addr()].map(|addr| addr.of(family).to_string()) {
+            for to in [both(vip(10), 80), both(vip(16), 80), both(vip(15), 80), both(node.addr(), FAR_PORT)] {
+                let to = to[usize::from(family == Family::V6)];
+                for protocol in ["tcp", "udp"] {
+                    node.shunt_command(&["explain", &source, &format!("{to}/{protocol}")])?;
+                    asked += 1;
+                }
+            }
+        }
+    }
+    println!("{asked} explanations in {:?}", began.elapsed());
+    for ((name, before), (_, after)) in before.iter().zip(dump()?) {
+        assert!(*before == after, "{name} has changed");
+    }
+    let text = node.shunt_command(&["explain", &pod.v4.to_string(), "10.68.0.10:80"])?;
+    for words in
+        ["  1. from ", "ClusterIP of default/web:tcp-80", "the next in turn; 2 others follow", "translated"]
+    {
+        assert!(text.contains(words), "no {words:?} in:\n{text}");
+    }
+    for (words, code, says) in [
+        (["10.0.0.1", "10.68.0.10"], 2, "names no port"),
+        (["10.0.0.1", "[fd00::1]:80"], 2, "one family"),
+        (["--from=nowhere", "10.68.0.10:80"], 2, ""),
+    ] {
+        let output = node.shunt_output(&["explain", words[0], words[1]])?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.code() == Some(code) && said.contains(says),
+            "{words:?}: {}: {said}",
+            output.status
+        );
+    }
+    let output = node.shunt_output(&["explain", "10.0.0.1", "10.68.0.10:80", "--from", "nowhere"])?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(1) && said.contains("no device \"nowhere\""), "{said}");
+    node.shunt_command(&["cleanup"])?;
+    let output = node.shunt_output(&["explain", "10.0.0.1", "10.68.0.10:80"])?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(1) && said.contains("no pinned maps"), "{said}");
+    Ok(())
+}
+
+/// Bridged pods over a tunnel: hooks sit on the bridge's ports, and source translation takes the tunnel's address.
+#[test]
+fn explain_knows_bridges_and_tunnels() -> Result<()> {
+    let world = World::start(Plan::default().bridged().vxlan(), |world| world.web().yaml())?;
+    let node = world.cluster.node(0);
+    for family in BOTH {
+        let name_of = |pod: &Pod| pod.addr().of(family).to_string();
+        let tried = |source: IpAddr, to: SocketAddr, from: Client| -> Result<()> {
+            let port = next_port();
+            let source = SocketAddr::new(source, port);
+            let told = node.shunt_json(&["explain", &source.to_string(), &to.to_string()])?;
+            let attempt = from.port(port).tcp(to);
+            let answer = attempt.answered();
+            let backend = if answer.backend == "near" { &world.near } else { &world.far };
+            assert_eq!(told["backend"]["address"], name_of(backend), "{attempt}\n{told:#}");
+            let seen: SocketAddr = told["outcome"]["source"].as_str().context("a source")?.parse()?;
+            assert_eq!(seen.ip(), answer.peer.ip(), "{attempt}\n{told:#}");
+            Ok(())
+        };
+        // Both turns of each.
+        for _ in 0..2 {
+            tried(world.client.addr().of(family), web(family), world.pod())?;
+            tried(OUTSIDE.of(family), world.node_port(0, family), world.outside())?;
+            tried(node.addr().of(family), web(family), world.host(0))?;
+        }
+        let told = node.shunt_json(&[
+            "explain",
+            &name_of(&world.client),
+            &at(web_addr(), family, PORT).to_string(),
+        ])?;
+        assert_eq!(told["from"]["device"], world.client.device(), "{told:#}");
+    }
+    Ok(())
+}
