@@ -84,12 +84,23 @@ pub fn parse<F: Family>(ctx: &XdpContext) -> Option<Packet> {
 pub fn ip_len<F: Family>(ctx: &XdpContext) -> Option<u32> {
     Some(if F::V4 {
         // SAFETY: `at` checked the bounds.
-        u32::from(u16::from_be(unsafe { (*at::<Ipv4>(ctx, ETHERNET)?).total_len }))
+        bounded(u16::from_be(unsafe { (*at::<Ipv4>(ctx, ETHERNET)?).total_len }))
     } else {
         // SAFETY: `at` checked the bounds.
         let payload = u16::from_be(unsafe { (*at::<Ipv6>(ctx, ETHERNET)?).payload_len });
-        u32::from(payload) + size_of::<Ipv6>() as u32
+        bounded(payload) + size_of::<Ipv6>() as u32
     })
+}
+
+/// Tells the verifier what the compiler knows of 16 bits: Debian's 6.1 to
+/// 6.18.15 forget a swapped register's bounds ("math
+/// between pkt pointer and register with unbounded min value is not allowed").
+#[inline(always)]
+fn bounded(bits: u16) -> u32 {
+    let mut word = u64::from(bits);
+    // SAFETY: changes this register and nothing else.
+    unsafe { core::arch::asm!("{0} &= 65535", inout(reg) word, options(pure, nomem, nostack)) };
+    word as u32
 }
 
 /// Offset of the transport checksum.
