@@ -8,7 +8,7 @@ use tests::vm::{Report, Task, machine};
 const INIT: &str = env!("CARGO_BIN_EXE_vm-init");
 
 /// Programs of the object, and how each must be attached; `tc` is tcx or clsact, as the kernel has it.
-const PROGRAMS: [(&str, &str); 13] = [
+const PROGRAMS: [(&str, &str); 16] = [
     ("ingress_l2", "tc"),
     ("egress_l2", "tc"),
     ("ingress_l3", "tc"),
@@ -22,6 +22,10 @@ const PROGRAMS: [(&str, &str); 13] = [
     ("getpeername4", "cgroup"),
     ("getpeername6", "cgroup"),
     ("clock", ""),
+    ("ingress_xdp", "tc"),
+    ("xdp_soft", "xdp"),
+    // For drivers, of which a guest has none.
+    ("xdp_native", ""),
 ];
 
 /// Boots, and keeps the table for `cargo xtask test vm` to print.
@@ -47,10 +51,12 @@ fn serves(series: &str, tc: &str) {
         assert_eq!(program.attached, if how == "tc" { tc } else { how }, "{name}\n{log}");
         assert!(program.verified_insns > 0, "{name}");
     }
-    assert_eq!(report.attempts.len(), 4);
+    assert_eq!(report.attempts.len(), 6);
     for attempt in &report.attempts {
         assert!(attempt.answered, "{}\n{log}", attempt.what);
     }
+    // Each connection is at least a SYN, an ACK, a question and a FIN, but for what it began with a neighbour unknown.
+    assert!(report.lane >= 6, "{} packets translated in XDP\n{log}", report.lane);
     assert_eq!(report.run.status, Some(0), "{log}");
 }
 

@@ -30,7 +30,7 @@ use serde_json::Value;
 use super::{END, Ended, Program, REPORT, Report, Seen, Task, image, ipvs};
 use crate::{
     net::{
-        Netns, Place,
+        Netns, Place, offload,
         plan::{BOTH, Family},
     },
     traffic::{Client, Outcome, Server},
@@ -142,17 +142,31 @@ impl Pod {
     }
 }
 
+/// A machine at the other end of the uplink, whose checksums are on the wire as a network card's are.
+fn outside() -> Result<Place> {
+    let netns = Netns::new("outside")?;
+    let path = netns.path();
+    ip(&format!("link set lo up\nlink add uplink type veth peer name eth0 netns {}", path.display()))?;
+    netns.ip("addr add 192.168.8.1/24 dev eth0\naddr add fd00:8::1/64 dev eth0 nodad\nlink set eth0 up")?;
+    offload::tx_checksum(&netns, "eth0", false)?;
+    offload::receive(&netns, "eth0", true)?;
+    Ok(Place::inside(Arc::new(netns)))
+}
+
 const VIP_V4: &str = "10.68.0.10";
 const VIP_V6: &str = "fd00:10:68::a";
+const NODE_PORT: u16 = 30080;
 
 fn serve(report: &mut Report) -> Result<()> {
     fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
     fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
+    let outside = outside()?;
     // A route to the Service range, as any node has by its default route; a device without link-layer header.
-    ip("link set lo up\nlink add uplink type veth peer name far\naddr add 192.168.8.201/24 dev uplink\n\
-        addr add fd00:8::201/64 dev uplink nodad\nlink set uplink up\nlink set far up\n\
+    ip(
+        "addr add 192.168.8.201/24 dev uplink\naddr add fd00:8::201/64 dev uplink nodad\nlink set uplink up\n\
         route add default via 192.168.8.1\nroute add default via fd00:8::1\n\
-        tuntap add mode tun name tun0\nlink set tun0 up")?;
+        tuntap add mode tun name tun0\nlink set tun0 up",
+    )?;
     let client = Pod::new("client", "172.20.0.10", "fd00:172:20::10")?;
     let backend = Pod::new("web", "172.20.0.11", "fd00:172:20::11")?;
     let _server = Server::tcp(&backend.place, "[::]:8080".parse()?, "web")?;
@@ -166,6 +180,8 @@ fn serve(report: &mut Report) -> Result<()> {
     let served = ready(&mut shunt).and_then(|()| {
         programs(&mut report.programs)?;
         use_service(&client, report);
+        use_node_port(&outside, report);
+        report.lane = lane()?;
         Ok(())
     });
     report.run = stop(shunt)?;
@@ -176,7 +192,7 @@ fn shunt_run() -> Command {
     let mut command = Command::new(image::SHUNT);
     command
         .args(["run", "--manifests", MANIFESTS, "--node-name", "node-1"])
-        .args(["--healthz-bind-address", HEALTHZ])
+        .args(["--healthz-bind-address", HEALTHZ, "--xdp", "native"])
         .env("NO_COLOR", "1");
     command
 }
@@ -226,6 +242,24 @@ fn use_service(client: &Pod, report: &mut Report) {
             what: format!("node -> {to}: {from_node:?}"),
         });
     }
+}
+
+/// One connection over each family to the node's port, from outside.
+fn use_node_port(outside: &Place, report: &mut Report) {
+    for (node, own) in [("192.168.8.201", "192.168.8.1"), ("fd00:8::201", "fd00:8::1")] {
+        let to = SocketAddr::new(node.parse().expect("an address"), NODE_PORT);
+        let attempt = Client::at(outside).patience(SLOW / 6).tcp(to);
+        let answered =
+            matches!(&attempt.outcome, Outcome::Answered(answer) if answer.peer.ip().to_string() == own);
+        report.attempts.push(Seen { answered, what: format!("outside {own}: {attempt}") });
+    }
+}
+
+/// The counter of packets that XDP translated.
+fn lane() -> Result<u64> {
+    let counters = shunt_json(&["counter", "list", "-j"])?;
+    let lane = counters.iter().find(|counter| counter["name"] == "xdp_local");
+    lane.and_then(|counter| counter["value"].as_u64()).context("there is no counter xdp_local")
 }
 
 /// The same from a process of the node, where the socket hooks translate.
@@ -340,8 +374,8 @@ fn manifests() -> Result<()> {
          spec: {{podCIDRs: [\"172.20.0.0/24\", \"fd00:172:20::/64\"]}}\n\
          status: {{addresses: [{{type: InternalIP, address: 192.168.8.201}}, {{type: InternalIP, address: \"fd00:8::201\"}}]}}\n---\n\
          apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: default}}\n\
-         spec:\n  clusterIP: {VIP_V4}\n  clusterIPs: [{VIP_V4}, \"{VIP_V6}\"]\n  ipFamilies: [IPv4, IPv6]\n\
-         \x20 ports:\n  - {{name: http, protocol: TCP, port: 80, targetPort: 8080}}\n---\n{}{}",
+         spec:\n  type: NodePort\n  clusterIP: {VIP_V4}\n  clusterIPs: [{VIP_V4}, \"{VIP_V6}\"]\n  ipFamilies: [IPv4, IPv6]\n\
+         \x20 ports:\n  - {{name: http, protocol: TCP, port: 80, targetPort: 8080, nodePort: {NODE_PORT}}}\n---\n{}{}",
         slice("IPv4", "172.20.0.11"),
         slice("IPv6", "fd00:172:20::11")
     );

@@ -65,6 +65,8 @@ pub struct Report {
     /// Every attempt to use the Service, and what came of it.
     pub attempts: Vec<Seen>,
     pub programs: Vec<Program>,
+    /// Packets that the XDP lane translated for a backend of the node.
+    pub lane: u64,
     /// What `shunt run` wrote.
     pub run: Ended,
     /// What `shunt check` wrote.
