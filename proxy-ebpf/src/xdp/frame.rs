@@ -92,9 +92,8 @@ pub fn ip_len<F: Family>(ctx: &XdpContext) -> Option<u32> {
     })
 }
 
-/// Tells the verifier what the compiler knows of 16 bits: Debian's 6.1 to
-/// 6.18.15 forget a swapped register's bounds ("math
-/// between pkt pointer and register with unbounded min value is not allowed").
+/// Tells the verifier what the compiler knows of 16 bits: Debian's kernels 6.1 to 6.18.15 forget a swapped register's
+/// bounds ("math between pkt pointer and register with unbounded min value is not allowed").
 #[inline(always)]
 fn bounded(bits: u16) -> u32 {
     let mut word = u64::from(bits);
