@@ -1,9 +1,16 @@
 //! What the user asked for, after the command line was understood: typed, complete, no defaults left open.
 //! Read by the controller and the datapath's loader; knows neither clap nor the kernel.
 
-use std::{fmt, net::SocketAddr, path::PathBuf};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use ipnet::IpNet;
+
+use crate::kube_proxy_config::{ConfigFile, KubeProxyConfiguration};
 
 /// Everything `shunt run` is told.
 #[derive(Clone, Debug)]
@@ -25,6 +32,24 @@ pub struct Config {
     pub timeouts: Timeouts,
     pub healthz_bind_address: Option<SocketAddr>,
     pub metrics_bind_address: Option<SocketAddr>,
+    /// A listener that cannot be opened ends the agent.
+    pub bind_address_hard_fail: bool,
+    /// Between the end of one sync and the begin of the next: the first change is written at once, those that
+    /// follow closely together.
+    pub min_sync: Duration,
+    /// How often what nobody else should touch is compared with what it should be.
+    pub repair: Duration,
+    /// Written to /proc/self/oom_score_adj.
+    pub oom_score_adj: i32,
+    /// klog's: 4 logs what shunt does, 5 every step.
+    pub verbosity: u8,
+    /// What the user should know about how the command line was understood, a line each.
+    pub notes: Vec<String>,
+    /// `--config`: its change ends the agent.
+    pub file: Option<ConfigFile>,
+    /// All of this in kube-proxy's words, for `--write-config-to` and `/configz`
+    /// ([`crate::kube_proxy_config::configz`]).
+    pub kube_proxy: KubeProxyConfiguration,
     /// Print sampled datapath decisions.
     pub trace: bool,
 }
@@ -52,6 +77,8 @@ pub struct Cluster {
 pub enum Origin {
     /// `--kubeconfig`.
     Flag(PathBuf),
+    /// clientConnection.kubeconfig of `--config`.
+    ConfigFile(PathBuf),
     /// `$KUBECONFIG`: several files count as one.
     Environment(Vec<PathBuf>),
     /// `~/.kube/config`.
@@ -64,6 +91,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Flag(path) => write!(f, "--kubeconfig {}", path.display()),
+            Self::ConfigFile(path) => write!(f, "clientConnection.kubeconfig {}", path.display()),
             Self::Environment(paths) => {
                 let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
                 write!(f, "KUBECONFIG={}", paths.join(":"))
@@ -83,6 +111,10 @@ pub struct CompileConfig {
     pub nodeport_addresses: NodePortAddresses,
     /// `--allow-service-external-ips false`: spec.externalIPs count for nothing.
     pub without_external_ips: bool,
+    /// The node's primary address of its family, whatever the Node says (`--bind-address`).
+    pub node_ip: Option<IpAddr>,
+    /// `--iptables-localhost-nodeports false`: no NodePorts at 127.0.0.1.
+    pub without_localhost_node_ports: bool,
 }
 
 /// `--socket-lb`: whose sockets are translated at connect and sendmsg.
@@ -149,6 +181,8 @@ pub enum NodePortAddresses {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapSizes {
     pub conntrack: u32,
+    /// CONNTRACK's size comes from the number of CPUs (kube-proxy's maxPerCore): a pinned map may keep another one.
+    pub conntrack_is_scaled: bool,
     pub frontends: u32,
     pub backends: u32,
     pub slots: u32,
@@ -161,6 +195,7 @@ impl Default for MapSizes {
     fn default() -> Self {
         Self {
             conntrack: 262_144,
+            conntrack_is_scaled: false,
             frontends: 65_536,
             backends: 131_072,
             slots: 524_288,

@@ -155,7 +155,15 @@ impl Controller {
 
     /// This node, as far as its object is known.
     pub fn node(&self) -> Node {
-        self.snapshot.node()
+        self.told_address(self.snapshot.node())
+    }
+
+    /// `--bind-address` goes before what the Node says.
+    fn told_address(&self, mut node: Node) -> Node {
+        if let Some(ip) = self.config.node_ip {
+            node.internal_ips.insert(0, ip);
+        }
+        node
     }
 
     /// Whether a source delivered this node's object.
@@ -247,10 +255,9 @@ impl Controller {
         if !node_dirty && !cluster_ips_dirty {
             return;
         }
-        let node = self.snapshot.node();
+        let node = self.node();
         let is_cluster_ip = |ip| self.snapshot.is_cluster_ip(ip);
-        let chosen = &self.config.nodeport_addresses;
-        let roles = node_addrs(&self.addresses, &node, &self.fallback, chosen, is_cluster_ip);
+        let roles = node_addrs(&self.addresses, &node, &self.fallback, &self.config, is_cluster_ip);
         let own = roles.keys().map(|addr| addr.to_ip());
         let nodes: HashSet<IpAddr> = own.chain(self.snapshot.node_addresses()).collect();
         self.health_dirty = true;
@@ -288,7 +295,7 @@ impl Controller {
             self.dirty.extend(self.refused.keys().cloned());
             self.last_retry = Some(now);
         }
-        let mut node = self.snapshot.node();
+        let mut node = self.node();
         for family in Family::BOTH {
             // Its address, as far as anybody knows.
             if node.primary_ip(family).is_none() {

@@ -15,6 +15,7 @@ pub mod health;
 pub mod health_checks;
 pub mod inspect;
 pub mod kube_proxy;
+pub mod kube_proxy_config;
 pub mod maps;
 pub mod model;
 pub mod netfilter;

@@ -90,9 +90,10 @@ pub fn node_addrs(
     addresses: &[NodeAddress],
     node: &Node,
     fallback: &[IpAddr],
-    chosen: &NodePortAddresses,
+    config: &CompileConfig,
     is_cluster_ip: impl Fn(IpAddr) -> bool,
 ) -> BTreeMap<Addr, u32> {
+    let (chosen, without_localhost) = (&config.nodeport_addresses, config.without_localhost_node_ports);
     let real =
         addresses.iter().filter(|a| !VIP_DEVICES.contains(&a.device.as_str()) && !is_cluster_ip(a.addr));
     let mut roles = BTreeMap::new();
@@ -108,6 +109,7 @@ pub fn node_addrs(
         };
         let role = match accepts {
             false => 0,
+            true if ip.is_loopback() && without_localhost => 0,
             true if ip.is_loopback() => role::LOOPBACK,
             true => role::NODEPORT,
         };
@@ -142,6 +144,10 @@ mod tests {
     }
 
     fn roles(chosen: NodePortAddresses) -> Vec<(String, u32)> {
+        roles_with(&CompileConfig { nodeport_addresses: chosen, ..CompileConfig::default() })
+    }
+
+    fn roles_with(config: &CompileConfig) -> Vec<(String, u32)> {
         let address = |(addr, device): (&str, &str)| NodeAddress { addr: ip(addr), device: device.into() };
         let addresses = [
             ("127.0.0.1", "lo"),
@@ -152,7 +158,7 @@ mod tests {
             ("10.68.0.10", "kube-ipvs0"),
             ("10.68.0.11", "dummy0"),
         ];
-        let found = node_addrs(&addresses.map(address), &node(), &[], &chosen, |a| a == ip("10.68.0.11"));
+        let found = node_addrs(&addresses.map(address), &node(), &[], config, |a| a == ip("10.68.0.11"));
         found.into_iter().map(|(addr, role)| (addr.to_string(), role)).collect()
     }
 
@@ -171,6 +177,14 @@ mod tests {
         assert_eq!(accepting(NodePortAddresses::Primary), ["192.168.8.201", "fd00::201"]);
         let v4_only = NodePortAddresses::Cidrs(vec!["10.9.0.0/16".parse().unwrap()]);
         assert_eq!(accepting(v4_only), ["10.9.0.1", "::1", "fd00::201"]);
+    }
+
+    #[test]
+    fn localhost_node_ports_can_be_switched_off() {
+        let config = CompileConfig { without_localhost_node_ports: true, ..CompileConfig::default() };
+        let found = roles_with(&config);
+        let role_of = |addr: &str| found.iter().find(|(found, _)| found == addr).unwrap().1;
+        assert_eq!((role_of("127.0.0.1"), role_of("192.168.8.201")), (role::OWN, role::OWN | role::NODEPORT));
     }
 
     #[test]

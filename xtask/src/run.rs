@@ -13,6 +13,8 @@ use crate::{
     workspace::Workspace,
 };
 
+const KUBECONFIG: &str = "KUBECONFIG";
+
 #[derive(Debug, clap::Args)]
 pub struct RunArgs {
     /// Arguments of `shunt run`; where no cluster is named and none is found, those of the demo.
@@ -39,17 +41,23 @@ pub fn run(workspace: &Workspace, args: RunArgs) -> Result<()> {
     if found.is_none() && !names_source(&args.args) {
         setup::say(
             "run",
-            "no --manifests, no --kubeconfig, no KUBECONFIG, no ~/.kube/config: starting the demo",
+            "no --manifests, no --kubeconfig, no --config, no KUBECONFIG, no ~/.kube/config: starting the demo",
         );
         return demo(workspace, DemoArgs { args: args.args });
     }
     setup::ensure(workspace, Need::Run)?;
     build::cargo_build(workspace, false, &["-p", "proxy-userspace"])?;
     let mut all = vec!["run".to_owned()];
-    if let Some(path) = found {
+    match found {
         // By name: sudo keeps neither KUBECONFIG nor the home directory.
-        setup::say("run", format_args!("against the cluster of {path}"));
-        all.extend(["--kubeconfig".to_owned(), path]);
+        Some(Found::File(path)) => {
+            setup::say("run", format_args!("against the cluster of {path}"));
+            all.extend(["--kubeconfig".to_owned(), path]);
+        }
+        Some(Found::List(list)) => {
+            setup::say("run", format_args!("against the cluster of KUBECONFIG={list}"))
+        }
+        None => {}
     }
     all.extend(args.args);
     become_root(&workspace.binary("debug", "shunt"), &all)
@@ -71,14 +79,31 @@ pub fn bench(workspace: &Workspace, args: BenchArgs) -> Result<()> {
 /// Whether the arguments say where Services come from.
 fn names_source(args: &[String]) -> bool {
     let names = |arg: &String, flag: &str| arg == flag || arg.starts_with(&format!("{flag}="));
-    args.iter().any(|arg| names(arg, "--manifests") || names(arg, "--kubeconfig"))
+    ["--manifests", "--kubeconfig", "--config"].iter().any(|flag| args.iter().any(|arg| names(arg, flag)))
 }
 
-/// The kubeconfig that kubectl would use: `$KUBECONFIG` where it names one file, else `~/.kube/config`.
-fn kubeconfig() -> Option<String> {
-    let named = std::env::var("KUBECONFIG").ok().filter(|list| !list.is_empty() && !list.contains(':'));
-    let home = || std::env::home_dir().map(|home| home.join(".kube/config").to_string_lossy().into_owned());
-    named.or_else(home).filter(|path| Path::new(path).is_file())
+/// Where kubectl would look for the cluster.
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    File(String),
+    /// `$KUBECONFIG` names several, which count as one: shunt reads it itself.
+    List(String),
+}
+
+/// `$KUBECONFIG` where it is set, else `~/.kube/config`.
+fn kubeconfig() -> Option<Found> {
+    let home = std::env::home_dir().map(|home| home.join(".kube/config").to_string_lossy().into_owned());
+    kubeconfig_of(std::env::var(KUBECONFIG).ok(), home)
+}
+
+fn kubeconfig_of(variable: Option<String>, home: Option<String>) -> Option<Found> {
+    let is_file = |path: &String| Path::new(path).is_file();
+    match variable.filter(|list| !list.is_empty()) {
+        Some(list) if list.contains(':') => {
+            list.split(':').any(|path| is_file(&path.to_owned())).then_some(Found::List(list))
+        }
+        named => named.or(home).filter(is_file).map(Found::File),
+    }
 }
 
 /// Replaces this process by `program`, through sudo where it is not root's already.
@@ -90,7 +115,7 @@ pub fn become_root(program: &Path, args: &[String]) -> Result<()> {
             format!("{} must run as root, and there is no sudo: call cargo as root", program.display())
         })?;
         let mut command = std::process::Command::new(sudo);
-        command.arg("--").arg(program);
+        command.arg(format!("--preserve-env={KUBECONFIG}")).arg("--").arg(program);
         command
     };
     let error = command.args(args).exec();
@@ -102,10 +127,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_cluster_is_where_kubectl_looks() {
+        let (file, other, none) = ("/proc/self/status", "/proc/self/stat", "/does/not/exist");
+        let found = |variable: Option<&str>, home: &str| {
+            kubeconfig_of(variable.map(str::to_owned), Some(home.to_owned()))
+        };
+        let list = format!("{none}:{file}");
+        assert_eq!(found(Some(file), other), Some(Found::File(file.into())));
+        assert_eq!(found(Some(&list), other), Some(Found::List(list.clone())));
+        assert_eq!(found(None, other), Some(Found::File(other.into())));
+        assert_eq!(found(Some(""), other), Some(Found::File(other.into())));
+        // Named and not there is no cluster, not another one.
+        assert_eq!((found(Some(none), other), found(None, none)), (None, None));
+    }
+
+    #[test]
     fn a_source_is_recognised_in_both_spellings() {
         let args = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
         assert!(names_source(&args(&["--node-name", "a", "--manifests", "dir"])));
         assert!(names_source(&args(&["--manifests=dir"])) && names_source(&args(&["--kubeconfig", "x"])));
-        assert!(!names_source(&args(&["--node-name", "a"])));
+        assert!(names_source(&args(&["--config", "file"])));
+        assert!(!names_source(&args(&["--node-name", "a", "--config-sync-period=1m"])));
     }
 }

@@ -8,10 +8,12 @@ mod clients;
 mod flows;
 mod hooks;
 mod lane;
+mod stop;
 mod trace;
 
 use std::{
     io::{self, IsTerminal as _},
+    net::SocketAddr,
     os::fd::{AsFd as _, OwnedFd},
     sync::Arc,
     time::{Duration, Instant},
@@ -22,7 +24,6 @@ use jiff::Timestamp;
 use proxy_common::{Agent as AgentState, map};
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, watch},
     time::{Instant as TokioInstant, sleep_until},
 };
@@ -31,13 +32,15 @@ use self::{
     clients::Clients,
     flows::{Flows, Report},
     hooks::{DeviceHooks, EventError, Outcome},
+    stop::Stop,
 };
 use crate::{
     bpf::{
         self,
+        map::RawMap,
         probe::{self, Features},
     },
-    config::{self, Config, SocketLb, Xdp},
+    config::{self, Config, MapSizes, SocketLb, Xdp},
     controller::{Controller, SyncError},
     datapath::{
         DatapathError,
@@ -51,14 +54,9 @@ use crate::{
     source::{Event, Source, SourceError},
 };
 
-/// Between the end of one sync and the begin of the next: the first change is written at once, those that
-/// follow closely together.
-const MIN_SYNC_INTERVAL: Duration = Duration::from_millis(20);
 /// After a failed write.
 const RETRY: Duration = Duration::from_secs(1);
 const HEARTBEAT: Duration = Duration::from_secs(1);
-/// How often what nobody else should touch is compared with what it should be.
-const REPAIR: Duration = Duration::from_secs(60);
 
 /// Makes tests use the clsact qdisc on kernels that have tcx.
 const FORCE_CLSACT: &str = "SHUNT_FORCE_CLSACT";
@@ -78,6 +76,8 @@ pub enum AgentError {
     SourceEnded,
     #[error("the threads that collect flows have ended")]
     FlowsEnded,
+    #[error("cannot listen for {what} at {addr}, and --bind-address-hard-fail asks to end then: {source}")]
+    Listen { what: &'static str, addr: SocketAddr, source: io::Error },
     #[error("{action}: {source}")]
     Io { action: &'static str, source: io::Error },
 }
@@ -86,9 +86,11 @@ fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> AgentError {
     move |source| AgentError::Io { action, source }
 }
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until SIGTERM or SIGINT, or until the file of `--config` says something else.
 pub fn run(config: Config) -> Result<(), AgentError> {
-    start_logging();
+    start_logging(config.verbosity);
+    config.notes.iter().for_each(|note| tracing::warn!("{note}"));
+    stop::set_oom_score(config.oom_score_adj);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -96,18 +98,23 @@ pub fn run(config: Config) -> Result<(), AgentError> {
         .map_err(io_error("starting the runtime"))?;
     // The agent's own task runs on this thread; the listeners on the other.
     runtime.block_on(async {
-        let mut signals = Signals::new().map_err(io_error("waiting for signals"))?;
+        let mut stop = Stop::new(config.file.clone()).map_err(io_error("waiting for signals"))?;
         let mut agent = Agent::start(config).await?;
-        let result = agent.run(&mut signals).await;
+        let result = agent.run(&mut stop).await;
         agent.say_goodbye();
         result
     })
 }
 
-/// Logs on stderr; SHUNT_LOG takes tracing's filter syntax.
-fn start_logging() {
+/// Logs on stderr; SHUNT_LOG takes tracing's filter syntax, and goes before klog's `--v`.
+fn start_logging(verbosity: u8) {
+    let usual = match verbosity {
+        0..4 => "info",
+        4 => "info,shunt=debug",
+        5.. => "info,shunt=trace",
+    };
     let filter = tracing_subscriber::EnvFilter::try_from_env("SHUNT_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(usual));
     let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     // Somebody who embeds the agent may have a subscriber already.
     let _already = tracing_subscriber::fmt()
@@ -116,24 +123,6 @@ fn start_logging() {
         .with_ansi(colour)
         .with_target(false)
         .try_init();
-}
-
-struct Signals {
-    term: Signal,
-    int: Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
-    }
-
-    async fn recv(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.term.recv() => "SIGTERM",
-            _ = self.int.recv() => "SIGINT",
-        }
-    }
 }
 
 struct Agent {
@@ -163,7 +152,7 @@ struct Agent {
 
 impl Agent {
     /// Loads the programs and reads what is there; attaches nothing.
-    async fn start(config: Config) -> Result<Self, AgentError> {
+    async fn start(mut config: Config) -> Result<Self, AgentError> {
         let began = Instant::now();
         let source = Source::open(&config.source, &config.node_name)?;
         let features = Features::probe().map_err(|source| DatapathError::Privilege { source })?;
@@ -174,10 +163,11 @@ impl Agent {
         let pins = Pins::create(&config.bpffs)?;
         let lock = pins.lock()?;
         let health = Arc::new(Health::default());
-        listen(&config, &health, &pins).await;
+        listen(&config, &health, &pins).await?;
         let (listeners, wanted) = watch::channel(Listeners::new());
         tokio::spawn(health::checks::follow(wanted, health.clone()));
 
+        keep_size(&mut config.sizes, &pins);
         let globals = Globals::new(&features, &config)?;
         let mut loaded = load(&pins, &globals, &config.sizes, config.xdp != Xdp::Off)?;
         if config.trace {
@@ -209,6 +199,7 @@ impl Agent {
         let now = Instant::now();
         let state =
             AgentState { started: unix_now(), pid: std::process::id(), ..bytemuck::Zeroable::zeroed() };
+        let repair = config.repair;
         let mut agent = Self {
             flows: None,
             hz: globals.hz,
@@ -227,20 +218,20 @@ impl Agent {
             is_attached: false,
             sync_at: None,
             devices_at: None,
-            repair_at: now + REPAIR,
+            repair_at: now + repair,
             last_sync: now,
         };
         agent.tell_addresses();
         Ok(agent)
     }
 
-    async fn run(&mut self, signals: &mut Signals) -> Result<(), AgentError> {
+    async fn run(&mut self, stop: &mut Stop) -> Result<(), AgentError> {
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         loop {
             tokio::select! {
                 biased;
-                name = signals.recv() => {
-                    tracing::info!("{name}: stopping; programs, links and maps stay, `shunt cleanup` removes them");
+                why = stop.recv() => {
+                    tracing::info!("{why}: stopping; programs, links and maps stay, `shunt cleanup` removes them");
                     return Ok(());
                 }
                 // Devices before anything else: a new pod waits for its hooks.
@@ -292,7 +283,7 @@ impl Agent {
             self.health.queued(Timestamp::now());
         }
         // Sooner than a sync that only waits to clear up after the last one.
-        let soon = self.last_sync + MIN_SYNC_INTERVAL;
+        let soon = self.last_sync + self.config.min_sync;
         self.sync_at = Some(self.sync_at.map_or(soon, |at| at.min(soon)));
     }
 
@@ -417,7 +408,7 @@ impl Agent {
                     return;
                 }
                 self.controller.release(began, &in_use);
-                self.sync_at.get_or_insert(self.last_sync + MIN_SYNC_INTERVAL);
+                self.sync_at.get_or_insert(self.last_sync + self.config.min_sync);
             }
         }
     }
@@ -433,7 +424,7 @@ impl Agent {
 
     /// Compares devices, attachments, pins and maps with what they should be.
     fn repair(&mut self) {
-        self.repair_at = Instant::now() + REPAIR;
+        self.repair_at = Instant::now() + self.config.repair;
         let outcome = self.devices.repair(&mut self.loaded);
         self.after_devices(outcome);
         let sockets = self.config.socket_lb == SocketLb::Off
@@ -494,17 +485,38 @@ impl Agent {
     }
 }
 
+/// A size that came from the number of CPUs is no reason to end where the map is there already, in another one.
+fn keep_size(sizes: &mut MapSizes, pins: &Pins) {
+    let Ok(pinned) = RawMap::open(&pins.map(map::CONNTRACK)) else { return };
+    let has = pinned.info().max_entries;
+    if sizes.conntrack_is_scaled && has != sizes.conntrack {
+        tracing::warn!(
+            wanted = sizes.conntrack,
+            has,
+            "{} keeps the size it has: conntrack.maxPerCore and conntrack.min count after `shunt cleanup`, or a reboot",
+            map::CONNTRACK
+        );
+        sizes.conntrack = has;
+    }
+}
+
 /// Opens the listeners that were asked for.
-async fn listen(config: &Config, health: &Arc<Health>, pins: &Pins) {
+async fn listen(config: &Config, health: &Arc<Health>, pins: &Pins) -> Result<(), AgentError> {
     let pages = [
         (config.healthz_bind_address, "health", Page::Health(health.clone())),
         (config.metrics_bind_address, "metrics", Page::Metrics(pins.map(map::COUNTERS))),
     ];
     for (addr, what, page) in pages {
-        if let Some(addr) = addr {
-            health::keep_listening(addr, what, page).await;
+        match addr {
+            Some(addr) if config.bind_address_hard_fail => {
+                let listening = health::listen(addr, page).await;
+                listening.map_err(|source| AgentError::Listen { what, addr, source })?;
+            }
+            Some(addr) => health::keep_listening(addr, what, page).await,
+            None => {}
         }
     }
+    Ok(())
 }
 
 /// For ever while nothing is attached.

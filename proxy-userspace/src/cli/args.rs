@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 
+use super::kube_proxy_args::{KubeProxyArgs, go_bool};
 use crate::cleanup::DEFAULT_BPFFS;
 
 /// A Kubernetes Service proxy on eBPF.
@@ -188,7 +189,7 @@ pub struct CheckArgs {
     pub cgroup: Option<PathBuf>,
 }
 
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct CleanupArgs {
     /// What kube-proxy left in iptables, nftables and ipvs instead; shunt's own stays
     #[arg(long)]
@@ -217,8 +218,8 @@ pub struct PolicyArgs {
     #[arg(long, value_name = "PREFIX")]
     pub pod_interface_name_prefix: Option<String>,
     /// Translate the source of every Service flow, as kube-proxy does
-    #[arg(long)]
-    pub masquerade_all: bool,
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
+    pub masquerade_all: Option<bool>,
     /// Node addresses that accept NodePorts: `primary`, or ranges [default: all of the node's own]
     #[arg(long, value_name = "CIDR|primary", value_delimiter = ',')]
     pub nodeport_addresses: Vec<String>,
@@ -236,16 +237,26 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub kubeconfig: Option<PathBuf>,
     /// Address of the API server, instead of the kubeconfig's (may be given again: tried in turn)
-    #[arg(long = "server", value_name = "URL", value_delimiter = ',', conflicts_with = "manifests")]
+    #[arg(
+        long = "server",
+        visible_alias = "master",
+        value_name = "URL",
+        value_delimiter = ',',
+        conflicts_with = "manifests"
+    )]
     pub servers: Vec<String>,
     /// Ask the API server for streaming lists, where it has them
     #[arg(long, conflicts_with = "manifests")]
     pub watch_list: bool,
-    /// Configuration file (not built in this version)
+    /// Read kube-proxy's configuration, a KubeProxyConfiguration; kube-proxy's flags beside it count for nothing, but for
+    /// --hostname-override and those that say where the cluster is
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
+    /// clientConnection.kubeconfig of that file.
+    #[arg(skip)]
+    pub configured_kubeconfig: Option<PathBuf>,
     /// Name of this node's Node object [default: $NODE_NAME, else the host's name]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, visible_alias = "hostname-override", value_name = "NAME")]
     pub node_name: Option<String>,
     /// Attach to devices with such names only (may be given again) [default: all but loopback]
     #[arg(long = "device", value_name = "GLOB", action = ArgAction::Append)]
@@ -267,12 +278,12 @@ pub struct RunArgs {
     /// Serve NodePorts, load balancer addresses and externalIPs in XDP on uplinks, past netfilter
     #[arg(long, value_enum, default_value_t = XdpArg::Off, value_name = "MODE")]
     pub xdp: XdpArg,
-    /// Address of /healthz, /livez and /readyz; an empty string turns it off
-    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:10256")]
-    pub healthz_bind_address: String,
-    /// Address of /metrics; an empty string turns it off
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:10249")]
-    pub metrics_bind_address: String,
+    /// Address of /healthz, /livez and /readyz; an empty string turns it off [default: 0.0.0.0:10256]
+    #[arg(long, value_name = "ADDRESS")]
+    pub healthz_bind_address: Option<String>,
+    /// Address of /metrics; an empty string turns it off [default: 127.0.0.1:10249]
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics_bind_address: Option<String>,
     /// Print sampled datapath decisions on stderr
     #[arg(long)]
     pub trace: bool,
@@ -280,42 +291,44 @@ pub struct RunArgs {
     pub sizes: SizeArgs,
     #[command(flatten)]
     pub timeouts: TimeoutArgs,
+    #[command(flatten)]
+    pub kube_proxy: KubeProxyArgs,
 }
 
 /// How long a flow is remembered after its last packet. Durations as kube-proxy's flags take them; 0 is the default.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Time-outs of flows (5s, 10m, 1h30m; 0 is the default)")]
 pub struct TimeoutArgs {
-    /// An established TCP connection
-    #[arg(long, value_name = "DURATION", default_value = "24h")]
-    pub conntrack_tcp_timeout_established: String,
-    /// A TCP connection that one side has ended
-    #[arg(long, value_name = "DURATION", default_value = "1h")]
-    pub conntrack_tcp_timeout_close_wait: String,
-    /// A TCP connection whose handshake is not complete
-    #[arg(long, value_name = "DURATION", default_value = "60s")]
-    pub conntrack_tcp_timeout_syn: String,
-    /// A TCP connection that is over, or reset
-    #[arg(long, value_name = "DURATION", default_value = "10s")]
-    pub conntrack_tcp_timeout_closed: String,
-    /// A TCP connection that is over, where a port of the node stands for the client's
-    #[arg(long, value_name = "DURATION", default_value = "60s")]
-    pub conntrack_tcp_timeout_time_wait: String,
-    /// Datagrams without an answer, or a question and its answer
-    #[arg(long, value_name = "DURATION", default_value = "30s")]
-    pub conntrack_udp_timeout: String,
-    /// Datagrams to and fro
-    #[arg(long, value_name = "DURATION", default_value = "3m")]
-    pub conntrack_udp_timeout_stream: String,
+    /// An established TCP connection [default: 24h]
+    #[arg(long, value_name = "DURATION")]
+    pub conntrack_tcp_timeout_established: Option<String>,
+    /// A TCP connection that one side has ended [default: 1h]
+    #[arg(long, value_name = "DURATION")]
+    pub conntrack_tcp_timeout_close_wait: Option<String>,
+    /// A TCP connection whose handshake is not complete [default: 60s]
+    #[arg(long, value_name = "DURATION")]
+    pub conntrack_tcp_timeout_syn: Option<String>,
+    /// A TCP connection that is over, or reset [default: 10s]
+    #[arg(long, value_name = "DURATION")]
+    pub conntrack_tcp_timeout_closed: Option<String>,
+    /// A TCP connection that is over, where a port of the node stands for the client's [default: 60s]
+    #[arg(long, value_name = "DURATION")]
+    pub conntrack_tcp_timeout_time_wait: Option<String>,
+    /// Datagrams without an answer, or a question and its answer [default: 30s]
+    #[arg(long, value_name = "DURATION")]
+    pub conntrack_udp_timeout: Option<String>,
+    /// Datagrams to and fro [default: 3m]
+    #[arg(long, value_name = "DURATION")]
+    pub conntrack_udp_timeout_stream: Option<String>,
 }
 
 /// Entries of the maps, fixed when they are first made.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Map sizes")]
 pub struct SizeArgs {
-    /// Halves of flows (two a flow, four with a translated source)
-    #[arg(long, value_name = "N", default_value_t = 262_144, value_parser = clap::value_parser!(u32).range(1024..=1 << 26))]
-    pub conntrack_max: u32,
+    /// Halves of flows (two a flow, four with a translated source) [default: 262144]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1024..=1 << 26))]
+    pub conntrack_max: Option<u32>,
     /// Addresses and ports of Services
     #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(64..=1 << 24))]
     pub frontends_max: u32,

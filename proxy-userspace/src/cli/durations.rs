@@ -1,11 +1,16 @@
-//! Durations as Go writes them (`1h30m`, `5s`, `1.5m`, `250ms`): kube-proxy's flags take these, so ours do. And the
-//! time-outs of flows, which are given so.
+//! The flags that are durations, which kube-proxy's flags have as Go writes them, and so have ours: the time-outs of
+//! flows, and how often to sync.
+
+use std::time::Duration;
 
 use super::{args::TimeoutArgs, resolve::UsageError};
-use crate::config::Timeouts;
+use crate::{
+    config::Timeouts,
+    kube_proxy_config::duration::{self, LOOKS_LIKE},
+};
 
 /// The longest time-out: time stamps of flows are 32 bits of jiffies, which tell 24 days apart at 1000 a second.
-const MAX: u32 = 7 * 24 * 3600;
+pub const MAX: u32 = 7 * 24 * 3600;
 
 const EXPECTED: &str = "a duration from 1s to 168h such as 30s, 10m or 1h30m (0 is the default)";
 
@@ -40,17 +45,24 @@ pub fn timeouts(args: &TimeoutArgs) -> Result<Timeouts, UsageError> {
     if found.assured < found.unreplied {
         return Err(UsageError::BadValue {
             flag: "--conntrack-udp-timeout-stream",
-            value: args.conntrack_udp_timeout_stream.clone(),
+            value: args.conntrack_udp_timeout_stream.clone().unwrap_or_else(|| format!("{}s", usual.assured)),
             expected: "at least as long as --conntrack-udp-timeout",
         });
     }
     Ok(found)
 }
 
+/// Any duration.
+pub fn any(flag: &'static str, text: &str) -> Result<Duration, UsageError> {
+    let bad = || UsageError::BadValue { flag, value: text.to_owned(), expected: LOOKS_LIKE };
+    duration::parse(text.trim()).ok_or_else(bad)
+}
+
 /// Whole seconds, rounded up.
-fn seconds(flag: &'static str, text: &str, usual: u32) -> Result<u32, UsageError> {
-    let bad = || UsageError::BadValue { flag, value: text.to_owned(), expected: EXPECTED };
-    let nanos = go_duration(text.trim()).ok_or_else(bad)?;
+fn seconds(flag: &'static str, text: &Option<String>, usual: u32) -> Result<u32, UsageError> {
+    let Some(text) = text else { return Ok(usual) };
+    let bad = || UsageError::BadValue { flag, value: text.clone(), expected: EXPECTED };
+    let nanos = duration::parse(text.trim()).ok_or_else(bad)?.as_nanos();
     match nanos.div_ceil(1_000_000_000) {
         0 => Ok(usual),
         // Less than a second rounds up, which would hide that it was not meant.
@@ -60,68 +72,14 @@ fn seconds(flag: &'static str, text: &str, usual: u32) -> Result<u32, UsageError
     }
 }
 
-/// Nanoseconds: numbers with units one after the other, without a sign; `0` needs no unit.
-fn go_duration(text: &str) -> Option<u128> {
-    if text == "0" {
-        return Some(0);
-    }
-    let mut rest = text;
-    let mut total = 0u128;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let (number, after) = rest.split_at(digits);
-        let units = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
-        let (unit, more) = after.split_at(units);
-        let scale: u128 = match unit {
-            "ns" => 1,
-            "us" | "µs" => 1_000,
-            "ms" => 1_000_000,
-            "s" => 1_000_000_000,
-            "m" => 60_000_000_000,
-            "h" => 3_600_000_000_000,
-            _ => return None,
-        };
-        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-        if number.len() > 12 || whole.is_empty() && fraction.is_empty() {
-            return None;
-        }
-        let parse = |digits: &str| if digits.is_empty() { Some(0) } else { digits.parse::<u128>().ok() };
-        let part = parse(fraction)? * scale / 10u128.pow(fraction.len() as u32);
-        total += parse(whole)? * scale + part;
-        rest = more;
-    }
-    (!text.is_empty()).then_some(total)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn durations_as_go_reads_them() {
-        for (text, want) in [
-            ("24h0m0s", Some(86_400 * 1_000_000_000)),
-            ("1h30m", Some(5_400 * 1_000_000_000)),
-            ("1.5m", Some(90 * 1_000_000_000)),
-            (".5s", Some(500_000_000)),
-            ("250ms", Some(250_000_000)),
-            ("0", Some(0)),
-            ("0s", Some(0)),
-            ("", None),
-            ("5", None),
-            ("-5s", None),
-            ("s", None),
-            (".s", None),
-            ("5d", None),
-            ("1h 5m", None),
-            ("1.2.3s", None),
-        ] {
-            assert_eq!(go_duration(text), want, "{text:?}");
-        }
-    }
-
-    #[test]
     fn zero_is_the_default_and_bounds_are_kept() {
+        let seconds = |flag, text: &str, usual| seconds(flag, &Some(text.to_owned()), usual);
+        assert_eq!(super::seconds("--x", &None, 7), Ok(7));
         assert_eq!(seconds("--x", "0", 7), Ok(7));
         assert_eq!(seconds("--x", "90s", 7), Ok(90));
         assert_eq!(seconds("--x", "1500ms", 7), Ok(2));

@@ -5,8 +5,11 @@ pub mod args;
 pub mod compile;
 mod durations;
 mod failure;
+mod kube_proxy_args;
+mod merge;
 mod output;
 mod resolve;
+mod run;
 mod show;
 mod source;
 
@@ -19,10 +22,9 @@ use self::{
     args::{Cli, Command},
     failure::Failure,
     output::Output,
-    resolve::{Surroundings, run_config},
 };
 use crate::{
-    agent, check,
+    check,
     cleanup::{cleanup, print_report_into},
     inspect::pins::Pins,
     kube_proxy,
@@ -33,10 +35,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
     let output = Output::new(&cli.global);
     let pins = Pins::new(&cli.global.bpffs);
     match cli.command {
-        Command::Run(args) => {
-            let config = run_config(&args, &cli.global.bpffs, &Surroundings::of_this_machine())?;
-            Ok(agent::run(config)?)
-        }
+        Command::Run(args) => run::run(*args, cli.global),
         Command::Service(command) => show::service(&pins, &output, &command),
         Command::Backend(_) => show::backends(&pins, &output),
         Command::Conntrack(command) => show::conntrack(&pins, &output, &command),

@@ -6,22 +6,39 @@ use std::{
     fs,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use ipnet::IpNet;
 
 use super::{
-    args::{DetectLocalArg, PolicyArgs, RoutingArg, RunArgs, SchedulerArg, SocketLbArg, XdpArg},
+    args::{DetectLocalArg, PolicyArgs, RoutingArg, RunArgs, SchedulerArg, SizeArgs, SocketLbArg, XdpArg},
     durations,
+    kube_proxy_args::KubeProxyArgs,
+    merge::{Merged, merge},
     source::source,
 };
-use crate::config::{
-    CompileConfig, Config, DetectLocal, MapSizes, NodePortAddresses, Origin, Scheduler, SocketLb, Xdp,
+use crate::{
+    config::{
+        Cluster, CompileConfig, Config, DetectLocal, MapSizes, NodePortAddresses, Origin, Scheduler,
+        SocketLb, Source, Xdp,
+    },
+    kube_proxy_config::{ConfigFileError, Mode, effective},
 };
 
 /// Ports that kube-proxy's flags mean when an address has none.
 const HEALTHZ_PORT: u16 = 10256;
 const METRICS_PORT: u16 = 10249;
+
+/// Between syncs, and between repairs.
+const MIN_SYNC: Duration = Duration::from_millis(20);
+const REPAIR: Duration = Duration::from_secs(60);
+/// kube-proxy's.
+const OOM_SCORE_ADJ: i32 = -999;
+const CONNTRACK_PER_CPU: i32 = 32 * 1024;
+const CONNTRACK_MIN: i32 = 128 * 1024;
+/// kube-proxy's bound of what the number of CPUs may come to.
+const CONNTRACK_SCALED_MAX: u32 = 1 << 20;
 
 /// Where the kubelet puts a pod's token.
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
@@ -40,6 +57,8 @@ pub struct Surroundings {
     pub home_kubeconfig: Option<PathBuf>,
     /// Whether the kubelet gave this pod a service account.
     pub has_service_account: bool,
+    /// How many CPUs this process may run on.
+    pub cpus: u32,
 }
 
 /// Why what was typed cannot be meant: exit code 2.
@@ -50,6 +69,8 @@ pub enum UsageError {
          with a service account) or --manifests DIR"
     )]
     NoSource,
+    #[error(transparent)]
+    ConfigFile(#[from] ConfigFileError),
     #[error("{flag} is not built in this version; {instead}")]
     NotBuilt { flag: &'static str, instead: &'static str },
     #[error("{flag}: {value:?} is not {expected}")]
@@ -69,6 +90,8 @@ pub enum UsageError {
          or leave the node's own processes without Services (--socket-lb off)"
     )]
     NoCgroup2,
+    #[error("--write-config-to {}: {why}; name a file in a directory that can be written to", path.display())]
+    WriteConfigTo { path: PathBuf, why: String },
     #[error("the host has no name: give --node-name NAME, the name of this node's Node object")]
     NoNodeName,
 }
@@ -87,14 +110,24 @@ impl Surroundings {
             home_kubeconfig: home.filter(|path| path.exists()),
             has_service_account: std::env::var_os("KUBERNETES_SERVICE_HOST").is_some()
                 && Path::new(SERVICE_ACCOUNT).exists(),
+            cpus: cpus(),
         }
     }
 
     /// The name given, else `$NODE_NAME`, else the host's name in lower case, as the kubelet registers it.
     pub fn node_name(&self, given: Option<&str>) -> Result<String, UsageError> {
+        let given = given.filter(|name| !name.trim().is_empty());
         let name = given.or(self.node_name.as_deref()).unwrap_or(&self.hostname).trim().to_lowercase();
         if name.is_empty() { Err(UsageError::NoNodeName) } else { Ok(name) }
     }
+}
+
+/// Those this process may run on, as Go counts them: a quota makes a process slower, not the node smaller.
+fn cpus() -> u32 {
+    let mine = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0));
+    let count = mine
+        .map(|set| (0..nix::sched::CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).count());
+    count.unwrap_or(1).max(1) as u32
 }
 
 /// The mount point of the first file system of this type that shows its root, from mountinfo(5)'s text.
@@ -134,10 +167,36 @@ fn unescape(text: &str) -> String {
     out
 }
 
-/// Everything `shunt run` was told.
+/// Everything `shunt run` was told. Reads the file of `--config`.
 pub fn run_config(args: &RunArgs, bpffs: &Path, around: &Surroundings) -> Result<Config, UsageError> {
     refuse_what_is_not_built(args)?;
-    let source = source(args, around)?;
+    let merged = merge(args)?;
+    let source = source(&merged.args, around)?;
+    config_of(merged, source, bpffs, around)
+}
+
+/// The same for `--write-config-to`, which may be asked for on another machine than the node.
+pub fn written_config(args: &RunArgs, bpffs: &Path, around: &Surroundings) -> Result<Config, UsageError> {
+    refuse_what_is_not_built(args)?;
+    let merged = merge(args)?;
+    let args = &merged.args;
+    let flag = args.kubeconfig.clone().map(Origin::Flag);
+    let origin = flag.or_else(|| args.configured_kubeconfig.clone().map(Origin::ConfigFile));
+    // Without a word, it will be looked for where the file is read.
+    let origin = origin.unwrap_or(Origin::InCluster);
+    let source = Source::Cluster(Cluster { origin, servers: Vec::new(), watch_list: false });
+    let around =
+        Surroundings { cgroup2: around.cgroup2.clone().or(Some("/sys/fs/cgroup".into())), ..around.clone() };
+    config_of(merged, source, bpffs, &around)
+}
+
+fn config_of(
+    merged: Merged,
+    source: Source,
+    bpffs: &Path,
+    around: &Surroundings,
+) -> Result<Config, UsageError> {
+    let Merged { args, given, file, notes } = merged;
     let socket_lb = match args.socket_lb {
         SocketLbArg::Off => SocketLb::Off,
         SocketLbArg::Host => SocketLb::Host,
@@ -148,8 +207,9 @@ pub fn run_config(args: &RunArgs, bpffs: &Path, around: &Surroundings) -> Result
         None if socket_lb == SocketLb::Off => PathBuf::from("/sys/fs/cgroup"),
         None => return Err(UsageError::NoCgroup2),
     };
-    let sizes = &args.sizes;
-    Ok(Config {
+    let flags = &args.kube_proxy;
+    let (repair, min_sync) = periods(flags)?;
+    let mut config = Config {
         source,
         node_name: around.node_name(args.node_name.as_deref())?,
         devices: globs("--device", &args.devices)?,
@@ -162,35 +222,129 @@ pub fn run_config(args: &RunArgs, bpffs: &Path, around: &Surroundings) -> Result
             XdpArg::Native => Xdp::Native,
             XdpArg::Generic => Xdp::Generic,
         },
-        compile: compile_config(&args.policy)?,
-        sizes: MapSizes {
-            conntrack: sizes.conntrack_max,
-            frontends: sizes.frontends_max,
-            backends: sizes.backends_max,
-            slots: sizes.slots_max,
-            services: sizes.services_max,
-            affinity: sizes.affinity_max,
-            source_ranges: sizes.source_ranges_max,
-        },
+        compile: compile_config_of(&args)?,
+        sizes: sizes(&args.sizes, flags, around.cpus),
         timeouts: durations::timeouts(&args.timeouts)?,
-        healthz_bind_address: address("--healthz-bind-address", &args.healthz_bind_address, HEALTHZ_PORT)?,
-        metrics_bind_address: address("--metrics-bind-address", &args.metrics_bind_address, METRICS_PORT)?,
+        healthz_bind_address: listener(
+            "--healthz-bind-address",
+            args.healthz_bind_address.as_deref().unwrap_or("0.0.0.0"),
+            flags.healthz_port.unwrap_or(HEALTHZ_PORT),
+        )?,
+        metrics_bind_address: listener(
+            "--metrics-bind-address",
+            args.metrics_bind_address.as_deref().unwrap_or("127.0.0.1"),
+            flags.metrics_port.unwrap_or(METRICS_PORT),
+        )?,
+        bind_address_hard_fail: flags.bind_address_hard_fail == Some(true),
+        min_sync,
+        repair,
+        oom_score_adj: flags.oom_score_adj.unwrap_or(OOM_SCORE_ADJ),
+        verbosity: flags.verbosity.unwrap_or(0),
         trace: args.trace,
+        notes,
+        file,
+        kube_proxy: Default::default(),
+    };
+    config.kube_proxy = effective(&given, &config);
+    Ok(config)
+}
+
+/// `--proxy-mode`, for what depends on it.
+fn mode(flags: &KubeProxyArgs) -> Mode {
+    Mode::of(flags.proxy_mode.as_deref().unwrap_or_default()).unwrap_or(Mode::IpTables)
+}
+
+/// Between repairs, and between syncs; 0 is the default, as in kube-proxy's file.
+fn periods(flags: &KubeProxyArgs) -> Result<(Duration, Duration), UsageError> {
+    let (sync, min_sync, names) = match mode(flags) {
+        Mode::Ipvs => (
+            &flags.ipvs_sync_period,
+            &flags.ipvs_min_sync_period,
+            ["--ipvs-sync-period", "--ipvs-min-sync-period"],
+        ),
+        _ => (
+            &flags.iptables_sync_period,
+            &flags.iptables_min_sync_period,
+            ["--iptables-sync-period", "--iptables-min-sync-period"],
+        ),
+    };
+    let period = |text: &Option<String>, name, usual| {
+        let given = text.as_deref().map(|text| durations::any(name, text)).transpose()?;
+        Ok::<_, UsageError>(given.filter(|period| !period.is_zero()).unwrap_or(usual))
+    };
+    let min = period(min_sync, names[1], MIN_SYNC)?;
+    // A file may say one of them only.
+    let repair = period(sync, names[0], REPAIR.max(min))?;
+    if min <= repair {
+        return Ok((repair, min));
+    }
+    if min_sync.as_deref().is_none_or(|text| text == "0") {
+        return Ok((repair, repair));
+    }
+    Err(UsageError::BadValue {
+        flag: names[0],
+        value: sync.clone().unwrap_or_default(),
+        expected: "at least as long as the time between two syncs (the flag with -min-)",
     })
+}
+
+/// Entries of the maps. kube-proxy counts flows, CONNTRACK holds two halves of each.
+fn sizes(sizes: &SizeArgs, flags: &KubeProxyArgs, cpus: u32) -> MapSizes {
+    let usual = MapSizes::default();
+    let scaled = match (flags.conntrack_max_per_core, flags.conntrack_min) {
+        // 0 for each core leaves the limit as it is, whatever the minimum.
+        (None, None) | (Some(0), _) => None,
+        (per_core, min) => {
+            let per_core = per_core.unwrap_or(CONNTRACK_PER_CPU).unsigned_abs();
+            let flows = per_core.saturating_mul(cpus).min(CONNTRACK_SCALED_MAX);
+            let flows = flows.max(min.unwrap_or(CONNTRACK_MIN).unsigned_abs());
+            Some(flows.saturating_mul(2).clamp(1024, 1 << 26))
+        }
+    };
+    MapSizes {
+        conntrack: sizes.conntrack_max.or(scaled).unwrap_or(usual.conntrack),
+        conntrack_is_scaled: sizes.conntrack_max.is_none() && scaled.is_some(),
+        frontends: sizes.frontends_max,
+        backends: sizes.backends_max,
+        slots: sizes.slots_max,
+        services: sizes.services_max,
+        affinity: sizes.affinity_max,
+        source_ranges: sizes.source_ranges_max,
+    }
 }
 
 fn refuse_what_is_not_built(args: &RunArgs) -> Result<(), UsageError> {
     let not_built = |flag, instead| Err(UsageError::NotBuilt { flag, instead });
-    if args.config.is_some() {
-        return not_built("--config", "give the same settings as flags");
-    }
     if args.routing == RoutingArg::Bpf {
         return not_built("--routing bpf", "use --routing stack");
     }
     Ok(())
 }
 
-/// The part of the configuration that decides what the maps hold.
+/// The part of the agent's configuration that decides what the maps hold.
+fn compile_config_of(args: &RunArgs) -> Result<CompileConfig, UsageError> {
+    let flags = &args.kube_proxy;
+    let mut config = compile_config(&args.policy)?;
+    config.node_ip = node_ip(flags.bind_address.as_deref())?;
+    config.without_localhost_node_ports = flags.iptables_localhost_nodeports == Some(false);
+    if config.nodeport_addresses == NodePortAddresses::All && mode(flags) == Mode::NfTables {
+        config.nodeport_addresses = NodePortAddresses::Primary;
+    }
+    Ok(config)
+}
+
+/// The unspecified address names none.
+fn node_ip(given: Option<&str>) -> Result<Option<IpAddr>, UsageError> {
+    let Some(value) = given.filter(|text| !text.is_empty()) else { return Ok(None) };
+    let ip: IpAddr = value.parse().map_err(|_| UsageError::BadValue {
+        flag: "--bind-address",
+        value: value.to_owned(),
+        expected: "an IP address",
+    })?;
+    Ok(Some(ip).filter(|ip| !ip.is_unspecified()))
+}
+
+/// What `run` and `compile` share of it.
 pub fn compile_config(args: &PolicyArgs) -> Result<CompileConfig, UsageError> {
     Ok(CompileConfig {
         scheduler: match args.scheduler {
@@ -198,9 +352,10 @@ pub fn compile_config(args: &PolicyArgs) -> Result<CompileConfig, UsageError> {
             SchedulerArg::Random => Scheduler::Random,
         },
         detect_local: detect_local(args)?,
-        masquerade_all: args.masquerade_all,
+        masquerade_all: args.masquerade_all == Some(true),
         nodeport_addresses: nodeport_addresses(&given(&args.nodeport_addresses))?,
         without_external_ips: args.allow_service_external_ips == Some(false),
+        ..CompileConfig::default()
     })
 }
 
@@ -267,6 +422,12 @@ fn globs(flag: &'static str, given: &[String]) -> Result<Vec<String>, UsageError
         }),
         None => Ok(given.to_vec()),
     }
+}
+
+/// Port 0 turns a listener off where the address names no port itself.
+fn listener(flag: &'static str, given: &str, port: u16) -> Result<Option<SocketAddr>, UsageError> {
+    let addr = address(flag, given, port)?;
+    Ok(addr.filter(|addr| port != 0 || addr.port() != 0))
 }
 
 /// `IP:PORT`, `[IPv6]:PORT`, or an address alone with the flag's usual port; empty is off.
@@ -365,7 +526,6 @@ mod tests {
     fn what_is_not_built_or_not_meant_says_so() {
         for (line, text) in [
             ("", "give --kubeconfig FILE"),
-            ("--manifests / --config /c", "--config is not built"),
             ("--manifests / --routing bpf", "--routing bpf is not built"),
             ("--manifests /does/not/exist", "does not exist"),
             ("--manifests /proc/self/mountinfo", "is not a directory"),

@@ -1,11 +1,7 @@
 //! What is meant by `--manifests`, `--kubeconfig` and `--server`, and which cluster without any of them. Looks
 //! whether files exist and reads none; called by [`super::resolve`].
 
-use std::{
-    fs,
-    net::IpAddr,
-    path::{Path, PathBuf},
-};
+use std::{fs, net::IpAddr, path::PathBuf};
 
 use super::{
     args::RunArgs,
@@ -27,9 +23,9 @@ pub fn source(args: &RunArgs, around: &Surroundings) -> Result<Source, UsageErro
         };
         return Err(UsageError::Manifests { path: path.clone(), reason });
     }
-    let origin = origin(args.kubeconfig.as_deref(), around).ok_or(UsageError::NoSource)?;
+    let origin = origin(args, around).ok_or(UsageError::NoSource)?;
     let paths = match &origin {
-        Origin::Flag(path) | Origin::Home(path) => std::slice::from_ref(path),
+        Origin::Flag(path) | Origin::ConfigFile(path) | Origin::Home(path) => std::slice::from_ref(path),
         Origin::Environment(paths) => paths,
         Origin::InCluster => &[],
     };
@@ -41,13 +37,19 @@ pub fn source(args: &RunArgs, around: &Surroundings) -> Result<Source, UsageErro
         };
         return Err(UsageError::Kubeconfig { path: path.clone(), origin, reason });
     }
-    let servers = args.servers.iter().map(|text| server(text)).collect::<Result<_, _>>()?;
+    // kube-proxy's manifests may say `--master=`.
+    let named = args.servers.iter().filter(|text| !text.is_empty());
+    let servers = named.map(|text| server(text)).collect::<Result<_, _>>()?;
     Ok(Source::Cluster(Cluster { origin, servers, watch_list: args.watch_list }))
 }
 
-fn origin(flag: Option<&Path>, around: &Surroundings) -> Option<Origin> {
-    if let Some(path) = flag {
+/// A flag goes before the file of `--config`, and that before what lies about.
+fn origin(args: &RunArgs, around: &Surroundings) -> Option<Origin> {
+    if let Some(path) = &args.kubeconfig {
         return Some(Origin::Flag(path.to_owned()));
+    }
+    if let Some(path) = &args.configured_kubeconfig {
+        return Some(Origin::ConfigFile(path.to_owned()));
     }
     if let Some(list) = &around.kubeconfig {
         let paths: Vec<PathBuf> =

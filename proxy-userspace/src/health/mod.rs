@@ -85,7 +85,7 @@ pub async fn keep_listening(addr: SocketAddr, what: &'static str, page: Page) {
 }
 
 /// Binds `addr` and answers there until the runtime ends.
-async fn listen(addr: SocketAddr, page: Page) -> io::Result<SocketAddr> {
+pub async fn listen(addr: SocketAddr, page: Page) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind(addr).await?;
     let bound = listener.local_addr()?;
     // Lives as long as the runtime.

@@ -1,7 +1,7 @@
 //! Where objects come from. A source turns what it reads into [`Event`]s; it decides nothing about Services.
 
 pub mod directory;
-mod documents;
+pub(crate) mod documents;
 pub mod files;
 pub mod kube;
 

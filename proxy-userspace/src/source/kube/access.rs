@@ -76,7 +76,9 @@ pub fn servers(cluster: &Cluster) -> Result<Vec<Server>, AccessError> {
     let config = match origin {
         Origin::InCluster => Config::incluster_env()
             .map_err(|error| AccessError::InCluster { origin: origin.clone(), why: causes(&error) })?,
-        Origin::Flag(path) | Origin::Home(path) => of_files(origin, std::slice::from_ref(path))?,
+        Origin::Flag(path) | Origin::ConfigFile(path) | Origin::Home(path) => {
+            of_files(origin, std::slice::from_ref(path))?
+        }
         Origin::Environment(paths) => of_files(origin, paths)?,
     };
     if cluster.servers.is_empty() {

@@ -1,0 +1,54 @@
+//! What ends the agent from outside: signals, and a configuration file that says something else. And how unwilling
+//! the kernel should be to end it.
+
+use std::{fs, io};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::kube_proxy_config::{ConfigFile, Watcher};
+
+pub struct Stop {
+    term: Signal,
+    int: Signal,
+    file: Option<(String, Watcher)>,
+}
+
+impl Stop {
+    /// Within a runtime only.
+    pub fn new(file: Option<ConfigFile>) -> io::Result<Self> {
+        let file = match file {
+            Some(file) => {
+                Some((format!("--config {} has changed", file.path.display()), Watcher::start(file)?))
+            }
+            None => None,
+        };
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())?, file })
+    }
+
+    /// Returns why.
+    pub async fn recv(&mut self) -> String {
+        let changed = async {
+            match &mut self.file {
+                Some((why, watcher)) => {
+                    watcher.changed().await;
+                    why.clone()
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.term.recv() => "SIGTERM".to_owned(),
+            _ = self.int.recv() => "SIGINT".to_owned(),
+            why = changed => why,
+        }
+    }
+}
+
+/// Whoever may not lower it (CAP_SYS_RESOURCE) keeps what the kubelet gave: no reason to end.
+pub fn set_oom_score(score: i32) {
+    const PATH: &str = "/proc/self/oom_score_adj";
+    if let Err(error) = fs::write(PATH, score.to_string()) {
+        let now = fs::read_to_string(PATH).unwrap_or_default();
+        tracing::info!("oom_score_adj stays {}: {score} cannot be set: {error}", now.trim());
+    }
+}
