@@ -107,6 +107,10 @@ pub struct Removal {
 /// Carries it out. Each step is a transaction of its own, or several: with the rules that lead to a chain gone, it is
 /// no matter that the chain goes a moment later.
 pub fn remove(removal: &Removal) -> io::Result<()> {
+    // A kernel without nfnetlink has nothing to remove, and no socket to ask it by.
+    if *removal == Removal::default() {
+        return Ok(());
+    }
     let mut steps: [Vec<Request>; 4] = Default::default();
     for (table, chain, handle) in &removal.rules {
         let mut request = request(DELRULE, table);
