@@ -1,0 +1,146 @@
+//! As much of kustomize as `manifests/` uses: resources, components, strategic merge patches, images. What it does
+//! not know it refuses, so that a manifest never passes because it was not understood.
+//!
+//! That it does as kustomize does is shown by `tests/deploy/*.yaml`, which `kubectl kustomize` wrote.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::{Map, Value};
+
+/// The objects of a kustomization's directory, in its order.
+pub fn build(dir: &Path) -> Result<Vec<Value>> {
+    let mut objects = Vec::new();
+    extend(&mut objects, dir).with_context(|| dir.display().to_string())?;
+    Ok(objects)
+}
+
+/// The documents of a YAML file.
+pub fn documents(path: &Path) -> Result<Vec<Value>> {
+    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    parse(&text).with_context(|| path.display().to_string())
+}
+
+pub fn parse(text: &str) -> Result<Vec<Value>> {
+    let documents: Vec<Value> = serde_saphyr::from_multiple(text)?;
+    Ok(documents.into_iter().filter(|document| !document.is_null()).collect())
+}
+
+/// Where an object of this kind and name stands.
+pub fn position(objects: &[Value], kind: &str, name: &str) -> Result<usize> {
+    let found = objects.iter().position(|it| it["kind"] == kind && it["metadata"]["name"] == name);
+    found.with_context(|| format!("there is no {kind} {name}"))
+}
+
+fn extend(objects: &mut Vec<Value>, dir: &Path) -> Result<()> {
+    let file = documents(&dir.join("kustomization.yaml"))?;
+    let [kustomization] = &file[..] else { bail!("a kustomization is one document") };
+    let fields = kustomization.as_object().context("a kustomization is a map")?;
+    let words = |field: &str| -> Result<Vec<&str>> {
+        let list = fields.get(field).and_then(Value::as_array).into_iter().flatten();
+        list.map(|word| word.as_str().with_context(|| format!("{field}: a word"))).collect()
+    };
+    for name in words("resources")? {
+        let path = dir.join(name);
+        if path.is_dir() {
+            extend(objects, &path)?;
+        } else {
+            objects.extend(documents(&path)?);
+        }
+    }
+    for name in words("components")? {
+        extend(objects, &dir.join(name))?;
+    }
+    for (field, value) in fields {
+        match field.as_str() {
+            "apiVersion" | "resources" | "components" => {}
+            "kind" => ensure!(value == "Kustomization" || value == "Component", "kind {value}"),
+            "namespace" => namespace(objects, value),
+            "patches" => patches(objects, dir, value)?,
+            "images" => images(objects, value)?,
+            other => bail!("this reader of kustomizations does not know `{other}`"),
+        }
+    }
+    Ok(())
+}
+
+fn namespace(objects: &mut [Value], name: &Value) {
+    for object in objects {
+        let cluster_wide = object["kind"].as_str().is_some_and(|kind| kind.starts_with("ClusterRole"));
+        if !cluster_wide {
+            object["metadata"]["namespace"] = name.clone();
+        }
+    }
+}
+
+fn patches(objects: &mut Vec<Value>, dir: &Path, list: &Value) -> Result<()> {
+    for entry in list.as_array().context("patches: a list")? {
+        let (Some(path), 1) = (entry["path"].as_str(), entry.as_object().map_or(0, Map::len)) else {
+            bail!("a patch is a path here, and nothing else: {entry}");
+        };
+        for patch in documents(&dir.join(path))? {
+            let (kind, name) = (patch["kind"].as_str(), patch["metadata"]["name"].as_str());
+            let at = position(objects, kind.unwrap_or_default(), name.unwrap_or_default())?;
+            if patch["$patch"] == "delete" {
+                objects.remove(at);
+            } else {
+                merge(&mut objects[at], &patch, "")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn images(objects: &mut [Value], list: &Value) -> Result<()> {
+    for entry in list.as_array().context("images: a list")? {
+        let field = |name: &str| entry[name].as_str().with_context(|| format!("images: {name}"));
+        let (name, new, tag) = (field("name")?, field("newName")?, field("newTag")?);
+        for object in objects.iter_mut() {
+            let containers =
+                object.pointer_mut("/spec/template/spec/containers").and_then(Value::as_array_mut);
+            for container in containers.into_iter().flatten() {
+                let image = container["image"].as_str().unwrap_or_default();
+                if image.split(':').next() == Some(name) {
+                    container["image"] = format!("{new}:{tag}").into();
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A strategic merge patch. Lists of these names are merged by a key, as the API's types say; others are replaced.
+fn merge(target: &mut Value, patch: &Value, name: &str) -> Result<()> {
+    let key = match name {
+        "containers" | "env" | "volumes" => Some("name"),
+        "volumeMounts" => Some("mountPath"),
+        _ => None,
+    };
+    match (target, patch, key) {
+        (Value::Object(target), Value::Object(patch), _) => {
+            for (field, value) in patch {
+                if value.is_null() {
+                    target.remove(field);
+                } else {
+                    merge(target.entry(field).or_insert(Value::Null), value, field)?;
+                }
+            }
+        }
+        (Value::Array(target), Value::Array(patch), Some(key)) => {
+            // kustomize puts what is new in front.
+            let mut new = Vec::new();
+            for item in patch {
+                let at = target.iter().position(|other| other[key] == item[key]);
+                match (at, item["$patch"].as_str()) {
+                    (Some(at), Some("delete")) => drop(target.remove(at)),
+                    (Some(at), None) => merge(&mut target[at], item, "")?,
+                    (None, None) => new.push(item.clone()),
+                    (_, what) => bail!("{name}: {item}: $patch {what:?}"),
+                }
+            }
+            target.splice(0..0, new);
+        }
+        (target, patch, _) => *target = patch.clone(),
+    }
+    Ok(())
+}

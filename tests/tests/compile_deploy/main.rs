@@ -1,0 +1,220 @@
+//! What `manifests/` installs: every overlay as kustomize builds it, the Helm chart, the dashboard and the alerts.
+//!
+//! `tests/deploy/NAME.yaml` is what `kubectl kustomize manifests/overlays/NAME` wrote, to be read by people;
+//! after a change write it anew: `kubectl kustomize manifests/overlays/NAME > tests/deploy/NAME.yaml`.
+
+mod chart;
+mod kustomize;
+mod monitoring;
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use k8s_openapi::api::{
+    apps::v1::DaemonSet,
+    core::v1::{ConfigMap, Container, PodSpec, ServiceAccount},
+    rbac::v1::{ClusterRole, ClusterRoleBinding},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use tests::net::cluster::repository;
+
+/// Every directory of `manifests/overlays`.
+const OVERLAYS: [&str; 3] = ["dev", "kubeadm", "privileged"];
+
+fn manifests() -> PathBuf {
+    repository().join("manifests")
+}
+
+pub fn overlay(name: &str) -> Result<Vec<Value>> {
+    kustomize::build(&manifests().join("overlays").join(name))
+}
+
+/// Everything that can be built, by name.
+fn all() -> Result<Vec<(&'static str, Vec<Value>)>> {
+    let overlays = OVERLAYS.into_iter().map(|name| Ok((name, overlay(name)?)));
+    let base = kustomize::build(&manifests().join("base")).map(|objects| ("base", objects));
+    overlays.chain([base]).collect()
+}
+
+/// As the API's type, which must know every field: one that is misspelt would be dropped silently.
+fn typed<T: DeserializeOwned + Serialize>(object: &Value) -> Result<T> {
+    let parsed: T = serde_json::from_value(object.clone())?;
+    assert_eq!(&serde_json::to_value(&parsed)?, object, "a field the API does not know");
+    Ok(parsed)
+}
+
+fn pod(objects: &[Value]) -> Result<(PodSpec, Container)> {
+    let daemon_set: DaemonSet = typed(&objects[kustomize::position(objects, "DaemonSet", "shunt")?])?;
+    let pod = daemon_set.spec.template.spec.context("a pod")?;
+    let [container] = &pod.containers[..] else { panic!("one container") };
+    let container = container.clone();
+    Ok((pod, container))
+}
+
+#[test]
+fn every_overlay_is_listed() -> Result<()> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(manifests().join("overlays"))? {
+        found.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    found.sort();
+    assert_eq!(found, OVERLAYS);
+    Ok(())
+}
+
+#[test]
+fn overlays_are_what_kubectl_made_of_them() -> Result<()> {
+    for (name, mut ours) in all()? {
+        let mut theirs = kustomize::documents(&repository().join(format!("tests/deploy/{name}.yaml")))?;
+        // kustomize keeps the empty maps that its deletions leave.
+        let sort = |objects: &mut Vec<Value>| {
+            objects.sort_by_key(|it| (it["kind"].to_string(), it["metadata"].to_string()))
+        };
+        sort(&mut ours);
+        sort(&mut theirs);
+        assert_eq!(json!(ours), json!(theirs), "{name}: see the top of this file");
+    }
+    Ok(())
+}
+
+#[test]
+fn every_object_is_one_the_api_knows() -> Result<()> {
+    for (name, objects) in all()? {
+        for object in &objects {
+            match object["kind"].as_str().context("a kind")? {
+                "DaemonSet" => drop(typed::<DaemonSet>(object)?),
+                "ServiceAccount" => drop(typed::<ServiceAccount>(object)?),
+                "ConfigMap" => drop(typed::<ConfigMap>(object)?),
+                "ClusterRole" => drop(typed::<ClusterRole>(object)?),
+                "ClusterRoleBinding" => drop(typed::<ClusterRoleBinding>(object)?),
+                kind => panic!("{name}: a {kind}"),
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn rbac_grants_what_is_asked_for_and_nothing_else() -> Result<()> {
+    for (_, objects) in all()? {
+        let role = &objects[kustomize::position(&objects, "ClusterRole", "shunt")?];
+        let read = json!(["list", "watch"]);
+        assert_eq!(
+            role["rules"],
+            json!([
+                {"apiGroups": [""], "resources": ["services", "nodes"], "verbs": read},
+                {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": read},
+                {"apiGroups": ["networking.k8s.io"], "resources": ["servicecidrs"], "verbs": read},
+                {"apiGroups": ["", "events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch", "update"]},
+            ])
+        );
+        let binding = &objects[kustomize::position(&objects, "ClusterRoleBinding", "shunt")?];
+        assert_eq!(binding["roleRef"]["name"], "shunt");
+        assert_eq!(
+            binding["subjects"],
+            json!([{"kind": "ServiceAccount", "name": "shunt", "namespace": "kube-system"}])
+        );
+        assert_eq!(pod(&objects)?.0.service_account_name.as_deref(), Some("shunt"));
+    }
+    Ok(())
+}
+
+#[test]
+fn privileges_are_the_least_that_do() -> Result<()> {
+    for (name, objects) in all()? {
+        let (pod, container) = pod(&objects)?;
+        let context = serde_json::to_value(container.security_context)?;
+        let of_pod = serde_json::to_value(pod.security_context)?;
+        if name == "privileged" {
+            let want =
+                json!({"runAsUser": 0, "runAsGroup": 0, "readOnlyRootFilesystem": true, "privileged": true});
+            assert_eq!(context, want, "{name}");
+            assert_eq!(of_pod, json!({}), "{name}");
+        } else {
+            let want = json!({
+                "runAsUser": 0, "runAsGroup": 0, "readOnlyRootFilesystem": true, "allowPrivilegeEscalation": false,
+                "capabilities": {"drop": ["ALL"], "add": ["BPF", "NET_ADMIN", "PERFMON"]},
+            });
+            assert_eq!(context, want, "{name}");
+            assert_eq!(of_pod, json!({"seccompProfile": {"type": "RuntimeDefault"}}), "{name}");
+        }
+        assert!(pod.host_pid.is_none() && pod.host_ipc.is_none() && pod.init_containers.is_none(), "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn every_node_has_one_and_loses_one_at_a_time() -> Result<()> {
+    for (name, objects) in all()? {
+        let (pod, container) = pod(&objects)?;
+        assert_eq!(pod.host_network, Some(true), "{name}");
+        assert_eq!(pod.priority_class_name.as_deref(), Some("system-node-critical"), "{name}");
+        assert_eq!(serde_json::to_value(&pod.tolerations)?, json!([{"operator": "Exists"}]), "{name}");
+        let daemon_set = &objects[kustomize::position(&objects, "DaemonSet", "shunt")?];
+        let strategy = json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}});
+        assert_eq!(daemon_set["spec"]["updateStrategy"], strategy, "{name}");
+        assert_eq!(daemon_set["metadata"]["namespace"], "kube-system", "{name}");
+
+        let probe = |probe: Option<k8s_openapi::api::core::v1::Probe>| {
+            serde_json::to_value(probe.and_then(|it| it.http_get))
+        };
+        assert_eq!(probe(container.liveness_probe)?, json!({"path": "/livez", "port": 10256}), "{name}");
+        assert_eq!(probe(container.readiness_probe)?, json!({"path": "/readyz", "port": 10256}), "{name}");
+        let env = serde_json::to_value(&container.env)?;
+        let node_name =
+            json!({"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}});
+        assert!(env.as_array().is_some_and(|list| list.contains(&node_name)), "{name}: {env}");
+    }
+    Ok(())
+}
+
+#[test]
+fn only_bpffs_can_be_written_to() -> Result<()> {
+    for (name, objects) in all()? {
+        let (pod, container) = pod(&objects)?;
+        let volumes = serde_json::to_value(pod.volumes)?;
+        for (volume, path) in [("bpffs", "/sys/fs/bpf"), ("cgroup", "/sys/fs/cgroup")] {
+            let want = json!({"name": volume, "hostPath": {"path": path, "type": "Directory"}});
+            assert!(volumes.as_array().is_some_and(|list| list.contains(&want)), "{name}: {volumes}");
+        }
+        for mount in container.volume_mounts.context("mounts")? {
+            let written = mount.name == "bpffs";
+            assert_eq!(mount.read_only, (!written).then_some(true), "{name}: {}", mount.name);
+            assert_eq!(mount.mount_propagation, None, "{name}: {}", mount.name);
+            let known = volumes
+                .as_array()
+                .is_some_and(|list| list.iter().any(|it| it["name"] == mount.name.as_str()));
+            assert!(known, "{name}: {} is no volume", mount.name);
+        }
+    }
+    Ok(())
+}
+
+/// The command line is one the real parser takes, and names a file that is mounted.
+#[test]
+fn arguments_are_shunts_own() -> Result<()> {
+    use clap::Parser as _;
+    for (name, objects) in all()? {
+        let (_, container) = pod(&objects)?;
+        assert_eq!(container.command, None, "{name}: the image's entry point");
+        let args = container.args.context("arguments")?;
+        let plain = args.iter().map(|arg| arg.replace("$(SHUNT_API_SERVERS)", "https://192.168.8.201:6443"));
+        let plain = plain.map(|arg| arg.replace("$(HOST_IP)", "192.168.8.201"));
+        let words = ["shunt".to_owned()].into_iter().chain(plain);
+        let cli = shunt::cli::args::Cli::try_parse_from(words)
+            .map_err(|error| anyhow::anyhow!("{name}: {error}"))?;
+        let shunt::cli::args::Command::Run(run) = cli.command else { panic!("{name}: {args:?}") };
+        let config = run.config.context("--config")?;
+        let mounts = container.volume_mounts.context("mounts")?;
+        assert!(
+            mounts.iter().any(|mount| config.parent() == Some(mount.mount_path.as_ref())),
+            "{name}: {config:?}"
+        );
+        for word in args.iter().filter_map(|arg| Some(arg.split_once("$(")?.1.split_once(')')?.0)) {
+            let env = container.env.as_deref().unwrap_or_default();
+            assert!(env.iter().any(|var| var.name == word), "{name}: ${word} is not set");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,46 @@
+//! The alerts and the dashboard of `manifests/monitoring`. `promtool check rules rules.yaml` and `promtool test rules
+//! rules.test.yaml` are for whoever changes the rules and has Prometheus.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+use tests::net::cluster::repository;
+
+use crate::kustomize;
+
+fn read(name: &str) -> Result<Value> {
+    let documents = kustomize::documents(&repository().join("manifests/monitoring").join(name))?;
+    documents.into_iter().next().context("a document")
+}
+
+#[test]
+fn the_operators_rules_are_the_plain_ones() -> Result<()> {
+    let (plain, operator) = (read("rules.yaml")?, read("prometheusrule.yaml")?);
+    assert_eq!(operator["kind"], "PrometheusRule");
+    assert_eq!(operator["spec"], plain);
+    for rule in plain["groups"][0]["rules"].as_array().context("rules")? {
+        assert!(["critical", "warning", "info"].iter().any(|it| rule["labels"]["severity"] == *it), "{rule}");
+        assert!(
+            rule["annotations"]["summary"].is_string() && rule["annotations"]["description"].is_string(),
+            "{rule}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn the_dashboards_panels_do_not_overlap() -> Result<()> {
+    let dashboard = read("dashboard.json")?;
+    let (mut places, mut ids) = (BTreeSet::new(), BTreeSet::new());
+    for panel in dashboard["panels"].as_array().context("panels")? {
+        assert!(ids.insert(panel["id"].to_string()), "an id twice: {panel}");
+        let number = |name: &str| panel["gridPos"][name].as_u64().context("a number");
+        let (x, y, w, h) = (number("x")?, number("y")?, number("w")?, number("h")?);
+        assert!(x + w <= 24, "{panel}");
+        for cell in (x..x + w).flat_map(|x| (y..y + h).map(move |y| (x, y))) {
+            assert!(places.insert(cell), "{} lies on another panel", panel["title"]);
+        }
+    }
+    Ok(())
+}
