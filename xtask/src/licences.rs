@@ -1,21 +1,20 @@
-//! The licence check: every crate that cargo resolves must be under licences that deny.toml allows.
+//! The licence check: every crate that cargo resolves must be under licences that deny.toml allows, come from a
+//! registry, and be asked for by a version.
 //!
-//! cargo-deny, where it is installed, checks that and more (advisories, sources, duplicates) from the same file. It
-//! is not installed by setup, which leaves a program of that size to you. Without it only licences and sources are
-//! checked, here.
+//! cargo-deny, where it is installed, checks that and duplicates from the same file. It is not installed by setup unless
+//! asked (`--audit`). Without it the checks are made here. Advisories: [`crate::advisories`].
 
-use std::{fs, iter::Peekable};
+use std::{collections::BTreeSet, fs, iter::Peekable};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::{process, setup::say, workspace::Workspace};
+use crate::{advisories, process, setup::say, workspace::Workspace};
 
 pub fn check(workspace: &Workspace) -> Result<()> {
-    if process::which("cargo-deny").is_some() {
-        return process::run(workspace.cargo().args(["deny", "check"]));
+    if let Some(deny) = advisories::installed(workspace, "cargo-deny") {
+        return process::run(workspace.command(deny).args(["check", "bans", "licenses", "sources"]));
     }
-    say("licences", "no cargo-deny here: licences and sources only, not its advisories");
     let allowed =
         allowed(&fs::read_to_string(workspace.root.join("deny.toml")).context("reading deny.toml")?)?;
     let metadata = process::output(workspace.cargo().args(["metadata", "--format-version=1", "--locked"]))?;
@@ -23,6 +22,8 @@ pub fn check(workspace: &Workspace) -> Result<()> {
     let packages = metadata["packages"].as_array().context("cargo metadata lists no packages")?;
     let refused: Vec<String> = packages.iter().filter_map(|package| complaint(package, &allowed)).collect();
     ensure!(refused.is_empty(), "deny.toml does not allow\n  {}", refused.join("\n  "));
+    let twice = duplicates(packages);
+    say("licences", format_args!("{} crates, {} of them in several versions", packages.len(), twice.len()));
     Ok(())
 }
 
@@ -34,12 +35,27 @@ fn complaint(package: &Value, allowed: &[String]) -> Option<String> {
     {
         return Some(format!("{name}: comes from {source}"));
     }
+    let wild = package["dependencies"].as_array().into_iter().flatten();
+    let wild = wild.filter(|dep| package["source"].is_null() && dep["path"].is_null() && dep["req"] == "*");
+    if let Some(dep) = wild.into_iter().next() {
+        return Some(format!("{name}: takes any version of {}", dep["name"]));
+    }
     let Some(licence) = package["license"].as_str() else { return Some(format!("{name}: names no licence")) };
     match satisfied(licence, allowed) {
         Ok(true) => None,
         Ok(false) => Some(format!("{name}: {licence}")),
         Err(error) => Some(format!("{name}: {licence}: {error}")),
     }
+}
+
+/// Names that several versions have: a warning in deny.toml, and a number here.
+fn duplicates(packages: &[Value]) -> BTreeSet<&str> {
+    let mut seen = BTreeSet::new();
+    packages
+        .iter()
+        .filter_map(|package| package["name"].as_str())
+        .filter(|name| !seen.insert(*name))
+        .collect()
 }
 
 /// The list `allow` of deny.toml's section `[licenses]`.
@@ -118,6 +134,16 @@ mod tests {
         assert!(!met("Apache-2.0 WITH LLVM-exception"));
         assert!(satisfied("MIT OR", &allow()).is_err());
         assert!(satisfied("MIT Apache-2.0", &allow()).is_err());
+    }
+
+    #[test]
+    fn a_wildcard_is_refused_but_for_paths() {
+        let package = |dep: Value| serde_json::json!({"name": "p", "version": "1.0.0", "license": "MIT", "dependencies": [dep]});
+        let any = package(serde_json::json!({"name": "q", "req": "*"}));
+        assert!(complaint(&any, &allow()).unwrap().contains("any version of \"q\""));
+        let path = package(serde_json::json!({"name": "q", "req": "*", "path": "/q"}));
+        assert_eq!(complaint(&path, &allow()), None);
+        assert_eq!(duplicates(&[any.clone(), any, path]), BTreeSet::from(["p"]));
     }
 
     #[test]

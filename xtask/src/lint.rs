@@ -1,13 +1,15 @@
 //! `cargo xtask lint`: format, clippy for user space and for the eBPF crate, licences, the map schema,
-//! the programs' stacks.
+//! the programs' stacks, advisories.
 //!
-//! Every check runs, also when an earlier one failed; all failures are named at the end.
+//! Every check runs, also when an earlier one failed; all failures are named at the end. What could not be
+//! checked is named, too: advisories, where their database is out of reach.
 
 use std::time::Instant;
 
 use anyhow::{Result, bail};
 
 use crate::{
+    advisories::{self, Outcome},
     licences, process, schema,
     setup::{self, Need, say},
     stack,
@@ -36,6 +38,14 @@ pub fn run(workspace: &Workspace) -> Result<()> {
                 say(name, format_args!("{error:#}"));
                 failed.push(name);
             }
+        }
+    }
+    match advisories::check(workspace) {
+        Ok(Outcome::Clean) => say("advisories", "clean"),
+        Ok(Outcome::Unchecked(why)) => say("advisories", format_args!("NOT CHECKED: {why}")),
+        Err(error) => {
+            say("advisories", format_args!("{error:#}"));
+            failed.push("advisories");
         }
     }
     if !failed.is_empty() {

@@ -3,8 +3,10 @@
 //! It depends on none of the other crates, so it builds on a machine that cannot build them yet; `setup` is
 //! what makes that machine able to.
 
+mod advisories;
 mod apt;
 mod build;
+mod image;
 mod instruction;
 mod kernels;
 mod licences;
@@ -34,9 +36,11 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Task {
     /// Make this machine able to build and test: toolchain, rust-src, bpf-linker, system packages, bpffs.
-    Setup,
+    Setup(setup::Args),
     /// Build shunt (and the eBPF object it embeds), the demo and the bench.
     Build(build::Args),
+    /// Build the container image, as an OCI layout; no engine is needed.
+    Image(image::Args),
     /// Check format, clippy (user space, then eBPF), licences, the map schema and the programs' stacks.
     Lint,
     /// Record the layout of the map types for the version in proxy-common's SCHEMA.
@@ -62,8 +66,9 @@ fn main() -> ExitCode {
 fn work() -> anyhow::Result<ExitCode> {
     let workspace = Workspace::find()?;
     match Cli::parse().task {
-        Task::Setup => setup::run(&workspace)?,
+        Task::Setup(args) => setup::run(&workspace, &args)?,
         Task::Build(args) => build::run(&workspace, &args)?,
+        Task::Image(args) => image::run(&workspace, &args)?,
         Task::Lint => lint::run(&workspace)?,
         Task::Schema(args) => schema::write(&workspace, &args)?,
         Task::Test(args) => return test::run(&workspace, &args),

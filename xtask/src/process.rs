@@ -56,6 +56,19 @@ pub fn output(command: &mut Command) -> Result<String> {
     String::from_utf8(output.stdout).with_context(|| format!("`{}` wrote no UTF-8", line(command)))
 }
 
+/// Returns its standard output, while what it says on standard error is seen as it comes.
+pub fn output_beside(command: &mut Command) -> Result<String> {
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("starting `{}`", line(command)))?;
+    if !output.status.success() {
+        bail!("`{}` failed: {}", line(command), output.status);
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("`{}` wrote no UTF-8", line(command)))
+}
+
 /// Where a program lies in PATH or in the directories of system tools, which a user's PATH may lack.
 pub fn which(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();

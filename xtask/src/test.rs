@@ -98,6 +98,10 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     setup::ensure(workspace, need)?;
     // The network and vm suites start the real `shunt`, which is not theirs for cargo to build.
     build::cargo_build(workspace, false, &[])?;
+    if levels.contains(&Level::Network) {
+        // Of the tests in containers and in an empty chroot.
+        build::static_build(workspace, false)?;
+    }
     let mut total = Sum::default();
     for level in levels {
         let sum = run_level(workspace, *level, args).unwrap_or_else(|error| {

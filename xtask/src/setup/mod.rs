@@ -1,6 +1,7 @@
 //! `cargo xtask setup`: makes a fresh machine able to build and test. Every step looks first, says what it
 //! found or did, and may be run again at any time.
 
+mod audit;
 mod linker;
 mod mounts;
 mod packages;
@@ -20,8 +21,18 @@ pub enum Need {
     Run,
 }
 
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Compile cargo-deny and cargo-audit as well, for `lint`
+    #[arg(long)]
+    audit: bool,
+}
+
 /// Every step, saying what it does.
-pub fn run(workspace: &Workspace) -> Result<()> {
+pub fn run(workspace: &Workspace, args: &Args) -> Result<()> {
+    if args.audit {
+        audit::install(workspace)?;
+    }
     toolchain::install(workspace)?;
     rust_src::install(workspace)?;
     linker::install(workspace)?;
