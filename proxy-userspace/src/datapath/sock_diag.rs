@@ -118,26 +118,42 @@ fn read(message: &Message<'_>) -> Option<Connected> {
     })
 }
 
+/// The network namespaces that [`elsewhere`] found, but for this process's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Elsewhere {
+    pub entered: usize,
+    /// Seen, and not to be entered.
+    pub closed: usize,
+}
+
 /// Calls `each` with the sockets of every other network namespace of which this process sees a process, until it
 /// returns `false`. For `--socket-lb all`: pods' sockets are translated, too. Needs /proc of the host and
-/// CAP_SYS_ADMIN; what cannot be entered is passed over, and the number of those is returned.
-pub fn elsewhere(mut each: impl FnMut(SockDiag) -> io::Result<bool>) -> io::Result<usize> {
+/// CAP_SYS_ADMIN; what cannot be entered is passed over and counted. In a container of its own no other is seen.
+pub fn elsewhere(mut each: impl FnMut(SockDiag) -> io::Result<bool>) -> io::Result<Elsewhere> {
     let own = File::open("/proc/thread-self/ns/net")?;
     let mut seen = BTreeSet::from([own.metadata()?.ino()]);
-    let mut closed = 0;
+    let mut found = Elsewhere::default();
     for entry in fs::read_dir("/proc")?.flatten() {
         if !entry.file_name().as_encoded_bytes().first().is_some_and(u8::is_ascii_digit) {
             continue;
         }
-        // A process that has ended meanwhile, a zombie, or one we may not look at.
-        let Ok(netns) = File::open(entry.path().join("ns/net")) else { continue };
+        let netns = match File::open(entry.path().join("ns/net")) {
+            Ok(netns) => netns,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                found.closed += 1;
+                continue;
+            }
+            // A process that has ended meanwhile, or a zombie.
+            Err(_) => continue,
+        };
         if !seen.insert(netns.metadata()?.ino()) {
             continue;
         }
         if setns(&netns, CloneFlags::CLONE_NEWNET).is_err() {
-            closed += 1;
+            found.closed += 1;
             continue;
         }
+        found.entered += 1;
         let inside = SockDiag::open();
         // Whatever comes next belongs to our own namespace again; a thread that cannot go back must not go on.
         setns(&own, CloneFlags::CLONE_NEWNET)?;
@@ -145,7 +161,7 @@ pub fn elsewhere(mut each: impl FnMut(SockDiag) -> io::Result<bool>) -> io::Resu
             break;
         }
     }
-    Ok(closed)
+    Ok(found)
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use crate::{
     config::SocketLb,
     datapath::{
         collector::leavers::{self, Pair},
-        sock_diag::{self, Connected, SockDiag},
+        sock_diag::{self, Connected, Elsewhere, SockDiag},
     },
 };
 
@@ -194,8 +194,12 @@ impl Sockets {
             Ok(!left.is_empty())
         });
         let trouble = match result {
-            Ok(0) => None,
-            Ok(namespaces) => Some(format!("{namespaces} network namespaces cannot be entered")),
+            // None at all: this process sees its own container's processes only.
+            Ok(Elsewhere { entered: 0, closed: 0 }) if !left.is_empty() => {
+                Some("no other network namespace is to be seen".to_owned())
+            }
+            Ok(Elsewhere { closed: 0, .. }) => None,
+            Ok(Elsewhere { closed, .. }) => Some(format!("{closed} network namespaces cannot be entered")),
             Err(error) => Some(error.to_string()),
         };
         if let Some(trouble) = trouble
