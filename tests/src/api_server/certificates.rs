@@ -10,6 +10,9 @@ use rustls::{
     server::WebPkiClientVerifier,
 };
 
+/// A name that no resolver knows; a test's /etc/hosts may.
+pub const NAME: &str = "api.shunt.test";
+
 /// What a server with TLS needs.
 #[derive(Debug)]
 pub struct Certificates {
@@ -19,14 +22,14 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// For a server at 127.0.0.1 or at any address of the harness's clusters.
+    /// For a server at 127.0.0.1 or at any address of the harness's clusters, or called [`NAME`].
     pub fn new() -> Result<Self> {
         let mut params = CertificateParams::new(Vec::new())?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate()?;
         let certificate = params.self_signed(&key)?;
         let issuer = Issuer::new(params, key);
-        let names = ["127.0.0.1", "192.168.8.100", "192.168.8.1"].map(str::to_owned);
+        let names = ["127.0.0.1", "192.168.8.100", "192.168.8.1", NAME].map(str::to_owned);
         let server_key = KeyPair::generate()?;
         let server = CertificateParams::new(names)?.signed_by(&server_key, &issuer)?;
         let mut roots = RootCertStore::empty();

@@ -23,7 +23,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 pub use self::{
-    certificates::Certificates,
+    certificates::{Certificates, NAME},
     store::{Fault, Store},
 };
 use crate::net::Netns;

@@ -4,6 +4,7 @@ pub mod cgroup;
 pub mod checksums;
 pub mod cluster;
 pub mod cni;
+pub mod container;
 pub mod foreign;
 pub mod hop;
 pub mod lane;
@@ -19,6 +20,7 @@ pub mod tun;
 mod wiring;
 
 pub use cluster::Cluster;
+pub use container::{Container, Privileges};
 pub use hop::Toward;
 pub use lane::Lane;
 pub use netns::Netns;

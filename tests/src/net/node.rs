@@ -1,6 +1,7 @@
 //! A node: a namespace with an uplink, a cgroup, a directory on bpffs, a directory of manifests, and a `shunt`.
 
 use std::{
+    ffi::OsString,
     fs,
     io::{Read, Write},
     net::SocketAddr,
@@ -135,13 +136,18 @@ impl Node {
 
     /// Starts `shunt run` with `more` arguments.
     pub fn launch_shunt(&self, more: &[&str]) -> Result<()> {
+        self.launch_shunt_by(&[shunt::binary()?.into()], more)
+    }
+
+    /// The same by a command of one's own.
+    pub fn launch_shunt_by(&self, program: &[OsString], more: &[&str]) -> Result<()> {
         let mut running = self.shunt.lock().expect("no holder panics");
         if running.is_some() {
             bail!("{} has a shunt already", self.name);
         }
         let health = SocketAddr::from(HEALTH).to_string();
         let mut args = vec!["run".to_owned()];
-        let follows_cluster = more.contains(&"--kubeconfig");
+        let follows_cluster = more.contains(&"--kubeconfig") || more.contains(&"--server");
         for (flag, value) in [
             ("--manifests", self.manifests.to_string_lossy().as_ref()),
             ("--node-name", &self.name),
@@ -157,7 +163,7 @@ impl Node {
             args.extend(["--xdp".to_owned(), lane.to_string()]);
         }
         args.extend(more.iter().map(|&arg| arg.to_owned()));
-        *running = Some(Shunt::start(&self.netns, &self.cgroup, &args)?);
+        *running = Some(Shunt::start(&self.netns, &self.cgroup, program, &args)?);
         Ok(())
     }
 
@@ -184,6 +190,12 @@ impl Node {
             }
             thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// The process that was started.
+    pub fn shunt_pid(&self) -> Result<u32> {
+        let running = self.shunt.lock().expect("no holder panics");
+        Ok(running.as_ref().with_context(|| format!("{} has no shunt", self.name))?.pid())
     }
 
     /// Fails when shunt has ended by itself.

@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    ffi::OsString,
     io::{BufRead, BufReader},
     os::unix::process::ExitStatusExt,
     path::PathBuf,
@@ -50,11 +51,23 @@ pub fn binary() -> Result<PathBuf> {
     })
 }
 
+/// The statically linked one: `$SHUNT_STATIC_BIN`, or what `cargo xtask build --static` built.
+pub fn static_binary() -> Result<PathBuf> {
+    let built = super::cluster::repository().join("target/static/debug/shunt");
+    let path = env::var_os("SHUNT_STATIC_BIN").map_or(built, PathBuf::from);
+    if !path.is_file() {
+        bail!("no {}: build it first with `cargo xtask build --static`", path.display());
+    }
+    Ok(path.canonicalize()?)
+}
+
 impl Shunt {
-    /// Starts `shunt ARGS` in the node's namespace and cgroup.
-    pub fn start(netns: &Netns, cgroup: &Cgroup, args: &[String]) -> Result<Self> {
+    /// Starts `PROGRAM... ARGS` in the node's namespace and cgroup; the first words are [`binary`], or what starts it.
+    pub fn start(netns: &Netns, cgroup: &Cgroup, program: &[OsString], args: &[String]) -> Result<Self> {
+        let (first, more) = program.split_first().context("no program")?;
         let mut child = netns
-            .command(binary()?)
+            .command(first)
+            .args(more)
             .args(args)
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())
