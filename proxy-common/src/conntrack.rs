@@ -15,6 +15,9 @@
 //! `(C, c', B, b)` is the middle tuple, what the host's own stack sees; the reply half, inserted with
 //! BPF_NOEXIST, is its reservation. A direct flow to a backend's own address is recorded as a flow whose
 //! frontend is the backend. Every half's key can be derived from any other half.
+//!
+//! A flow that another proxy translates (kube-proxy's, at the time shunt takes over) has a request and a reply half
+//! that rewrite nothing: client and frontend, at both hooks.
 
 use crate::{Addr, Port, pod};
 
@@ -96,7 +99,8 @@ impl CtEntry {
     pub const MASQUERADE: u32 = 16;
     /// The unmasquerade half (ingress, backend to node).
     pub const UNMASQUERADE: u32 = 32;
-    /// Nothing differs between key and rewrite: a recorded direct flow.
+    /// Nothing differs between key and rewrite: a recorded direct flow; with `SERVICE`, a flow that another proxy had begun
+    /// to translate when shunt came, and that netfilter goes on translating.
     pub const IDENTITY: u32 = 64;
     /// In all halves: the flow is the XDP lane's, and the host's stack does not see it (but for its packets to a backend
     /// of this node).

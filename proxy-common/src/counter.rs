@@ -78,6 +78,8 @@ counters! {
     RedirectDropped = 27, "redirect_dropped";
     /// Dropped: an SCTP flow would need another port, which SCTP's checksum does not let change.
     SctpPort = 28, "sctp_port";
+    /// Dropped, to be sent again: TCP segments of no known flow, while another proxy's flows were being recorded.
+    TakingOver = 29, "taking_over";
 }
 
 /// Entries of COUNTERS; leaves room, so that a new counter does not change the map.

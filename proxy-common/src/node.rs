@@ -133,6 +133,9 @@ impl NodeConfig {
     /// `pod_prefixes` hold the pods of every node (detectLocalMode ClusterCIDR): a source inside them is this node's
     /// own only where its packet came in by a device with [`Device::POD`].
     pub const CLUSTER_PREFIXES: u32 = 4;
+    /// shunt has just come to a node and is recording another proxy's flows: a TCP segment in mid-stream of no known
+    /// flow is dropped (and sent again) rather than reset.
+    pub const TAKING_OVER: u32 = 16;
 }
 
 impl Device {

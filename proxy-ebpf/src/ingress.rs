@@ -82,14 +82,16 @@ pub fn ingress<L: Link>(ctx: &TcContext) -> Verdict {
     verdict
 }
 
-/// A SYN on the tuple of a flow that is over, or that has had no answer from a backend that is gone.
+/// A SYN on the tuple of a flow that is over, that has had no answer from a backend that is gone, or that another
+/// proxy translated (whose end may have gone unseen).
 #[inline(always)]
 pub fn begins_anew(key: &CtKey, entry: &CtEntry) -> bool {
     if !entry.has(CtEntry::REQUEST) {
         return false;
     }
     flow::is_closed(key.proto, entry)
-        || entry.has(CtEntry::SERVICE) && service::active_backend(entry.backend).is_none()
+        || entry.has(CtEntry::SERVICE)
+            && (entry.has(CtEntry::IDENTITY) || service::active_backend(entry.backend).is_none())
 }
 
 /// A packet of a recorded flow.

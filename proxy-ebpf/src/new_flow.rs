@@ -129,10 +129,11 @@ pub fn to_service(frontend: &Frontend, work: &mut Work) -> Result<(), DropReason
     }
     // Nobody can say which backend a segment in mid-stream belongs to: end it fast instead of hanging.
     let is_tcp = work.request.proto == Proto::TCP;
-    if is_tcp && !tcp::is_syn(work.tcp_flags as u8) && frontend.has(Frontend::HAS_ENDPOINTS) {
-        return Err(Counter::NoFlow);
-    }
     let config = NODE_CONFIG.get(0).ok_or(Counter::BadSlot)?;
+    if is_tcp && !tcp::is_syn(work.tcp_flags as u8) && frontend.has(Frontend::HAS_ENDPOINTS) {
+        let taking_over = config.flags & NodeConfig::TAKING_OVER != 0;
+        return Err(if taking_over { Counter::TakingOver } else { Counter::NoFlow });
+    }
     let origin = origin(work, config);
     service::choose(frontend, origin, &work.request.src, &mut work.chosen)?;
     let backend = &work.chosen.backend;

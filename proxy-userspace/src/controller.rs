@@ -10,6 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use proxy_common::NodeConfig;
+
 use crate::{
     compile::{CompiledService, compile},
     config::{CompileConfig, MapSizes},
@@ -82,6 +84,7 @@ pub struct Controller {
     listeners: Listeners,
     last_retry: Option<Instant>,
     has_synced: bool,
+    taking_over: bool,
 }
 
 impl Controller {
@@ -106,7 +109,18 @@ impl Controller {
             listeners: Listeners::new(),
             last_retry: None,
             has_synced: false,
+            taking_over: false,
         }
+    }
+
+    /// Whether another proxy's flows are being recorded ([`NodeConfig::TAKING_OVER`]).
+    pub fn set_taking_over(&mut self, taking_over: bool) {
+        self.node_dirty |= self.taking_over != taking_over;
+        self.taking_over = taking_over;
+    }
+
+    pub fn is_taking_over(&self) -> bool {
+        self.taking_over
     }
 
     /// Another time than [`GRACE`] for what is let go; tests need not wait.
@@ -273,7 +287,10 @@ impl Controller {
         self.lowering.set_node_addresses(nodes);
         if node_dirty {
             let service_cidrs = self.snapshot.service_cidrs();
-            let (value, left) = node_config(&node, &self.fallback, &service_cidrs, &self.config);
+            let (mut value, left) = node_config(&node, &self.fallback, &service_cidrs, &self.config);
+            if self.taking_over {
+                value.flags |= NodeConfig::TAKING_OVER;
+            }
             self.lowering.tables.node_config.set(0, value);
             for range in left.pods {
                 tracing::warn!("pod range {range} is one too many: its pods count as outside the cluster");

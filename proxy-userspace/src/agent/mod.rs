@@ -9,6 +9,7 @@ mod flows;
 mod hooks;
 mod lane;
 mod stop;
+mod takeover;
 mod trace;
 
 use std::{
@@ -183,6 +184,7 @@ impl Agent {
         let mut controller = Controller::new(&config.node_name, config.compile.clone(), config.sizes);
         controller.restore(&mut loaded.store)?;
         let populated = !loaded.store.read(map::FRONTENDS).map_err(SyncError)?.is_empty();
+        controller.set_taking_over(!populated);
         let events = source.follow(populated)?;
         tracing::info!(
             node = config.node_name,
@@ -331,7 +333,11 @@ impl Agent {
             tracing::debug!(ops = report.ops, services = report.services, took = ?began.elapsed(), "synced");
         }
         if !self.is_attached {
+            self.take_over();
             self.attach()?;
+            self.take_over();
+            self.controller.set_taking_over(false);
+            self.queue_sync();
         }
         self.health.synced(Timestamp::now());
         self.health.set_ready();
@@ -357,6 +363,21 @@ impl Agent {
             self.sync_at = Some(self.last_sync + after);
         }
         Ok(())
+    }
+
+    /// On a node where no shunt served before: lets another proxy's connections live.
+    fn take_over(&self) {
+        if !self.controller.is_taking_over() {
+            return;
+        }
+        let began = Instant::now();
+        match takeover::record(&self.loaded, self.controller.tables()) {
+            Ok(0) => {}
+            Ok(flows) => tracing::info!(flows, took = ?began.elapsed(), "connections of another proxy go on"),
+            Err(error) => {
+                tracing::warn!(%error, "reading netfilter's connections failed: another proxy's will be reset");
+            }
+        }
     }
 
     /// The maps are complete: puts the programs to work, in place of those of an earlier run.

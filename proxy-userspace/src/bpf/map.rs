@@ -157,6 +157,17 @@ impl RawMap {
         bpf(Cmd::MapUpdateElem, &mut self.elem(key, ptr(value), 0)).map(drop)
     }
 
+    /// Inserts what is not there yet; says whether it was not.
+    pub fn insert(&self, key: &[u8], value: &[u8]) -> io::Result<bool> {
+        const BPF_NOEXIST: u64 = 1;
+        assert_eq!(value.len(), self.value_len, "value size of {}", self.info.name());
+        match bpf(Cmd::MapUpdateElem, &mut self.elem(key, ptr(value), BPF_NOEXIST)) {
+            Ok(_) => Ok(true),
+            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Deletes (an array's element: zeroes it); says whether something was there.
     pub fn delete(&self, key: &[u8]) -> io::Result<bool> {
         if self.is_array() {

@@ -9,6 +9,7 @@ pub mod devices;
 pub mod layout;
 pub mod load;
 pub mod netlink;
+pub mod nf_conntrack;
 pub mod pins;
 pub mod sock_diag;
 pub mod xdp;

@@ -38,6 +38,12 @@ pub struct Connected {
     pub port: Port,
 }
 
+impl Connected {
+    pub fn local_port(&self) -> Port {
+        Port::from_be(u16::from_ne_bytes([self.id[0], self.id[1]]))
+    }
+}
+
 /// A network namespace's sockets.
 #[derive(Debug)]
 pub struct SockDiag {
@@ -182,7 +188,7 @@ mod tests {
             let found = SockDiag::open().unwrap().connected_udp().unwrap();
             let peer: std::net::SocketAddr = to.parse().unwrap();
             let local = socket.local_addr().unwrap().port();
-            let port_of = |one: &Connected| u16::from_be_bytes([one.id[0], one.id[1]]);
+            let port_of = |one: &Connected| one.local_port().host();
             let mine: Vec<_> = found.iter().filter(|one| port_of(one) == local).collect();
             assert_eq!(mine.len(), 1, "{to}: {found:?}");
             assert_eq!((mine[0].peer, mine[0].port), (peer.ip().into(), Port::new(9)));

@@ -246,6 +246,7 @@ fn ct_entry(value: CtEntry) -> Fields {
             (CtEntry::MASQUERADE, "masquerade"),
             (CtEntry::UNMASQUERADE, "unmasquerade"),
             (CtEntry::IDENTITY, "identity"),
+            (CtEntry::XDP, "xdp"),
         ]),
         "state": bits(value.state, [
             (tcp::OPENED, "opened"),
@@ -319,6 +320,7 @@ fn node_config(value: NodeConfig) -> Fields {
             (NodeConfig::LOCAL_BY_DEVICE_V4, "local_by_device_v4"),
             (NodeConfig::LOCAL_BY_DEVICE_V6, "local_by_device_v6"),
             (NodeConfig::CLUSTER_PREFIXES, "cluster_prefixes"),
+            (NodeConfig::TAKING_OVER, "taking_over"),
         ]),
         "primary_v4": value.primary_v4.to_string(),
         "primary_v6": value.primary_v6.to_string(),

@@ -6,7 +6,7 @@ use std::{
     io::{self, Write},
 };
 
-use proxy_common::{CtEntry, CtKey, Half, ServiceMeta, map, tcp};
+use proxy_common::{Backend, CtEntry, CtKey, Half, ServiceMeta, map, tcp};
 use serde::Serialize;
 
 use super::{
@@ -29,7 +29,7 @@ pub struct FlowView {
     pub age_seconds: u64,
     /// Seconds since the last packet of either direction (a second's precision).
     pub idle_seconds: u64,
-    /// `service`, or `direct`: to a backend's own address.
+    /// `service`; `direct`: to a backend's own address; `adopted`: netfilter translates it, for the proxy before us.
     pub kind: &'static str,
     /// `NAMESPACE/NAME`; empty for a direct flow.
     pub service: String,
@@ -42,14 +42,19 @@ pub struct FlowView {
 pub struct Flows {
     pub entries: HashMap<CtKey, CtEntry>,
     pub services: HashMap<u32, ServiceMeta>,
+    /// Those of adopted flows, whose halves do not name them.
+    pub backends: HashMap<u32, Backend>,
 }
 
 impl Flows {
     pub fn read(pins: &Pins) -> Result<Self, InspectError> {
-        Ok(Self {
-            entries: pins.read(map::CONNTRACK)?.into_iter().collect(),
-            services: pins.read(map::SERVICE_META)?.into_iter().collect(),
-        })
+        let entries: HashMap<CtKey, CtEntry> = pins.read(map::CONNTRACK)?.into_iter().collect();
+        let backends = if entries.values().any(is_adopted) {
+            pins.read(map::BACKENDS)?.into_iter().collect()
+        } else {
+            HashMap::new()
+        };
+        Ok(Self { entries, services: pins.read(map::SERVICE_META)?.into_iter().collect(), backends })
     }
 
     /// The ids of a Service's ports; none when the maps do not know it, for then it has no flows either.
@@ -104,7 +109,11 @@ impl Flows {
             direction: tuple.direction,
             age_seconds: clock.seconds_since(entry.created),
             idle_seconds: peer.map_or(u64::MAX, idle).min(idle(&main)),
-            kind: if entry.has(CtEntry::SERVICE) { "service" } else { "direct" },
+            kind: match (entry.has(CtEntry::SERVICE), entry.has(CtEntry::IDENTITY)) {
+                (true, true) => "adopted",
+                (true, false) => "service",
+                (false, _) => "direct",
+            },
             service: match self.services.get(&entry.service) {
                 Some(meta) if entry.has(CtEntry::SERVICE) => {
                     format!("{}/{}", meta.namespace.as_str(), meta.name.as_str())
@@ -119,6 +128,15 @@ impl Flows {
     fn tuple(&self, key: &CtKey, entry: &CtEntry) -> Tuple {
         let (source, destination) = (addr_port(key.src, key.sport), addr_port(key.dst, key.dport));
         let rewrite = addr_port(entry.addr, entry.port());
+        if is_adopted(entry) {
+            let backend = self.backends.get(&entry.backend).filter(|backend| backend.has(Backend::ACTIVE));
+            let backend = backend.map_or_else(|| "-".to_owned(), |it| addr_port(it.addr, it.port));
+            return if entry.has(CtEntry::REQUEST) {
+                Tuple { client: source, vip: destination, backend, direction: "request" }
+            } else {
+                Tuple { client: destination, vip: source, backend, direction: "reply" }
+            };
+        }
         if entry.has(CtEntry::REQUEST) {
             return Tuple { client: source, vip: destination, backend: rewrite, direction: "request" };
         }
@@ -185,6 +203,11 @@ impl Flows {
         }
         Ok((keys.into_iter().collect(), requests().filter(|(_, entry)| mine(entry)).count()))
     }
+}
+
+/// Translated by netfilter for the proxy that was here before.
+fn is_adopted(entry: &CtEntry) -> bool {
+    entry.has(CtEntry::SERVICE) && entry.has(CtEntry::IDENTITY)
 }
 
 struct Tuple {
@@ -303,7 +326,7 @@ mod tests {
             (key(3, 8080, 4, 5000, Half::Ingress), entry(addr(1), 1001, 8080, CtEntry::UNMASQUERADE)),
             (key(1, 2000, 3, 8080, Half::Ingress), direct),
         ];
-        Flows { entries: entries.into(), services: [(3, meta)].into() }
+        Flows { entries: entries.into(), services: [(3, meta)].into(), backends: HashMap::new() }
     }
 
     #[test]

@@ -134,7 +134,7 @@ fn ten_reuses(from: &Client, to: SocketAddr, port: u16) -> Result<()> {
 }
 
 /// What the client's own kernel holds in TIME_WAIT it would not connect from: it lets go, once both ends are closed.
-fn leave_time_wait(client: &Client, port: u16) -> Result<()> {
+pub fn leave_time_wait(client: &Client, port: u16) -> Result<()> {
     let netns = client.place().netns();
     let of_port = format!("sport = :{port}");
     eventually(SECOND, || {

@@ -18,6 +18,7 @@ use crate::{
     config::SocketLb,
     datapath::{
         collector::leavers::{self, Pair},
+        nf_conntrack::{self, Translated},
         sock_diag::{self, Connected, Elsewhere, SockDiag},
     },
 };
@@ -178,10 +179,19 @@ impl Sockets {
         let mut diag = SockDiag::open()?;
         let mut closed = close_stranded(&mut diag, left)?;
         if unserved {
+            let mut served = Vec::new();
             for socket in diag.connected_udp()? {
                 if is_served_now(maps, &socket)? {
-                    closed += usize::from(diag.destroy(&socket)?);
+                    served.push(socket);
                 }
+            }
+            if !served.is_empty() {
+                // Those of the proxy that was here before us lead somewhere.
+                let others = nf_conntrack::translated()?;
+                served.retain(|socket| !others.iter().any(|flow| is_of(flow, socket)));
+            }
+            for socket in &served {
+                closed += usize::from(diag.destroy(socket)?);
             }
         }
         Ok(closed)
@@ -229,6 +239,12 @@ fn close_stranded(diag: &mut SockDiag, left: &mut HashMap<u64, Vec<SockKey>>) ->
         }
     }
     Ok(closed)
+}
+
+/// Whether netfilter translates what the socket sends.
+fn is_of(flow: &Translated, socket: &Connected) -> bool {
+    let (peer, port) = (socket.peer, socket.port);
+    flow.proto == Proto::UDP && flow.frontend == (peer, port) && flow.client.1 == socket.local_port()
 }
 
 /// Whether the socket is connected to a ClusterIP that has a backend for it.
