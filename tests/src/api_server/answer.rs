@@ -89,6 +89,11 @@ pub fn answer(shared: &Shared, request: &Request, out: &mut impl Write) -> io::R
         labels: request.value("labelSelector").to_owned(),
         fields: request.value("fieldSelector").to_owned(),
     };
+    if state.is_old && resource == "services" && !selector.fields.is_empty() {
+        drop(state);
+        let message = "\"spec.clusterIP\" is not a known field selector";
+        return refuse(out, 400, "BadRequest", message, None);
+    }
     if !is_watch {
         let list = list(&mut state, resource, &selector, request, [version, kind]);
         drop(state);

@@ -3,11 +3,32 @@
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::connection::Request;
 
-/// The manifest that is deployed.
-const MANIFEST: &str = include_str!("rbac.yaml");
+/// The manifest that is deployed: who the agent is and what it may ask.
+pub(super) const MANIFEST: &str = include_str!("rbac.yaml");
+
+/// Namespace and name of the agent's service account.
+pub(super) fn service_account() -> Result<(String, String)> {
+    let account = only(MANIFEST, "ServiceAccount")?;
+    let word = |field: &str| {
+        let word = account["metadata"][field].as_str();
+        word.map(str::to_owned).with_context(|| format!("the ServiceAccount's {field}"))
+    };
+    Ok((word("namespace")?, word("name")?))
+}
+
+/// The only document of this kind.
+fn only(manifest: &str, kind: &str) -> Result<Value> {
+    let documents = manifest.split("\n---").filter(|text| !text.trim().is_empty());
+    let documents = documents.map(|text| serde_saphyr::from_str(text).context("the agent's manifest"));
+    let mut found = documents.collect::<Result<Vec<Value>>>()?;
+    found.retain(|document| document["kind"] == kind);
+    ensure!(found.len() == 1, "{} documents of kind {kind} in the manifest, not one", found.len());
+    Ok(found.remove(0))
+}
 
 /// A request as an authorizer sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,16 +62,7 @@ impl Grants {
     }
 
     fn read(manifest: &str) -> Result<Self> {
-        let mut roles = Vec::new();
-        for document in manifest.split("\n---").filter(|text| !text.trim().is_empty()) {
-            let value: serde_json::Value =
-                serde_saphyr::from_str(document).context("the manifest with the ClusterRole")?;
-            if value["kind"] == "ClusterRole" {
-                roles.push(value);
-            }
-        }
-        ensure!(roles.len() == 1, "{} ClusterRoles in the manifest, not one", roles.len());
-        Ok(serde_json::from_value(roles.remove(0))?)
+        Ok(serde_json::from_value(only(manifest, "ClusterRole")?)?)
     }
 
     /// Why the request is not for the agent; none when it is.
@@ -135,7 +147,6 @@ mod tests {
             ("GET", "/apis/networking.k8s.io/v1beta1/servicecidrs"),
             ("GET", &format!("/api/v1/nodes?{mine}")),
             ("GET", &format!("/api/v1/nodes?watch=true&{mine}")),
-            ("GET", "/api/v1/nodes/node-1"),
             ("POST", "/apis/events.k8s.io/v1/namespaces/default/events"),
             ("POST", "/api/v1/namespaces/default/events"),
             ("PATCH", "/apis/events.k8s.io/v1/namespaces/default/events/a"),

@@ -5,16 +5,17 @@
 //! the test whose server it is.
 
 mod answer;
+mod api;
 mod certificates;
 mod connection;
 mod events;
 mod grants;
+mod real;
 mod selector;
 mod store;
 
 use std::{
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -25,11 +26,13 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
+use self::grants::Grants;
 pub use self::{
+    api::{ASSETS, Api, kubeconfig, of_environment, of_environment_in},
     certificates::Certificates,
+    real::RealServer,
     store::{Fault, Store},
 };
-use self::grants::Grants;
 use crate::net::Netns;
 
 /// What the harness's agents show.
@@ -93,42 +96,6 @@ impl ApiServer {
     /// Requests that RBAC would not allow.
     pub fn violations(&self) -> Vec<String> {
         self.store().violations()
-    }
-
-    /// Writes a kubeconfig that names this server, `user` being a map's fields.
-    pub fn kubeconfig_as(&self, path: &Path, user: &str) -> Result<PathBuf> {
-        let ca = match &self.shared.tls {
-            Some(tls) => {
-                let file = path.with_extension("ca.pem");
-                std::fs::write(&file, tls.authority())?;
-                format!(", certificate-authority: {}", file.display())
-            }
-            None => String::new(),
-        };
-        let text = format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
-             contexts: [{{name: test, context: {{cluster: test, user: test}}}}]\n\
-             clusters: [{{name: test, cluster: {{server: \"{}\"{ca}}}}}]\n\
-             users: [{{name: test, user: {{{user}}}}}]\n",
-            self.url()
-        );
-        std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
-        Ok(path.to_owned())
-    }
-
-    /// The same with the harness's token.
-    pub fn kubeconfig(&self, path: &Path) -> Result<PathBuf> {
-        self.kubeconfig_as(path, &format!("token: {TOKEN}"))
-    }
-
-    /// A user's client certificate, as the fields of a kubeconfig's user.
-    pub fn client_certificate(&self, path: &Path) -> Result<String> {
-        let tls = self.shared.tls.as_ref().context("the server speaks no TLS")?;
-        let (certificate, key) = (path.with_extension("client.pem"), path.with_extension("client.key"));
-        let (certificate_pem, key_pem) = tls.client()?;
-        std::fs::write(&certificate, certificate_pem)?;
-        std::fs::write(&key, key_pem)?;
-        Ok(format!("client-certificate: {}, client-key: {}", certificate.display(), key.display()))
     }
 
     /// Goes away: no listener, all connections closed. What it stores stays.

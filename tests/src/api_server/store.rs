@@ -57,6 +57,8 @@ pub(crate) struct State {
     requests: Vec<String>,
     violations: Vec<String>,
     pub(super) events: Vec<Value>,
+    /// Nothing but Nodes is selected by fields, as before 1.31.
+    pub(super) is_old: bool,
 }
 
 /// One change of one object.
@@ -138,6 +140,11 @@ impl Store {
     pub fn fault(&self, resource: &str, fault: Fault) {
         self.lock().faults.push_back((resource.to_owned(), fault));
         self.wake();
+    }
+
+    /// From now on a server of before 1.31, which selects no Services by their clusterIP.
+    pub fn be_old(&self) {
+        self.lock().is_old = true;
     }
 
     /// Faults that were planned and not committed yet.
