@@ -52,8 +52,12 @@ fn origin(args: &RunArgs, around: &Surroundings) -> Option<Origin> {
         return Some(Origin::ConfigFile(path.to_owned()));
     }
     if let Some(list) = &around.kubeconfig {
-        let paths: Vec<PathBuf> =
+        let mut paths: Vec<PathBuf> =
             std::env::split_paths(list).filter(|path| !path.as_os_str().is_empty()).collect();
+        // As kubectl does it: of several, those that are there count.
+        if paths.iter().any(|path| path.exists()) {
+            paths.retain(|path| path.exists());
+        }
         return Some(Origin::Environment(paths));
     }
     let home = around.home_kubeconfig.clone().map(Origin::Home);

@@ -1,14 +1,16 @@
 //! A certificate authority for one test, the server's certificate and clients' certificates.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use anyhow::Result;
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::{
     RootCertStore, ServerConfig,
     pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
     server::WebPkiClientVerifier,
 };
+
+use super::grants;
 
 /// A name that no resolver knows; a test's /etc/hosts may.
 pub const NAME: &str = "api.shunt.test";
@@ -17,19 +19,23 @@ pub const NAME: &str = "api.shunt.test";
 #[derive(Debug)]
 pub struct Certificates {
     authority: String,
+    /// The server's certificate and key, as PEM.
+    server: (String, String),
     issuer: Issuer<'static, KeyPair>,
     pub(super) config: Arc<ServerConfig>,
 }
 
 impl Certificates {
-    /// For a server at 127.0.0.1 or at any address of the harness's clusters, or called [`NAME`].
+    /// For a server at a loopback address, at those that one has in the harness's clusters, its Service included, or called [`NAME`].
     pub fn new() -> Result<Self> {
         let mut params = CertificateParams::new(Vec::new())?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "authority of the harness");
         let key = KeyPair::generate()?;
         let certificate = params.self_signed(&key)?;
         let issuer = Issuer::new(params, key);
-        let names = ["127.0.0.1", "192.168.8.100", "192.168.8.1", NAME].map(str::to_owned);
+        let names =
+            ["127.0.0.1", "::1", "192.168.8.100", "192.168.8.1", "10.68.0.1", NAME].map(str::to_owned);
         let server_key = KeyPair::generate()?;
         let server = CertificateParams::new(names)?.signed_by(&server_key, &issuer)?;
         let mut roots = RootCertStore::empty();
@@ -43,7 +49,17 @@ impl Certificates {
             .with_safe_default_protocol_versions()?
             .with_client_cert_verifier(clients)
             .with_single_cert(vec![server.der().clone()], private)?;
-        Ok(Self { authority: certificate.pem(), issuer, config: Arc::new(config) })
+        let pems = (server.pem(), server_key.serialize_pem());
+        Ok(Self { authority: certificate.pem(), server: pems, issuer, config: Arc::new(config) })
+    }
+
+    /// Writes what a server reads from files: `ca.pem`, `server.pem`, `server.key`.
+    pub(super) fn write(&self, directory: &Path) -> Result<()> {
+        let (certificate, key) = &self.server;
+        for (name, text) in [("ca.pem", &self.authority), ("server.pem", certificate), ("server.key", key)] {
+            std::fs::write(directory.join(name), text)?;
+        }
+        Ok(())
     }
 
     /// The authority's certificate, as PEM.
@@ -51,9 +67,13 @@ impl Certificates {
         &self.authority
     }
 
-    /// A client's certificate and key, as PEM.
+    /// A client's certificate and key, as PEM. It is the agent: its common name is what a token of its service
+    /// account is authenticated as.
     pub fn client(&self) -> Result<(String, String)> {
-        let mut params = CertificateParams::new(vec!["shunt".to_owned()])?;
+        let (namespace, name) = grants::service_account()?;
+        let mut params = CertificateParams::new(Vec::new())?;
+        let user = format!("system:serviceaccount:{namespace}:{name}");
+        params.distinguished_name.push(DnType::CommonName, user);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let key = KeyPair::generate()?;
         Ok((params.signed_by(&key, &self.issuer)?.pem(), key.serialize_pem()))

@@ -1,17 +1,21 @@
 //! A Kubernetes API server for tests: list and watch over HTTP or HTTPS, as much of it as a Service proxy asks for,
 //! and the faults of real ones on demand.
 //!
-//! It asserts what RBAC grants: any other request is refused and remembered ([`ApiServer::violations`]).
+//! It asserts what the agent's ClusterRole grants ([`grants`]): any other request is refused and remembered, and fails
+//! the test whose server it is.
 
 mod answer;
+mod api;
 mod certificates;
 mod connection;
+mod events;
+mod grants;
+mod real;
 mod selector;
 mod store;
 
 use std::{
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -22,8 +26,11 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
+use self::grants::Grants;
 pub use self::{
+    api::{ASSETS, Api, kubeconfig, of_environment, of_environment_in},
     certificates::{Certificates, NAME},
+    real::RealServer,
     store::{Fault, Store},
 };
 use crate::net::Netns;
@@ -46,6 +53,7 @@ pub struct ApiServer {
 pub(crate) struct Shared {
     pub(crate) store: Store,
     pub(crate) tls: Option<Certificates>,
+    grants: Grants,
     is_up: AtomicBool,
     connections: Mutex<Vec<TcpStream>>,
 }
@@ -64,7 +72,8 @@ impl ApiServer {
     /// Starts one in a namespace.
     pub fn start_at(netns: Option<Arc<Netns>>, addr: SocketAddr, tls: Option<Certificates>) -> Result<Self> {
         let (connections, is_up) = Default::default();
-        let shared = Arc::new(Shared { store: Store::default(), tls, is_up, connections });
+        let grants = Grants::of_manifest()?;
+        let shared = Arc::new(Shared { store: Store::default(), tls, grants, is_up, connections });
         let mut server = Self { shared, netns, addr, listener: Mutex::new(None) };
         server.addr = server.listen()?;
         Ok(server)
@@ -87,42 +96,6 @@ impl ApiServer {
     /// Requests that RBAC would not allow.
     pub fn violations(&self) -> Vec<String> {
         self.store().violations()
-    }
-
-    /// Writes a kubeconfig that names this server, `user` being a map's fields.
-    pub fn kubeconfig_as(&self, path: &Path, user: &str) -> Result<PathBuf> {
-        let ca = match &self.shared.tls {
-            Some(tls) => {
-                let file = path.with_extension("ca.pem");
-                std::fs::write(&file, tls.authority())?;
-                format!(", certificate-authority: {}", file.display())
-            }
-            None => String::new(),
-        };
-        let text = format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: test\n\
-             contexts: [{{name: test, context: {{cluster: test, user: test}}}}]\n\
-             clusters: [{{name: test, cluster: {{server: \"{}\"{ca}}}}}]\n\
-             users: [{{name: test, user: {{{user}}}}}]\n",
-            self.url()
-        );
-        std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
-        Ok(path.to_owned())
-    }
-
-    /// The same with the harness's token.
-    pub fn kubeconfig(&self, path: &Path) -> Result<PathBuf> {
-        self.kubeconfig_as(path, &format!("token: {TOKEN}"))
-    }
-
-    /// A user's client certificate, as the fields of a kubeconfig's user.
-    pub fn client_certificate(&self, path: &Path) -> Result<String> {
-        let tls = self.shared.tls.as_ref().context("the server speaks no TLS")?;
-        let (certificate, key) = (path.with_extension("client.pem"), path.with_extension("client.key"));
-        let (certificate_pem, key_pem) = tls.client()?;
-        std::fs::write(&certificate, certificate_pem)?;
-        std::fs::write(&key, key_pem)?;
-        Ok(format!("client-certificate: {}, client-key: {}", certificate.display(), key.display()))
     }
 
     /// Goes away: no listener, all connections closed. What it stores stays.
@@ -195,5 +168,11 @@ impl Drop for ApiServer {
     fn drop(&mut self) {
         self.stop();
         self.store().wake();
+        let violations = self.violations();
+        // A test that failed already says why itself.
+        assert!(
+            violations.is_empty() || thread::panicking(),
+            "requests that the agent's ClusterRole does not grant: {violations:?}"
+        );
     }
 }

@@ -56,6 +56,9 @@ pub(crate) struct State {
     faults: VecDeque<(String, Fault)>,
     requests: Vec<String>,
     violations: Vec<String>,
+    pub(super) events: Vec<Value>,
+    /// Nothing but Nodes is selected by fields, as before 1.31.
+    pub(super) is_old: bool,
 }
 
 /// One change of one object.
@@ -139,6 +142,11 @@ impl Store {
         self.wake();
     }
 
+    /// From now on a server of before 1.31, which selects no Services by their clusterIP.
+    pub fn be_old(&self) {
+        self.lock().is_old = true;
+    }
+
     /// Faults that were planned and not committed yet.
     pub fn faults_left(&self) -> usize {
         self.lock().faults.len()
@@ -149,8 +157,14 @@ impl Store {
         self.lock().requests.clone()
     }
 
+    /// Requests that the agent's ClusterRole does not grant.
     pub fn violations(&self) -> Vec<String> {
         self.lock().violations.clone()
+    }
+
+    /// Events as they were written, later states of one included.
+    pub fn events(&self) -> Vec<Value> {
+        self.lock().events.clone()
     }
 
     /// Waits for a change, or at most so long.

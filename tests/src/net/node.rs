@@ -226,6 +226,16 @@ impl Node {
         Ok(answer)
     }
 
+    /// A line of `/proc/PID/status` of shunt that is about memory (`VmRSS`, `VmHWM`), in KiB.
+    pub fn shunt_memory(&self, name: &str) -> Result<u64> {
+        let running = self.shunt.lock().expect("no holder panics");
+        let pid = running.as_ref().with_context(|| format!("{} has no shunt", self.name))?.pid();
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let words = line.with_context(|| format!("no {name} in /proc/{pid}/status"))?;
+        Ok(words.trim().trim_end_matches(" kB").parse()?)
+    }
+
     /// Ends shunt by SIGTERM.
     pub fn stop_shunt(&self) -> Result<()> {
         let log = self.take_shunt()?.stop()?;

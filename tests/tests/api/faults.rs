@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use shunt::snapshot::Snapshot;
-use tests::api_server::{ApiServer, Fault};
+use tests::api_server::{ApiServer, Fault, of_environment};
 
 use crate::follower::{Follower, SECOND, cluster, has, key, service};
 
@@ -84,26 +84,26 @@ fn a_first_list_that_is_no_list() -> Result<()> {
 
 #[test]
 fn a_server_that_was_away_tells_of_removals() -> Result<()> {
-    let server = ApiServer::local()?;
-    cluster(&server)?;
+    let server = of_environment()?;
+    cluster(&*server)?;
     for n in 0..20 {
-        server.store().apply(&service(&format!("s{n}"), 10 + n, 10 + n))?;
+        server.apply(&service(&format!("s{n}"), 10 + n, 10 + n))?;
     }
-    let mut follower = Follower::new(&server, "away")?;
+    let mut follower = Follower::new(&*server, "away")?;
     follower.synced()?;
     for forgets in [false, true] {
-        server.stop();
+        server.stop()?;
         follower.listen(SECOND * 4)?;
         ensure!(follower.snapshot.service_count() >= 11, "what is known stays");
         let (gone, new) = if forgets { (10..20, "late") } else { (0..10, "early") };
         for n in gone.clone() {
-            server.store().delete("services", &format!("default/s{n}"))?;
-            server.store().delete("endpointslices", &format!("default/s{n}-1"))?;
+            server.delete("services", &format!("default/s{n}"))?;
+            server.delete("endpointslices", &format!("default/s{n}-1"))?;
         }
-        server.store().apply(&service(new, 50, 50))?;
+        server.apply(&service(new, 50, 50))?;
         if forgets {
             // So long away that the changes are no longer told one by one.
-            server.store().compact();
+            server.forget();
         }
         server.start()?;
         let is_here = |now: &Snapshot| {
@@ -111,9 +111,9 @@ fn a_server_that_was_away_tells_of_removals() -> Result<()> {
         };
         let took = follower.until(SECOND * 5, is_here)?;
         eprintln!("back (compacted: {forgets}): made up for after {took:?}");
-        server.store().delete("services", &format!("default/{new}"))?;
-        server.store().delete("endpointslices", &format!("default/{new}-1"))?;
-        follower.until(SECOND, |now| now.service(&key(new)).is_none())?;
+        server.delete("services", &format!("default/{new}"))?;
+        server.delete("endpointslices", &format!("default/{new}-1"))?;
+        follower.until(SECOND * 2, |now| now.service(&key(new)).is_none())?;
     }
     follower.finish()
 }

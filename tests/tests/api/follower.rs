@@ -15,7 +15,7 @@ use shunt::{
         kube::{KubeSource, Timing},
     },
 };
-use tests::{api_server::ApiServer, net::scratch::Scratch};
+use tests::{api_server::Api, net::scratch::Scratch};
 use tokio::{runtime::Runtime, sync::mpsc, time::timeout};
 
 pub const SECOND: Duration = Duration::from_secs(1);
@@ -23,7 +23,7 @@ pub const NODE: &str = "node-1";
 
 /// Follows a server; checks at its end that it asked for nothing it may not have.
 pub struct Follower<'a> {
-    server: &'a ApiServer,
+    server: &'a dyn Api,
     pub snapshot: Snapshot,
     /// Removals delivered so far.
     pub gone: usize,
@@ -39,8 +39,10 @@ pub struct Options {
     pub populated: bool,
     pub timing: Option<Timing>,
     pub servers: Vec<String>,
-    /// The fields of the kubeconfig's user, instead of the harness's token.
+    /// The fields of the kubeconfig's user, instead of the agent's token.
     pub user: Option<String>,
+    /// Other kubeconfigs than the one that is written for this test.
+    pub origin: Option<Origin>,
 }
 
 /// A directory of this test's own.
@@ -49,19 +51,19 @@ pub fn files(name: &str) -> Result<Scratch> {
 }
 
 impl<'a> Follower<'a> {
-    pub fn new(server: &'a ApiServer, name: &str) -> Result<Self> {
+    pub fn new(server: &'a dyn Api, name: &str) -> Result<Self> {
         Self::with(server, name, Options::default())
     }
 
-    pub fn with(server: &'a ApiServer, name: &str, options: Options) -> Result<Self> {
+    pub fn with(server: &'a dyn Api, name: &str, options: Options) -> Result<Self> {
         let files = files(name)?;
         let path: PathBuf = files.path().join("kubeconfig");
         match &options.user {
             Some(user) => server.kubeconfig_as(&path, user)?,
             None => server.kubeconfig(&path)?,
         };
-        let cluster =
-            Cluster { origin: Origin::Flag(path), servers: options.servers, watch_list: options.watch_list };
+        let origin = options.origin.unwrap_or(Origin::Flag(path));
+        let cluster = Cluster { origin, servers: options.servers, watch_list: options.watch_list };
         let runtime = Runtime::new()?;
         let entered = runtime.enter();
         let source = KubeSource::open(&cluster, NODE)?.with_timing(options.timing.unwrap_or_default());
@@ -77,7 +79,7 @@ impl<'a> Follower<'a> {
         while !wanted(&self.snapshot) {
             let left = within.saturating_sub(begun.elapsed());
             if left.is_zero() || !self.take(left)? {
-                bail!("not so within {within:?}; requests were {:?}", self.server.store().requests());
+                bail!("not so within {within:?}; requests were {:?}", self.server.requests());
             }
         }
         Ok(begun.elapsed())
@@ -113,9 +115,8 @@ impl<'a> Follower<'a> {
 
     /// At the end of each test.
     pub fn finish(self) -> Result<()> {
-        let violations = self.server.violations();
-        ensure!(violations.is_empty(), "requests that RBAC does not grant: {violations:?}");
-        ensure!(self.server.store().faults_left() == 0, "faults that were planned did not happen");
+        let complaints = self.server.complaints();
+        ensure!(complaints.is_empty(), "{complaints:?}");
         Ok(())
     }
 }
@@ -146,9 +147,11 @@ pub fn slice(name: &str, endpoint: u8, labels: &str) -> String {
 }
 
 /// What every cluster has, and the node.
-pub fn cluster(server: &ApiServer) -> Result<()> {
-    server.store().apply(&service("kubernetes", 1, 1))?;
-    server.store().apply(
+pub fn cluster(server: &dyn Api) -> Result<()> {
+    if !server.makes_kubernetes() {
+        server.apply(&service("kubernetes", 1, 1))?;
+    }
+    server.apply(
         "apiVersion: v1\nkind: Node\nmetadata: {name: node-1}\n\
          status: {addresses: [{type: InternalIP, address: 192.168.8.201}]}\n---\n\
          apiVersion: v1\nkind: Node\nmetadata: {name: node-2}\n",

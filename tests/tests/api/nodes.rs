@@ -1,6 +1,8 @@
 //! The real `shunt run --kubeconfig` on two nodes.
 
 use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
     thread,
     time::{Duration, Instant},
 };
@@ -8,14 +10,15 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use bytemuck::bytes_of;
 use proxy_common::{Frontend, FrontendKey, Port, Proto, SCHEMA, map};
+use serde_json::json;
 use shunt::bpf::map::RawMap;
 use tests::{
-    api_server::{ApiServer, Certificates},
+    api_server::{Api, of_environment_in},
     manifest::{self, Service},
     net::{
         Cluster, Node, Plan,
         cluster::eventually,
-        plan::{BOTH, Family, vip},
+        plan::{BOTH, Family, external, vip},
     },
     traffic::{Client, Outcome},
 };
@@ -23,29 +26,32 @@ use tests::{
 const SECOND: Duration = Duration::from_secs(1);
 const CHANGES: usize = 200;
 
+/// How long the API server is away: `SHUNT_TEST_AWAY` seconds, or few, for the suite's sake.
+fn away() -> Result<Duration> {
+    let seconds = std::env::var("SHUNT_TEST_AWAY").unwrap_or_else(|_| "10".to_owned());
+    Ok(SECOND * seconds.parse().context("SHUNT_TEST_AWAY is no number of seconds")?)
+}
+
 /// Two nodes, a pod on each, and an API server outside that both reach.
-fn start() -> Result<(Cluster, ApiServer)> {
+fn start() -> Result<(Cluster, Box<dyn Api>)> {
     let cluster = Cluster::new(Plan::default())?;
-    let server = ApiServer::start_at(
-        Some(cluster.outside().shared_netns()),
-        "192.168.8.100:6443".parse()?,
-        Some(Certificates::new()?),
-    )?;
+    let server = of_environment_in(cluster.outside().shared_netns())?;
     for node in cluster.nodes() {
-        server.store().apply(&manifest::node(node))?;
+        server.apply(&manifest::node(node))?;
     }
-    let kubernetes = Service::new("kubernetes", vip(1)).tcp(443, 6443).yaml();
-    server.store().apply(&kubernetes)?;
+    if !server.makes_kubernetes() {
+        server.apply(&Service::new("kubernetes", vip(1)).tcp(443, 6443).yaml())?;
+    }
     Ok((cluster, server))
 }
 
-fn run(cluster: &Cluster, server: &ApiServer) -> Result<()> {
+fn run(cluster: &Cluster, server: &dyn Api) -> Result<()> {
     let kubeconfig = server.kubeconfig(&cluster.files().join("kubeconfig"))?;
     cluster.start(&["--kubeconfig", kubeconfig.to_str().context("a path in UTF-8")?])
 }
 
 fn reaches(from: &Client, last: u8, family: Family, backend: &str) -> bool {
-    let to = std::net::SocketAddr::new(vip(last).of(family), 80);
+    let to = SocketAddr::new(vip(last).of(family), 80);
     let outcome = from.clone().patience(SECOND / 5).tcp(to).outcome;
     matches!(outcome, Outcome::Answered(answer) if answer.backend == backend)
 }
@@ -59,7 +65,7 @@ fn has_backend(value: &[u8]) -> bool {
 fn a_change_reaches_the_maps_at_once() -> Result<()> {
     let (cluster, server) = start()?;
     let pods = [cluster.add_server(0, "near", 8080)?, cluster.add_server(1, "far", 8080)?];
-    run(&cluster, &server)?;
+    run(&cluster, &*server)?;
     let open = |node: &Node| RawMap::open(&node.bpffs().join(format!("v{SCHEMA}/maps/{}", map::FRONTENDS)));
     let maps = cluster.nodes().iter().map(open).collect::<std::io::Result<Vec<_>>>()?;
     let mut took = Vec::new();
@@ -69,7 +75,7 @@ fn a_change_reaches_the_maps_at_once() -> Result<()> {
             Service::new(&format!("web-{change}"), vip(last)).tcp(80, 8080).pods(&[&pods[change % 2]]).yaml();
         let key = FrontendKey::new(vip(last).of(Family::V4).into(), Port::new(80), Proto::TCP);
         let begun = Instant::now();
-        server.store().apply(&text)?;
+        server.apply(&text)?;
         for map in &maps {
             // With a backend: the Service and its slice are there.
             while !map.lookup(bytes_of(&key))?.is_some_and(|value| has_backend(&value)) {
@@ -91,7 +97,136 @@ fn a_change_reaches_the_maps_at_once() -> Result<()> {
     );
     // Meant to be 100 ms; a machine that also builds something else is given more.
     ensure!(p99 < Duration::from_millis(500), "p99 {p99:?}");
-    ensure!(server.violations().is_empty(), "{:?}", server.violations());
+    ensure!(server.complaints().is_empty(), "{:?}", server.complaints());
+    Ok(())
+}
+
+/// Who answers where, as seen from a pod and from outside, from change to change.
+#[test]
+fn scale_types_labels_and_deletion_are_followed() -> Result<()> {
+    let (cluster, server) = start()?;
+    let pods = [cluster.add_server(0, "near", 8080)?, cluster.add_server(1, "far", 8080)?];
+    let inside = Client::at(cluster.add_pod(0, "client")?.place());
+    let outside = Client::at(cluster.outside());
+    run(&cluster, &*server)?;
+    let web = || Service::new("web", vip(10));
+    let node_port = |family| cluster.node(1).socket_addr(family, 30080);
+    let balanced = |family| SocketAddr::new(external(7).of(family), 80);
+    let cluster_ip = |family| SocketAddr::new(vip(10).of(family), 80);
+    let plain = || web().tcp(80, 8080);
+    let follows = |what: &str, text: &str, wanted: &dyn Fn(Family) -> bool| -> Result<()> {
+        server.apply(text)?;
+        let took = eventually(SECOND * 5, || BOTH.iter().all(|family| wanted(*family)))
+            .with_context(|| what.to_owned())?;
+        eprintln!("{what}: {took:?}");
+        Ok(())
+    };
+    for _ in 0..2 {
+        follows("one pod", &plain().pods(&[&pods[0]]).yaml(), &|family| {
+            answers(&inside, cluster_ip(family), &["near"])
+        })?;
+        follows("two pods", &plain().pods(&[&pods[0], &pods[1]]).yaml(), &|family| {
+            answers(&inside, cluster_ip(family), &["near", "far"])
+        })?;
+        follows("no pod", &plain().yaml(), &|family| answers(&inside, cluster_ip(family), &[]))?;
+        let exposed = || web().tcp_node_port(80, 8080, 30080).pods(&[&pods[1]]);
+        follows("NodePort", &exposed().yaml(), &|family| answers(&outside, node_port(family), &["far"]))?;
+        follows("LoadBalancer", &exposed().load_balancer(external(7)).yaml(), &|family| {
+            answers(&outside, balanced(family), &["far"]) && answers(&outside, node_port(family), &["far"])
+        })?;
+        let given_up = plain().pods(&[&pods[1]]).yaml() + "---\n" + &no_balancer(&plain().document());
+        follows("ClusterIP again", &given_up, &|family| {
+            answers(&inside, cluster_ip(family), &["far"])
+                && answers(&outside, node_port(family), &[])
+                && !answers(&outside, balanced(family), &["far"])
+        })?;
+        let others = plain().pods(&[&pods[1]]).label("service.kubernetes.io/service-proxy-name: other");
+        follows("another proxy's", &others.yaml(), &|family| {
+            !answers(&inside, cluster_ip(family), &["far"])
+        })?;
+        follows("ours again", &plain().pods(&[&pods[1]]).yaml(), &|family| {
+            answers(&inside, cluster_ip(family), &["far"])
+        })?;
+    }
+    for (resource, name) in [("services", "web"), ("endpointslices", "web-v4"), ("endpointslices", "web-v6")]
+    {
+        server.delete(resource, &format!("default/{name}"))?;
+    }
+    let gone = || BOTH.iter().all(|family| !answers(&inside, cluster_ip(*family), &["far"]));
+    eprintln!("deleted: {:?}", eventually(SECOND * 5, gone)?);
+    ensure!(server.complaints().is_empty(), "{:?}", server.complaints());
+    Ok(())
+}
+
+/// The same object with an empty status.
+fn no_balancer(document: &str) -> String {
+    format!("{document}status: {{loadBalancer: {{}}}}\n")
+}
+
+/// Whether exactly these answer at an address, in turns; nobody means a refusal, at once.
+fn answers(from: &Client, to: SocketAddr, backends: &[&str]) -> bool {
+    let ask = || from.clone().patience(SECOND / 4).tcp(to).outcome;
+    if backends.is_empty() {
+        return matches!(ask(), Outcome::Refused);
+    }
+    let mut seen = BTreeSet::new();
+    for _ in 0..backends.len() * 2 {
+        match ask() {
+            Outcome::Answered(answer) => seen.insert(answer.backend),
+            _ => return false,
+        };
+    }
+    seen.iter().map(String::as_str).eq(backends.iter().copied().collect::<BTreeSet<_>>())
+}
+
+const SERVICES: u32 = 5000;
+const ENDPOINTS: u32 = 5;
+
+/// As many objects as large clusters have: 5000 Services with ten endpoints each in two slices, and what real objects
+/// drag along.
+#[test]
+fn thousands_of_services_take_little_memory() -> Result<()> {
+    let (cluster, server) = start()?;
+    let mut objects = Vec::new();
+    for n in 0..SERVICES {
+        let (name, ip) = (format!("s{n}"), format!("10.68.{}.{}", 16 + (n >> 8), n & 255));
+        let ballast = json!({"kubectl.kubernetes.io/last-applied-configuration": "x".repeat(800)});
+        objects.push(json!({"apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": name, "namespace": "default", "annotations": ballast},
+            "spec": {"clusterIP": ip, "clusterIPs": [ip], "ports": [{"name": "http", "port": 80, "targetPort": 8080}]}}));
+        for part in 0..2 {
+            let endpoints: Vec<_> = (0..ENDPOINTS)
+                .map(|i| {
+                    let number = (n * 2 + part) * ENDPOINTS + i;
+                    json!({"addresses": [format!("172.{}.{}.{}", 21 + (number >> 16), number >> 8 & 255, number & 255)],
+                        "conditions": {"ready": true, "serving": true, "terminating": false}, "nodeName": "node-2",
+                        "targetRef": {"kind": "Pod", "name": format!("{name}-{i}"), "namespace": "default",
+                            "uid": "9b2f7a0e-3f0c-4a55-8d0a-3f6d2f3c7b11"}})
+                })
+                .collect();
+            objects.push(json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+                "metadata": {"name": format!("{name}-{part}"), "namespace": "default",
+                    "labels": {"kubernetes.io/service-name": name}},
+                "addressType": "IPv4", "ports": [{"name": "http", "port": 8080}], "endpoints": endpoints}));
+        }
+    }
+    server.add_all(objects)?;
+    let kubeconfig = server.kubeconfig(&cluster.files().join("kubeconfig"))?;
+    let begun = Instant::now();
+    let node = cluster.node(0);
+    node.start_shunt(&["--kubeconfig", kubeconfig.to_str().context("a path in UTF-8")?])?;
+    let took = begun.elapsed();
+    let (now, most) = (node.shunt_memory("VmRSS")?, node.shunt_memory("VmHWM")?);
+    let status = node.shunt_json(&["status"])?;
+    eprintln!(
+        "{SERVICES} Services, {} endpoints: ready after {took:?}; {} MiB resident, {} MiB at most",
+        SERVICES * ENDPOINTS * 2,
+        now >> 10,
+        most >> 10
+    );
+    ensure!(status[0]["backends"].as_u64() >= Some((SERVICES * ENDPOINTS * 2).into()), "{status}");
+    ensure!(most < 512 << 10, "{most} KiB");
+    ensure!(server.complaints().is_empty(), "{:?}", server.complaints());
     Ok(())
 }
 
@@ -101,13 +236,13 @@ fn an_api_server_that_is_away_harms_nobody() -> Result<()> {
     let pods = [cluster.add_server(0, "near", 8080)?, cluster.add_server(1, "far", 8080)?];
     let client = Client::at(cluster.add_pod(0, "client")?.place());
     let web = |pod| Service::new("web", vip(10)).tcp(80, 8080).pods(&[pod]).yaml();
-    server.store().apply(&web(&pods[0]))?;
-    server.store().apply(&Service::new("gone", vip(11)).tcp(80, 8080).pods(&[&pods[0]]).yaml())?;
-    run(&cluster, &server)?;
-    let stream = client.stream(std::net::SocketAddr::new(vip(10).of(Family::V4), 80));
-    server.stop();
+    server.apply(&web(&pods[0]))?;
+    server.apply(&Service::new("gone", vip(11)).tcp(80, 8080).pods(&[&pods[0]]).yaml())?;
+    run(&cluster, &*server)?;
+    let stream = client.stream(SocketAddr::new(vip(10).of(Family::V4), 80));
+    server.stop()?;
     let begun = Instant::now();
-    while begun.elapsed() < SECOND * 10 {
+    while begun.elapsed() < away()? {
         for family in BOTH {
             ensure!(reaches(&client, 10, family, "near"), "new connections while the API server is away");
         }
@@ -117,18 +252,18 @@ fn an_api_server_that_is_away_harms_nobody() -> Result<()> {
         thread::sleep(SECOND / 4);
     }
     stream.steady(5);
-    server.store().apply(&web(&pods[1]))?;
-    server.store().delete("services", "default/gone")?;
-    server.store().delete("endpointslices", "default/gone-v4")?;
-    server.store().delete("endpointslices", "default/gone-v6")?;
+    server.apply(&web(&pods[1]))?;
+    server.delete("services", "default/gone")?;
+    server.delete("endpointslices", "default/gone-v4")?;
+    server.delete("endpointslices", "default/gone-v6")?;
     server.start()?;
     let moved = eventually(SECOND * 5, || {
         reaches(&client, 10, Family::V4, "far") && !reaches(&client, 11, Family::V4, "near")
     })?;
-    eprintln!("changes made meanwhile were there {moved:?} after its return");
+    eprintln!("away for {:?}; changes made meanwhile were there {moved:?} after its return", away()?);
     stream.steady(5);
     // A restart while it is away changes nothing either: the programs and maps of before go on.
-    server.stop();
+    server.stop()?;
     let node = cluster.node(0);
     node.stop_shunt()?;
     let kubeconfig = cluster.files().join("kubeconfig");
@@ -140,7 +275,7 @@ fn an_api_server_that_is_away_harms_nobody() -> Result<()> {
     server.start()?;
     node.wait_ready()?;
     ensure!(reaches(&client, 10, Family::V4, "far"));
-    ensure!(server.violations().is_empty(), "{:?}", server.violations());
+    ensure!(server.complaints().is_empty(), "{:?}", server.complaints());
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 //! the command line ([`Origin`]).
 
 use std::{
+    error::Error,
     fmt, io,
     path::{Path, PathBuf},
     time::Duration,
@@ -19,10 +20,10 @@ use kube::{
 };
 use tower::{
     BoxError, Layer as _,
-    util::{MapErr, option_layer},
+    util::{MapErr, MapRequestLayer, option_layer},
 };
 
-use super::error::causes;
+use super::{error::causes, token::TokenFile};
 use crate::config::{Cluster, Origin};
 
 /// A server that does not take the connection within this time counts as away.
@@ -137,21 +138,25 @@ fn readable(origin: &Origin, path: &Path) -> Result<(), AccessError> {
     }
 }
 
-fn server(origin: &Origin, config: Config) -> Result<Server, AccessError> {
+fn server(origin: &Origin, mut config: Config) -> Result<Server, AccessError> {
     let address = config.cluster_url.to_string().trim_end_matches('/').to_owned();
     if config.cluster_url.host().is_none()
         || !matches!(config.cluster_url.scheme_str(), Some("http" | "https"))
     {
         return Err(AccessError::Server { origin: origin.clone(), server: address });
     }
-    let client = client(config)
-        .map_err(|error| AccessError::Credentials { origin: origin.clone(), why: causes(&error) })?;
+    let wrong = |error: &dyn Error| AccessError::Credentials { origin: origin.clone(), why: causes(error) };
+    // Of several credentials the crate takes one; a file's token comes after those that stand in the kubeconfig.
+    let user = &mut config.auth_info;
+    let path = if user.token.is_none() && user.username.is_none() { user.token_file.take() } else { None };
+    let token = path.map(|path| TokenFile::open(path.as_ref())).transpose().map_err(|error| wrong(&error))?;
+    let client = client(config, token).map_err(|error| wrong(&error))?;
     Ok(Server { address, client })
 }
 
 /// As the kube crate builds one, but with limits that a proxy can live with (the crate waits 30 s for a
 /// connection and tries by itself again), and with keepalives: a server that lost its power says no goodbye.
-fn client(config: Config) -> Result<Client, kube::Error> {
+fn client(config: Config, token: Option<TokenFile>) -> Result<Client, kube::Error> {
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
     connector.set_connect_timeout(Some(CONNECT));
@@ -163,6 +168,8 @@ fn client(config: Config) -> Result<Client, kube::Error> {
     let http: HttpClient<_, Body> = HttpClient::builder(TokioExecutor::new()).build(connector);
     let http = MapErr::new(http, BoxError::from);
     let service = option_layer(config.auth_layer()?).layer(http);
+    let token = token.map(|token| MapRequestLayer::new(move |request| token.show(request)));
+    let service = option_layer(token).layer(service);
     let service = config.base_uri_layer().layer(service);
     Ok(Client::new(service, config.default_namespace))
 }

@@ -30,6 +30,12 @@ impl RequestError {
         self.code() == Some(404)
     }
 
+    /// The server knows no field of that name to select by.
+    pub fn is_about_fields(&self) -> bool {
+        let says = |message: &str| message.contains("field selector") || message.contains("field label");
+        matches!(self, Self::Refused { code: 400, message, .. } if says(message))
+    }
+
     /// Whether another address of the API server may do better.
     pub fn is_of_this_server(&self) -> bool {
         match self {

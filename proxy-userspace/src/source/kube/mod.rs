@@ -11,6 +11,7 @@ mod list;
 mod reflector;
 mod request;
 mod resource;
+mod token;
 
 use std::{
     sync::{

@@ -125,6 +125,14 @@ impl Reflector {
                 Err(Interrupt::Closed) => return Err(Closed),
                 Err(Interrupt::Implausible) => self.pause(self.timing.ask_again).await?,
                 Err(Interrupt::Backwards) => {}
+                Err(Interrupt::Failed(error))
+                    if error.is_about_fields() && self.resource.leave_fields_out() =>
+                {
+                    tracing::info!(
+                        "{}: an old API server ({error}): selecting by labels alone",
+                        self.resource.name
+                    );
+                }
                 Err(Interrupt::Failed(error)) if self.watch_list && refuses_streaming(&error) => {
                     tracing::warn!("{}: no streaming lists here ({error}): listing", self.resource.name);
                     self.watch_list = false;
@@ -295,6 +303,8 @@ impl Reflector {
                     return Ok(false);
                 }
                 Ok(_) => return Ok(true),
+                // Another version of the server than before: the next list finds out what it can do.
+                Err(error) if error.is_about_fields() => return Ok(false),
                 Err(error) => self.wait(&error).await?,
             }
         }
@@ -318,7 +328,7 @@ impl Reflector {
     async fn wait(&mut self, error: &RequestError) -> Result<(), Closed> {
         let text = error.to_string();
         if self.complaint.as_ref() != Some(&text) {
-            let hint = error.hint().map(|hint| format!(" ({hint})")).unwrap_or_default();
+            let hint = self.api.hint(error).map(|hint| format!(" ({hint})")).unwrap_or_default();
             tracing::warn!(
                 "{}: the API server {}: {text}{hint}; trying again, what is known stays",
                 self.resource.name,
@@ -327,7 +337,7 @@ impl Reflector {
             self.complaint = Some(text);
         }
         if error.is_about_credentials() {
-            self.api.renew();
+            self.api.renew().await;
         }
         let wait = self.backoff.after(error);
         self.pause(wait).await

@@ -20,10 +20,12 @@ use super::{
     access::{AccessError, Server, servers},
     error::{RequestError, causes},
 };
-use crate::config::Cluster;
+use crate::config::{Cluster, Origin};
 
 /// From sending a request to the head of its answer, connecting included.
 const ANSWER: Duration = Duration::from_secs(10);
+/// Until credentials were read, and a plugin that gives them has ended.
+const CREDENTIALS: Duration = Duration::from_secs(30);
 /// Between two pieces of a list.
 const PIECE: Duration = Duration::from_secs(10);
 /// A line of a watch longer than this is no object (the API server takes 3 MB at most).
@@ -91,13 +93,32 @@ impl ApiServer {
         }
     }
 
-    /// Reads the credentials again: tokens and certificates are replaced on disk before they expire.
-    pub fn renew(&self) {
-        match servers(&self.cluster) {
+    /// Reads the credentials again: tokens and certificates are replaced on disk before they expire. A credential
+    /// plugin is run for it, which may take its time, or hang: not where other requests wait.
+    pub async fn renew(&self) {
+        let cluster = self.cluster.clone();
+        let renewed = timeout(CREDENTIALS, tokio::task::spawn_blocking(move || servers(&cluster))).await;
+        match renewed {
             // As many as before: the number depends on the command line alone.
-            Ok(renewed) => *self.servers.write().unwrap_or_else(PoisonError::into_inner) = renewed,
-            Err(error) => tracing::debug!("credentials stay as they are: {error}"),
+            Ok(Ok(Ok(renewed))) => {
+                *self.servers.write().unwrap_or_else(PoisonError::into_inner) = renewed;
+            }
+            Ok(Ok(Err(error))) => tracing::warn!("credentials stay as they are: {error}"),
+            Ok(Err(error)) => tracing::warn!("credentials stay as they are: {error}"),
+            Err(_) => tracing::warn!("credentials stay as they are: none within {CREDENTIALS:?}"),
         }
+    }
+
+    /// What whoever runs the agent can do about a failure, where that is clear.
+    pub fn hint(&self, error: &RequestError) -> Option<&'static str> {
+        let is_by_service = self.cluster.origin == Origin::InCluster && self.cluster.servers.is_empty();
+        let is_away = matches!(error, RequestError::Unreachable(_) | RequestError::Silent(_));
+        error.hint().or_else(|| {
+            (is_by_service && is_away).then_some(
+                "KUBERNETES_SERVICE_HOST is a Service's address, and Services are what this agent is there to serve: \
+                 give the API server's own address with --server",
+            )
+        })
     }
 
     /// The whole answer to a GET.

@@ -115,6 +115,12 @@ impl Resource {
         self.kind == Kind::ServiceCidr && is_newest
     }
 
+    /// Servers before 1.31 refuse to select Services by their clusterIP. Headless ones come too, then, and count for
+    /// nothing later. True where there was something to leave out.
+    pub fn leave_fields_out(&mut self) -> bool {
+        self.kind == Kind::Service && self.fields.take().is_some()
+    }
+
     /// Whether a cluster has one such object at least: the API server itself keeps the Service
     /// default/kubernetes and its slice.
     pub fn is_never_empty(&self) -> bool {
