@@ -34,6 +34,7 @@ const SIZES: MapSizes = MapSizes {
     services: 64,
     affinity: 64,
     source_ranges: 64,
+    conntrack_is_scaled: false,
 };
 
 /// A namespace with a pair of devices, the calling thread in it, and a pin directory.

@@ -27,6 +27,7 @@ fn small() -> MapSizes {
         services: 64,
         affinity: 64,
         source_ranges: 64,
+        conntrack_is_scaled: false,
     }
 }
 
