@@ -166,9 +166,13 @@ fn does_everything(privileges: Privileges) -> Result<()> {
     }
 
     survives_a_restart(&world, privileges)?;
+    // The kubelet gives a pod of this priority class its oom_score_adj; the agent's own try is one line at INFO.
     let logs: String = world.cluster.nodes().iter().map(Node::shunt_log).collect();
     for word in ["ermission", "not permitted", "ERROR", "Read-only", "os error"] {
-        let lines: Vec<_> = logs.lines().filter(|line| line.contains(word)).collect();
+        let lines: Vec<_> = logs
+            .lines()
+            .filter(|line| line.contains(word) && !line.contains("oom_score_adj stays"))
+            .collect();
         assert!(lines.is_empty(), "{lines:#?}");
     }
     Ok(())

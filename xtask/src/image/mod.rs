@@ -37,7 +37,9 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<()> {
         Some(path) => path.clone(),
         None => build::static_build(workspace, true)?,
     };
-    let metadata = process::output(workspace.cargo().args(["metadata", "--format-version=1", "--locked"]))?;
+    let platform = format!("{}-unknown-linux-gnu", env::consts::ARCH);
+    let words = ["metadata", "--format-version=1", "--locked", "--filter-platform", &platform];
+    let metadata = process::output(workspace.cargo().args(words))?;
     let version = env!("CARGO_PKG_VERSION");
     let name = args.name.clone().unwrap_or_else(|| format!("localhost/shunt:{version}"));
     let created = created(workspace)?;

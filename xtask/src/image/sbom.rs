@@ -1,5 +1,6 @@
 //! What the binary is made of, as a CycloneDX 1.5 document: every crate that `cargo metadata` says is linked into it
-//! (normal dependencies for Linux, from proxy-userspace down), with version, licence, where it came from, and who needs whom.
+//! (normal dependencies, from proxy-userspace down; the caller asks for this platform's), with version, licence, where it came
+//! from, and who needs whom.
 //! The eBPF object's crates are in it, too.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,18 +57,9 @@ pub fn cyclone_dx(metadata: &Value, version: &str, created: u64) -> Result<Vec<u
     Ok(serde_json::to_vec_pretty(&bill)?)
 }
 
-/// A normal dependency of a target that is Linux, as far as the words of its `cfg` tell.
+/// A normal dependency: not one of tests, nor of build scripts.
 fn is_linked(dep: &Value) -> bool {
-    let kinds = dep["dep_kinds"].as_array();
-    kinds
-        .into_iter()
-        .flatten()
-        .any(|kind| kind["kind"].is_null() && !is_elsewhere(kind["target"].as_str().unwrap_or_default()))
-}
-
-fn is_elsewhere(target: &str) -> bool {
-    let others = ["windows", "wasm", "macos", "apple", "\"ios\"", "android", "wasi", "hermit", "redox"];
-    others.iter().any(|other| target.contains(other)) && !target.contains("not(") && !target.contains("linux")
+    dep["dep_kinds"].as_array().into_iter().flatten().any(|kind| kind["kind"].is_null())
 }
 
 fn word(value: &Value) -> String {
@@ -112,7 +104,7 @@ mod tests {
     #[test]
     fn what_is_linked_is_listed_and_nothing_else() {
         let null = Value::Null;
-        let names = ["proxy-userspace", "proxy-ebpf", "a", "b", "dev", "build", "win"].map(package);
+        let names = ["proxy-userspace", "proxy-ebpf", "a", "b", "dev", "build"].map(package);
         let metadata = json!({
             "packages": names,
             "resolve": {"nodes": [
@@ -120,10 +112,9 @@ mod tests {
                     dep("a", null.clone(), null.clone()),
                     dep("dev", "dev".into(), null.clone()),
                     dep("build", "build".into(), null.clone()),
-                    dep("win", null.clone(), "cfg(windows)".into()),
                 ]},
                 {"id": "proxy-ebpf", "deps": []},
-                {"id": "a", "deps": [dep("b", null.clone(), "cfg(not(windows))".into())]},
+                {"id": "a", "deps": [dep("b", null.clone(), null.clone())]},
                 {"id": "b", "deps": [dep("a", null.clone(), null.clone())]},
             ]},
         });
