@@ -250,6 +250,27 @@ impl Node {
         Ok(())
     }
 
+    /// Waits until shunt ends by itself, with status 0; what it wrote.
+    pub fn wait_ended(&self, within: Duration) -> Result<String> {
+        let mut shunt = self.take_shunt()?;
+        let deadline = Instant::now() + within;
+        let status = loop {
+            match shunt.ended()? {
+                Some(status) => break status,
+                None if Instant::now() > deadline => {
+                    bail!("shunt runs on after {within:?}; it wrote:\n{}", shunt.log())
+                }
+                None => thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        let log = shunt.whole_log();
+        if !status.success() {
+            bail!("shunt on {} ended with {status}; it wrote:\n{log}", self.name);
+        }
+        self.past_logs.lock().expect("no holder panics").push_str(&log);
+        Ok(log)
+    }
+
     fn take_shunt(&self) -> Result<Shunt> {
         let taken = self.shunt.lock().expect("no holder panics").take();
         taken.with_context(|| format!("{} has no shunt", self.name))

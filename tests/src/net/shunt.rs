@@ -103,6 +103,14 @@ impl Shunt {
         Ok(self.child.try_wait()?)
     }
 
+    /// All that it wrote, once it has ended.
+    pub fn whole_log(mut self) -> String {
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+        self.log()
+    }
+
     /// Asks it to end and waits; fails when it does not, or not with status 0.
     pub fn stop(mut self) -> Result<String> {
         let status = self.finish(Signal::SIGTERM)?;

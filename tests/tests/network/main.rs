@@ -9,6 +9,7 @@ mod check_limits;
 mod cluster_ip;
 mod cni_rules;
 mod concurrency;
+mod config_file;
 mod contained;
 mod demo;
 mod devices;
