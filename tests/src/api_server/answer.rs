@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 use super::{
     Shared,
     connection::Request,
+    events,
+    grants::Asked,
     selector::Selector,
     store::{Fault, State},
 };
@@ -21,7 +23,7 @@ const LOOK: Duration = Duration::from_millis(200);
 /// How long a server that hangs does.
 const HANG: Duration = Duration::from_secs(120);
 
-/// What the ClusterRole grants of: collections, and how each is called.
+/// Collections, and how each is called.
 const COLLECTIONS: [(&str, &str, &str, &str); 5] = [
     ("/api/v1/services", "services", "v1", "ServiceList"),
     ("/api/v1/nodes", "nodes", "v1", "NodeList"),
@@ -45,10 +47,16 @@ pub fn answer(shared: &Shared, request: &Request, out: &mut impl Write) -> io::R
     if !request.is_known {
         return refuse(out, 401, "Unauthorized", "no credentials that are known here", None);
     }
+    if let Some(objection) = shared.grants.objection(request) {
+        shared.store.lock().violated(format!("{} {}: {objection}", request.method, request.path));
+        return refuse(out, 403, "Forbidden", &objection, None);
+    }
+    if let Some(asked) = Asked::of(request).filter(|asked| asked.resource == "events") {
+        return events::answer(shared, &asked, request, out);
+    }
     let collection = COLLECTIONS.iter().find(|(path, ..)| *path == request.path);
-    let Some((_, resource, version, kind)) = collection.filter(|_| request.method == "GET") else {
-        shared.store.lock().violated(format!("{} {}", request.method, request.path));
-        return refuse(out, 403, "Forbidden", "the ClusterRole grants no such thing", None);
+    let Some((_, resource, version, kind)) = collection else {
+        return refuse(out, 404, "NotFound", "nothing of that name is stored here", None);
     };
     let resource = *resource;
     let mut state = shared.store.lock();
@@ -170,7 +178,7 @@ fn send_list(out: &mut impl Write, list: List) -> io::Result<bool> {
     Ok(stays)
 }
 
-fn refuse(
+pub(super) fn refuse(
     out: &mut impl Write,
     code: u16,
     reason: &str,

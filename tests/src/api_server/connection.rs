@@ -13,6 +13,7 @@ pub struct Request {
     pub method: String,
     pub path: String,
     pub query: Vec<(String, String)>,
+    pub body: Vec<u8>,
     pub is_known: bool,
 }
 
@@ -50,21 +51,24 @@ fn read_request(stream: &mut impl BufRead) -> io::Result<Option<Request>> {
     }
     let mut words = line.split_whitespace().map(str::to_owned);
     let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    let (path, query) = target.split_once('?').unwrap_or((&target, ""));
-    let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-    let query = pairs.map(|(name, value)| (name.to_owned(), unescape(value))).collect();
-    let mut is_known = false;
+    let mut request = Request::of(&method, &target);
+    let mut length = 0;
     loop {
         let mut header = String::new();
         if stream.read_line(&mut header)? == 0 || header == "\r\n" {
             break;
         }
         if let Some((name, value)) = header.split_once(':') {
-            is_known |=
+            request.is_known |=
                 name.eq_ignore_ascii_case("authorization") && value.trim() == format!("Bearer {TOKEN}");
+            if name.eq_ignore_ascii_case("content-length") {
+                length = value.trim().parse().map_err(io::Error::other)?;
+            }
         }
     }
-    Ok(Some(Request { method, path: path.to_owned(), query, is_known }))
+    request.body.resize(length, 0);
+    stream.read_exact(&mut request.body)?;
+    Ok(Some(request))
 }
 
 fn unescape(text: &str) -> String {
@@ -82,6 +86,15 @@ fn unescape(text: &str) -> String {
 }
 
 impl Request {
+    /// What a request's first line says.
+    pub fn of(method: &str, target: &str) -> Self {
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+        let query = pairs.map(|(name, value)| (name.to_owned(), unescape(value))).collect();
+        let (method, path) = (method.to_owned(), path.to_owned());
+        Self { method, path, query, body: Vec::new(), is_known: false }
+    }
+
     pub fn value(&self, name: &str) -> &str {
         self.query.iter().find(|(of, _)| of == name).map_or("", |(_, value)| value)
     }

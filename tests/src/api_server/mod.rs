@@ -1,11 +1,14 @@
 //! A Kubernetes API server for tests: list and watch over HTTP or HTTPS, as much of it as a Service proxy asks for,
 //! and the faults of real ones on demand.
 //!
-//! It asserts what RBAC grants: any other request is refused and remembered ([`ApiServer::violations`]).
+//! It asserts what the agent's ClusterRole grants ([`grants`]): any other request is refused and remembered, and fails
+//! the test whose server it is.
 
 mod answer;
 mod certificates;
 mod connection;
+mod events;
+mod grants;
 mod selector;
 mod store;
 
@@ -26,6 +29,7 @@ pub use self::{
     certificates::{Certificates, NAME},
     store::{Fault, Store},
 };
+use self::grants::Grants;
 use crate::net::Netns;
 
 /// What the harness's agents show.
@@ -46,6 +50,7 @@ pub struct ApiServer {
 pub(crate) struct Shared {
     pub(crate) store: Store,
     pub(crate) tls: Option<Certificates>,
+    grants: Grants,
     is_up: AtomicBool,
     connections: Mutex<Vec<TcpStream>>,
 }
@@ -64,7 +69,8 @@ impl ApiServer {
     /// Starts one in a namespace.
     pub fn start_at(netns: Option<Arc<Netns>>, addr: SocketAddr, tls: Option<Certificates>) -> Result<Self> {
         let (connections, is_up) = Default::default();
-        let shared = Arc::new(Shared { store: Store::default(), tls, is_up, connections });
+        let grants = Grants::of_manifest()?;
+        let shared = Arc::new(Shared { store: Store::default(), tls, grants, is_up, connections });
         let mut server = Self { shared, netns, addr, listener: Mutex::new(None) };
         server.addr = server.listen()?;
         Ok(server)
@@ -195,5 +201,11 @@ impl Drop for ApiServer {
     fn drop(&mut self) {
         self.stop();
         self.store().wake();
+        let violations = self.violations();
+        // A test that failed already says why itself.
+        assert!(
+            violations.is_empty() || thread::panicking(),
+            "requests that the agent's ClusterRole does not grant: {violations:?}"
+        );
     }
 }

@@ -56,6 +56,7 @@ pub(crate) struct State {
     faults: VecDeque<(String, Fault)>,
     requests: Vec<String>,
     violations: Vec<String>,
+    pub(super) events: Vec<Value>,
 }
 
 /// One change of one object.
@@ -149,8 +150,14 @@ impl Store {
         self.lock().requests.clone()
     }
 
+    /// Requests that the agent's ClusterRole does not grant.
     pub fn violations(&self) -> Vec<String> {
         self.lock().violations.clone()
+    }
+
+    /// Events as they were written, later states of one included.
+    pub fn events(&self) -> Vec<Value> {
+        self.lock().events.clone()
     }
 
     /// Waits for a change, or at most so long.

@@ -1,0 +1,33 @@
+//! Events, which are all that the agent writes: taken and kept, for tests to look at.
+
+use std::io::{self, Write};
+
+use serde_json::Value;
+
+use super::{Shared, answer::refuse, connection::Request, grants::Asked};
+
+/// Answers a request that writes an Event.
+pub(super) fn answer(
+    shared: &Shared,
+    asked: &Asked,
+    request: &Request,
+    out: &mut impl Write,
+) -> io::Result<bool> {
+    let Ok(event) = serde_json::from_slice::<Value>(&request.body) else {
+        return refuse(out, 400, "BadRequest", "the body is no JSON", None);
+    };
+    let code = if asked.verb == "create" { "201 Created" } else { "200 OK" };
+    let text = event.to_string();
+    {
+        let mut state = shared.store.lock();
+        state.note(format!("{} events", asked.verb));
+        state.events.push(event);
+    }
+    write!(
+        out,
+        "HTTP/1.1 {code}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{text}",
+        text.len()
+    )?;
+    out.flush()?;
+    Ok(true)
+}
