@@ -8,3 +8,4 @@ mod follower;
 mod lists;
 mod nodes;
 mod selection;
+mod telling;
