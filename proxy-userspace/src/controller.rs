@@ -10,14 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use proxy_common::NodeConfig;
+use proxy_common::{FrontendKind, NodeConfig};
 
 use crate::{
-    compile::{CompiledService, compile},
+    compile::{CompiledFrontend, CompiledService, compile},
     config::{CompileConfig, MapSizes},
     health_checks::{self, HealthChecks, Listeners},
     maps::{MapError, MapStore},
-    model::{Family, Node, ServiceKey},
+    model::{Family, Node, ServiceKey, Trigger},
     node::{node_addrs, node_config, primary},
     problem::{Consequence, Problem, ProblemKind},
     snapshot::Snapshot,
@@ -57,6 +57,10 @@ pub struct SyncReport {
     pub listeners: bool,
     /// Sync again after this time even if nothing happens.
     pub retry_in: Option<Duration>,
+    /// Every Service was looked at, not only those that changed.
+    pub full: bool,
+    /// What changed the endpoints that are in the maps since the sync before.
+    pub triggers: Vec<Trigger>,
     /// Problems that were not there before (logged already).
     pub problems: Vec<Problem>,
 }
@@ -167,6 +171,11 @@ impl Controller {
         self.snapshot.service_count()
     }
 
+    /// The Service's uid, where its source says it.
+    pub fn service_uid(&self, key: &ServiceKey) -> Option<Arc<str>> {
+        self.snapshot.service(key)?.uid.clone()
+    }
+
     /// This node, as far as its object is known.
     pub fn node(&self) -> Node {
         self.told_address(self.snapshot.node())
@@ -210,6 +219,20 @@ impl Controller {
         &self.lowering.tables
     }
 
+    /// How many Services of this family with policy Local have endpoints, but none of use on this node.
+    pub fn without_local_endpoints(&self, family: Family, internal: bool) -> usize {
+        let has_none = |service: &CompiledService| {
+            let ports = service.ports.iter().filter(|port| port.family == family);
+            let mut bare = ports.filter(|port| port.has_endpoints && port.local.is_empty());
+            let is_asked = |frontend: &CompiledFrontend| {
+                frontend.local && (frontend.kind == FrontendKind::ClusterIp) == internal
+            };
+            bare.any(|port| port.frontends.iter().any(is_asked))
+        };
+        let installed = self.lowering.installed_keys().filter_map(|key| self.lowering.installed(key));
+        installed.filter(|service| has_none(service)).count()
+    }
+
     /// Where the node answers for healthCheckNodePorts, as of the last complete sync.
     pub fn listeners(&self) -> &Listeners {
         &self.listeners
@@ -239,7 +262,8 @@ impl Controller {
         }
         let now = Instant::now();
         self.lowering.reclaim(now, self.grace);
-        let mut report = SyncReport { first: !self.has_synced, ..SyncReport::default() };
+        let first = !self.has_synced;
+        let mut report = SyncReport { first, full: first, ..SyncReport::default() };
         self.update_node();
         self.update_services(now, &mut report);
         if !self.has_synced {
@@ -250,6 +274,7 @@ impl Controller {
         self.lowering.flushed(now);
         self.has_synced = true;
         report.complete = true;
+        report.triggers = self.snapshot.take_triggers();
         report.removed = self.lowering.take_removed();
         report.left = self.lowering.take_left();
         report.udp_served = self.lowering.take_served();
@@ -305,6 +330,7 @@ impl Controller {
 
     fn update_services(&mut self, now: Instant, report: &mut SyncReport) {
         if std::mem::take(&mut self.every_service) {
+            report.full = true;
             self.dirty.extend(self.snapshot.service_keys().cloned());
         }
         let may_retry = self.last_retry.is_none_or(|last| now.duration_since(last) >= self.grace);
@@ -379,7 +405,8 @@ impl Controller {
         }
         let roles = self.lowering.tables.node_addrs.entries();
         let addresses = health_checks::addresses(roles, &self.config.nodeport_addresses);
-        let listeners = self.health_checks.listeners(&addresses);
+        let mut listeners = self.health_checks.listeners(&addresses);
+        listeners.values_mut().for_each(|answer| answer.uid = self.service_uid(&answer.service));
         report.listeners = listeners != self.listeners;
         self.listeners = listeners;
         let problems: Vec<_> = self.health_checks.problems().collect();

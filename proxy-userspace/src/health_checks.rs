@@ -20,6 +20,8 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalEndpoints {
     pub service: ServiceKey,
+    /// The Service's, as far as it is known: for whoever tells of it.
+    pub uid: Option<Arc<str>>,
     pub count: usize,
 }
 
@@ -77,7 +79,7 @@ impl HealthChecks {
             for address in addresses {
                 let counts = &claim.check.local_endpoints;
                 if let Some((_, count)) = counts.iter().find(|(family, _)| *family == (*address).into()) {
-                    let answer = LocalEndpoints { service: service.clone(), count: *count };
+                    let answer = LocalEndpoints { service: service.clone(), uid: None, count: *count };
                     listeners.insert(SocketAddr::new(*address, port), answer);
                 }
             }
@@ -155,7 +157,7 @@ mod tests {
         let listeners = checks.listeners(&any);
         let at: SocketAddr = "0.0.0.0:32000".parse().unwrap();
         assert_eq!(listeners.len(), 1);
-        assert_eq!(listeners[&at], LocalEndpoints { service: key("b"), count: 2 });
+        assert_eq!(listeners[&at], LocalEndpoints { service: key("b"), uid: None, count: 2 });
         let problems: Vec<_> = checks.problems().collect();
         assert_eq!(problems.len(), 1);
         assert!(problems[0].to_string().contains("ns/a") && problems[0].to_string().contains("ns/b"));

@@ -7,6 +7,7 @@
 use std::{fmt, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 use proxy_common::Proto;
 
 /// Namespace and name of an object.
@@ -55,6 +56,8 @@ pub enum TrafficPolicy {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     pub key: ServiceKey,
+    /// `metadata.uid`; files need not have one.
+    pub uid: Option<Arc<str>>,
     /// `metadata.creationTimestamp` (RFC 3339, UTC: sorts as text); files usually have none.
     pub created: Option<Arc<str>>,
     pub kind: ServiceType,
@@ -107,6 +110,15 @@ pub struct EndpointSlice {
     pub service: Option<ServiceKey>,
     pub ports: Vec<SlicePort>,
     pub endpoints: Vec<SliceEndpoint>,
+    /// What changed it last, where its controller says so; no part of what it holds: the snapshot takes it off.
+    pub trigger: Option<Trigger>,
+}
+
+/// When the pod or Service changed that a slice was changed for (`endpoints.kubernetes.io/last-change-trigger-time`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trigger {
+    pub family: Family,
+    pub at: Timestamp,
 }
 
 /// One port of a slice: every endpoint of the slice listens on it.

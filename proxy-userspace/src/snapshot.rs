@@ -10,9 +10,10 @@ use std::{
 };
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 
 use crate::{
-    model::{Endpoint, EndpointSlice, Node, ObjectKey, Service, ServiceKey},
+    model::{Endpoint, EndpointSlice, Node, ObjectKey, Service, ServiceKey, Trigger},
     problem::{Problem, ProblemKind, RefusedAddress},
     source::Event,
 };
@@ -46,12 +47,19 @@ pub struct Snapshot {
     endpoint_addresses: HashMap<IpAddr, u32>,
     /// Names that repeat in thousands of endpoints, kept once.
     names: HashSet<Arc<str>>,
+    /// What changed endpoints since they were last taken, by Service.
+    triggers: HashMap<ServiceKey, Vec<Trigger>>,
+    /// Older triggers are of changes that this process did not see happen.
+    started: Timestamp,
     synced: bool,
 }
 
+/// Of one Service's triggers no more are remembered, should writing fail for hours.
+const MAX_TRIGGERS: usize = 64;
+
 impl Snapshot {
     pub fn new(node_name: &str) -> Self {
-        Self { node_name: node_name.into(), ..Self::default() }
+        Self { node_name: node_name.into(), started: Timestamp::now(), ..Self::default() }
     }
 
     /// Whether every source has delivered its initial list.
@@ -64,7 +72,7 @@ impl Snapshot {
             Event::Service(service) => self.put_service(service),
             Event::ServiceGone(key) => self.remove_service(&key),
             Event::Slice(slice) => self.put_slice(slice),
-            Event::SliceGone(key) => self.remove_slice(&key),
+            Event::SliceGone(key) => self.slice_gone(&key),
             Event::Node(node) => self.put_node(node),
             Event::NodeGone(name) => self.remove_node(&name),
             Event::ServiceCidr(range) => {
@@ -204,10 +212,17 @@ impl Snapshot {
 
     fn put_slice(&mut self, mut slice: EndpointSlice) -> Dirty {
         self.intern(&mut slice);
+        let trigger = slice.trigger.take().filter(|trigger| trigger.at > self.started);
         let key = slice.key.clone();
         let old = self.slices.get(&key);
         if old == Some(&slice) {
             return Dirty::default();
+        }
+        if let (Some(service), Some(trigger)) = (&slice.service, trigger) {
+            let triggers = self.triggers.entry(service.clone()).or_default();
+            if triggers.len() < MAX_TRIGGERS {
+                triggers.push(trigger);
+            }
         }
         let mut dirty = self.remove_slice(&key);
         for endpoint in &slice.endpoints {
@@ -221,6 +236,21 @@ impl Snapshot {
         }
         self.slices.insert(key, slice);
         dirty
+    }
+
+    /// A slice that goes carries the trigger of its last change, which is not what removed it: as kube-proxy, the
+    /// Service's are not measured.
+    fn slice_gone(&mut self, key: &ObjectKey) -> Dirty {
+        let dirty = self.remove_slice(key);
+        for service in &dirty.services {
+            self.triggers.remove(service);
+        }
+        dirty
+    }
+
+    /// What changed endpoints since the last call.
+    pub fn take_triggers(&mut self) -> Vec<Trigger> {
+        std::mem::take(&mut self.triggers).into_values().flatten().collect()
     }
 
     fn remove_slice(&mut self, key: &ObjectKey) -> Dirty {

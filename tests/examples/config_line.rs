@@ -61,6 +61,7 @@ fn service(n: u32) -> Service {
     let [_, _, high, low] = n.to_be_bytes();
     Service {
         key: ServiceKey::new("default", format!("service-{n}")),
+        uid: None,
         created: None,
         kind: ServiceType::ClusterIp,
         cluster_ips: vec![IpAddr::from([10, 68, high, low])],
@@ -103,5 +104,6 @@ fn slice(n: u32, turn: u32) -> EndpointSlice {
         service: Some(ServiceKey::new("default", format!("service-{n}"))),
         ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
         endpoints: (0..ENDPOINTS).map(endpoint).collect(),
+        trigger: None,
     }
 }

@@ -27,6 +27,7 @@ use crate::{
         pins::Pins,
     },
     maps::{MapError, MapStore as _, Op},
+    metrics::METRICS,
 };
 
 /// A device with our programs on it.
@@ -319,6 +320,7 @@ impl DeviceHooks {
                 let device = self.name(ifindex).to_owned();
                 if let Some(since) = self.since {
                     let took = since.elapsed();
+                    METRICS.own.hooked(took);
                     self.latency = Latency { last: took, max: self.latency.max.max(took) };
                     let max = self.latency.max;
                     tracing::debug!(ifindex, device, ?took, ?max, "hooked");

@@ -10,6 +10,7 @@ mod hooks;
 mod lane;
 mod stop;
 mod takeover;
+mod telling;
 mod trace;
 
 use std::{
@@ -21,7 +22,6 @@ use std::{
 };
 
 use bytemuck::bytes_of;
-use jiff::Timestamp;
 use proxy_common::{Agent as AgentState, map};
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -41,7 +41,7 @@ use crate::{
         map::RawMap,
         probe::{self, Features},
     },
-    config::{self, Config, MapSizes, SocketLb, Xdp},
+    config::{Config, MapSizes, SocketLb, Xdp},
     controller::{Controller, SyncError},
     datapath::{
         DatapathError,
@@ -49,9 +49,11 @@ use crate::{
         load::{Globals, Loaded, load},
         pins::{PinLock, Pins},
     },
-    health::{self, Health, Page, unix_now},
+    events::Recorder,
+    health::{self, Health, unix_now},
     health_checks::Listeners,
     maps::{MapStore as _, Op},
+    metrics::METRICS,
     source::{Event, Source, SourceError},
 };
 
@@ -140,10 +142,13 @@ struct Agent {
     hz: u32,
     clients: Clients,
     health: Arc<Health>,
+    recorder: Recorder,
     /// To the task that keeps the listeners of healthCheckNodePorts.
     listeners: watch::Sender<Listeners>,
     state: AgentState,
     is_attached: bool,
+    /// The maps changed since the metrics were last told.
+    has_news: bool,
     /// Next time to sync, and to try devices again; `None` when there is no need.
     sync_at: Option<Instant>,
     devices_at: Option<Instant>,
@@ -164,9 +169,11 @@ impl Agent {
         let pins = Pins::create(&config.bpffs)?;
         let lock = pins.lock()?;
         let health = Arc::new(Health::default());
-        listen(&config, &health, &pins).await?;
+        let recorder = source.recorder();
+        recorder.node(false, "Starting", "");
+        telling::listen(&config, &health, &pins, &recorder).await?;
         let (listeners, wanted) = watch::channel(Listeners::new());
-        tokio::spawn(health::checks::follow(wanted, health.clone()));
+        tokio::spawn(health::checks::follow(wanted, health.clone(), recorder.clone()));
 
         keep_size(&mut config.sizes, &pins);
         let globals = Globals::new(&features, &config)?;
@@ -215,9 +222,11 @@ impl Agent {
             device_events,
             events,
             health,
+            recorder,
             listeners,
             state,
             is_attached: false,
+            has_news: false,
             sync_at: None,
             devices_at: None,
             repair_at: now + repair,
@@ -261,7 +270,10 @@ impl Agent {
                         tracing::warn!(%error, "removing old session affinities failed");
                     }
                 }
-                _ = heartbeat.tick() => self.beat(),
+                _ = heartbeat.tick() => {
+                    self.beat();
+                    self.tell_state();
+                }
                 () = wait_for(Some(self.repair_at)), if self.is_attached => self.repair(),
             }
         }
@@ -269,21 +281,16 @@ impl Agent {
 
     /// Takes all events that are there.
     fn take(&mut self, batch: Vec<Event>) {
-        batch.into_iter().for_each(|event| self.controller.apply(event));
+        batch.into_iter().for_each(|event| self.apply(event));
         while let Ok(more) = self.events.try_recv() {
-            more.into_iter().for_each(|event| self.controller.apply(event));
+            more.into_iter().for_each(|event| self.apply(event));
         }
-        // Files need not hold Nodes; an API server has one for each node of its cluster.
-        let without = matches!(self.config.source, config::Source::Manifests(_));
-        self.health.set_eligible(self.controller.is_node_eligible(without));
+        self.tell_eligible();
         self.queue_sync();
     }
 
     fn queue_sync(&mut self) {
-        // Before the sources have delivered everything there is nothing that could be late.
-        if self.controller.is_synced() {
-            self.health.queued(Timestamp::now());
-        }
+        self.tell_queued();
         // Sooner than a sync that only waits to clear up after the last one.
         let soon = self.last_sync + self.config.min_sync;
         self.sync_at = Some(self.sync_at.map_or(soon, |at| at.min(soon)));
@@ -299,6 +306,7 @@ impl Agent {
             Ok(outcome) => outcome,
             Err(error) => {
                 tracing::error!(%error, "following devices failed; reading them anew");
+                METRICS.own.failed("devices");
                 self.repair_at = Instant::now() + RETRY;
                 return;
             }
@@ -320,6 +328,7 @@ impl Agent {
             Ok(report) => report,
             Err(error) => {
                 tracing::error!(%error, "writing the maps failed; trying again");
+                METRICS.own.failed("sync");
                 self.last_sync = Instant::now();
                 self.sync_at = Some(self.last_sync + RETRY);
                 return Ok(());
@@ -339,8 +348,7 @@ impl Agent {
             self.controller.set_taking_over(false);
             self.queue_sync();
         }
-        self.health.synced(Timestamp::now());
-        self.health.set_ready();
+        self.tell_synced(&report, began.elapsed());
         if report.listeners {
             self.listeners.send_replace(self.controller.listeners().clone());
         }
@@ -519,25 +527,6 @@ fn keep_size(sizes: &mut MapSizes, pins: &Pins) {
         );
         sizes.conntrack = has;
     }
-}
-
-/// Opens the listeners that were asked for.
-async fn listen(config: &Config, health: &Arc<Health>, pins: &Pins) -> Result<(), AgentError> {
-    let pages = [
-        (config.healthz_bind_address, "health", Page::Health(health.clone())),
-        (config.metrics_bind_address, "metrics", Page::Metrics(pins.map(map::COUNTERS))),
-    ];
-    for (addr, what, page) in pages {
-        match addr {
-            Some(addr) if config.bind_address_hard_fail => {
-                let listening = health::listen(addr, page).await;
-                listening.map_err(|source| AgentError::Listen { what, addr, source })?;
-            }
-            Some(addr) => health::keep_listening(addr, what, page).await,
-            None => {}
-        }
-    }
-    Ok(())
 }
 
 /// For ever while nothing is attached.

@@ -9,7 +9,7 @@ use super::{
     meta::ObjectMeta,
     validate::{field, ip, port, protocol},
 };
-use crate::model::{EndpointSlice, Family, Hints, ServiceKey, SliceEndpoint, SlicePort};
+use crate::model::{EndpointSlice, Family, Hints, ServiceKey, SliceEndpoint, SlicePort, Trigger};
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -62,6 +62,8 @@ pub struct PortDoc {
 
 /// Names the Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// When what the slice follows changed.
+const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// Marks slices of headless Services.
 const HEADLESS: &str = "service.kubernetes.io/headless";
 /// v1beta1's name of the node.
@@ -84,12 +86,21 @@ pub fn convert(doc: SliceDoc) -> Result<EndpointSlice, FieldError> {
     };
     // Names of hosts are nothing a proxy can send to.
     let Some(family) = family else {
-        return Ok(EndpointSlice { key, service: None, ports: Vec::new(), endpoints: Vec::new() });
+        return Ok(EndpointSlice {
+            key,
+            service: None,
+            ports: Vec::new(),
+            endpoints: Vec::new(),
+            trigger: None,
+        });
     };
     let ports = ports("ports", doc.ports.as_deref().unwrap_or_default())?;
     let endpoints = doc.endpoints.unwrap_or_default().into_iter().enumerate();
     let endpoints = endpoints.map(|(i, endpoint)| convert_endpoint(i, endpoint, family));
-    Ok(EndpointSlice { key, service, ports, endpoints: endpoints.collect::<Result<_, _>>()? })
+    // One that cannot be read is worth no measurement; nothing else depends on it.
+    let trigger = doc.metadata.annotation(TRIGGER_TIME).and_then(|time| time.parse().ok());
+    let trigger = trigger.map(|at| Trigger { family, at });
+    Ok(EndpointSlice { key, service, ports, endpoints: endpoints.collect::<Result<_, _>>()?, trigger })
 }
 
 fn convert_endpoint(i: usize, doc: EndpointDoc, family: Family) -> Result<SliceEndpoint, FieldError> {

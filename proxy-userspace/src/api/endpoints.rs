@@ -102,6 +102,7 @@ impl Endpoints {
                     service: Some(self.key.clone()),
                     ports: subset.ports.clone(),
                     endpoints,
+                    trigger: None,
                 });
             }
         }

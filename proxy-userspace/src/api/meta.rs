@@ -16,6 +16,7 @@ use crate::model::ObjectKey;
 pub struct ObjectMeta {
     pub name: Option<String>,
     pub namespace: Option<String>,
+    pub uid: Option<String>,
     /// Values are looked at only where they matter: an unquoted `1.0` or `y` elsewhere harms nobody.
     pub labels: Option<BTreeMap<String, Value>>,
     pub annotations: Option<BTreeMap<String, Value>>,

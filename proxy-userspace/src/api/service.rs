@@ -103,6 +103,7 @@ pub fn convert(doc: ServiceDoc) -> Result<Service, FieldError> {
     let external_ips = vips("spec.externalIPs", spec.external_ips.iter().flatten())?;
     Ok(Service {
         key,
+        uid: doc.metadata.uid.as_deref().filter(|uid| !uid.is_empty()).map(Into::into),
         created: doc.metadata.creation_timestamp.as_deref().filter(|t| !t.is_empty()).map(Into::into),
         kind,
         cluster_ips,

@@ -53,6 +53,7 @@ mod tests {
     fn service() -> Service {
         Service {
             key: ServiceKey::new("ns", "web"),
+            uid: None,
             created: None,
             kind: ServiceType::LoadBalancer,
             cluster_ips: vec!["10.68.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],

@@ -26,6 +26,7 @@ use super::{
     http::{self, Response},
 };
 use crate::{
+    events::Recorder,
     health_checks::{Listeners, LocalEndpoints},
     problem::{Problem, ProblemKind},
 };
@@ -34,9 +35,9 @@ use crate::{
 const REBIND: Duration = Duration::from_secs(1);
 
 /// Keeps open what `wanted` names, until its sender is gone.
-pub async fn follow(mut wanted: watch::Receiver<Listeners>, health: Arc<Health>) {
-    let mut checks =
-        Checks { wanted: wanted.clone(), health, open: BTreeMap::new(), failed: BTreeSet::new() };
+pub async fn follow(mut wanted: watch::Receiver<Listeners>, health: Arc<Health>, recorder: Recorder) {
+    let (open, failed) = Default::default();
+    let mut checks = Checks { wanted: wanted.clone(), health, recorder, open, failed };
     loop {
         let now = wanted.borrow_and_update().clone();
         checks.reconcile(&now).await;
@@ -50,6 +51,7 @@ pub async fn follow(mut wanted: watch::Receiver<Listeners>, health: Arc<Health>)
 struct Checks {
     wanted: watch::Receiver<Listeners>,
     health: Arc<Health>,
+    recorder: Recorder,
     open: BTreeMap<SocketAddr, JoinHandle<()>>,
     /// What could not be opened and was reported.
     failed: BTreeSet<SocketAddr>,
@@ -92,7 +94,9 @@ impl Checks {
                 if self.failed.insert(at) {
                     let (address, port) = (at.ip(), at.port());
                     let kind = ProblemKind::HealthCheckPort { port, address, reason: error.to_string() };
-                    tracing::warn!("{}", Problem::new(service, kind));
+                    let problem = Problem::new(service, kind);
+                    tracing::warn!("{problem}");
+                    self.recorder.problem(&problem, answer.uid.clone());
                 }
             }
         }
@@ -138,7 +142,7 @@ mod tests {
     use crate::model::ServiceKey;
 
     fn answer(count: usize) -> LocalEndpoints {
-        LocalEndpoints { service: ServiceKey::new("ns", "svc"), count }
+        LocalEndpoints { service: ServiceKey::new("ns", "svc"), uid: None, count }
     }
 
     #[test]
@@ -180,7 +184,7 @@ mod tests {
         let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let at = holder.local_addr().unwrap();
         let (sender, receiver) = watch::channel(Listeners::from([(at, answer(0))]));
-        let task = tokio::spawn(follow(receiver, Arc::default()));
+        let task = tokio::spawn(follow(receiver, Arc::default(), Recorder::default()));
         // Somebody else's for now.
         sleep(Duration::from_millis(100)).await;
         drop(holder);

@@ -15,6 +15,7 @@ use self::{
 };
 use crate::{
     config,
+    events::Recorder,
     model::{EndpointSlice, Node, ObjectKey, Service, ServiceCidr, ServiceKey},
 };
 
@@ -60,6 +61,14 @@ impl Source {
             config::Source::Manifests(path) => Self::Files(path.clone()),
             config::Source::Cluster(cluster) => Self::Kube(KubeSource::open(cluster, node_name)?),
         })
+    }
+
+    /// Who is told of what happens to objects: nobody, where they are files. Within a runtime only.
+    pub fn recorder(&self) -> Recorder {
+        match self {
+            Self::Files(_) => Recorder::default(),
+            Self::Kube(source) => source.recorder(),
+        }
     }
 
     /// Batches of changes. The first of files ends with [`Event::Synced`]; that of an API server comes when all

@@ -123,6 +123,23 @@ impl Tables {
         Ok(())
     }
 
+    /// How many entries each map is to hold, of those whose entries are counted.
+    pub fn fill(&self) -> Vec<(&'static str, usize)> {
+        vec![
+            (self.frontends.map(), self.frontends.len()),
+            (self.slots.map(), self.slots.len()),
+            (self.backends.map(), self.backends.len()),
+            (self.backend_addrs.map(), self.backend_addrs.len()),
+            (self.backend_meta.map(), self.backend_meta.len()),
+            (self.service_meta.map(), self.service_meta.len()),
+            // An element for each id that has a name.
+            (map::SERVICES, self.service_meta.len()),
+            (self.set_members.map(), self.set_members.len()),
+            (self.source_ranges.map(), self.source_ranges.len()),
+            (self.node_addrs.map(), self.node_addrs.len()),
+        ]
+    }
+
     /// SERVICES[id] is zeroed with the next ops.
     pub fn clear_service(&mut self, id: u32) {
         self.clear.push(id);

@@ -17,3 +17,4 @@ mod lists;
 mod nodes;
 mod pod;
 mod selection;
+mod telling;

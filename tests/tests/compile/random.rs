@@ -81,6 +81,7 @@ fn service(n: u8, ports: u8, node_port: bool, local: bool) -> Service {
     };
     Service {
         key: key(n),
+        uid: None,
         created: None,
         kind: if node_port { ServiceType::NodePort } else { ServiceType::ClusterIp },
         cluster_ips: vec![IpAddr::from([10, 68, 0, n])],
@@ -120,6 +121,7 @@ fn slice(n: u8, endpoints: u8, ready: u8) -> EndpointSlice {
         service: Some(key(n)),
         ports: vec![port(0, Protocol::Tcp), port(1, Protocol::Udp)],
         endpoints: (0..8).filter(|i| endpoints & (1 << i) != 0).map(endpoint).collect(),
+        trigger: None,
     }
 }
 

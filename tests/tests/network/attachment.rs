@@ -28,7 +28,6 @@ const GLOBALS: Globals =
 
 const SIZES: MapSizes = MapSizes {
     conntrack: 64,
-    conntrack_is_scaled: false,
     frontends: 64,
     backends: 64,
     slots: 64,

@@ -49,6 +49,7 @@ mod s2_8_node_port_addresses;
 mod s2_9_source_ranges;
 mod s3_1_health;
 mod s3_2_health_check;
+mod s3_3_metrics;
 mod same_tuple;
 mod takeover;
 mod trio;

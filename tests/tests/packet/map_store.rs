@@ -21,7 +21,6 @@ const GLOBALS: Globals =
 fn small() -> MapSizes {
     MapSizes {
         conntrack: 64,
-        conntrack_is_scaled: false,
         frontends: 100,
         backends: 64,
         slots: 10_000,

@@ -1,12 +1,14 @@
 //! The collector thread: when to look at CONNTRACK, and what to do with what is found.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     io,
     os::fd::AsFd as _,
     sync::mpsc::{Receiver, RecvTimeoutError},
     time::{Duration, Instant},
 };
+
+use proxy_common::{CtEntry, Proto, map, tcp};
 
 use super::{Maps, Report};
 use crate::{
@@ -14,6 +16,7 @@ use crate::{
     config::Timeouts,
     controller::InUse,
     datapath::collector::{self, Clock, leavers},
+    metrics::METRICS,
 };
 
 /// Between two looks, and while little room is left.
@@ -34,6 +37,7 @@ pub fn run(maps: &Maps, timeouts: Timeouts, hz: u32, alive: &Receiver<()>) {
             Ok(false) => INTERVAL.max(began.elapsed() * SHARE),
             Err(error) => {
                 tracing::warn!(%error, "collecting expired flows failed");
+                METRICS.own.failed("flows");
                 INTERVAL
             }
         };
@@ -51,6 +55,9 @@ fn look(maps: &Maps, timeouts: Timeouts, hz: u32, began: Instant) -> io::Result<
     let found =
         collector::collect(&dump, clock, &timeouts, |service, backend| !gone.contains(&(service, backend)));
     let removed = collector::remove(conntrack, &found.dead)?;
+    METRICS.own.flows_expired.inc_by(removed as u64);
+    METRICS.own.map_fill(map::CONNTRACK, dump.len());
+    METRICS.own.conntrack(&by_state(&dump));
     if removed > 0 {
         let (entries, took) = (found.entries, began.elapsed());
         tracing::debug!(removed, entries, ?took, "expired flows removed");
@@ -65,6 +72,17 @@ fn look(maps: &Maps, timeouts: Timeouts, hz: u32, began: Instant) -> io::Result<
     // Nobody there: the agent is going down.
     let _ended = maps.reports.send(Report::Looked { began, in_use });
     Ok(dump.len() > max / 4 * 3)
+}
+
+/// How many flows there are in each state.
+fn by_state(dump: &collector::Dump) -> HashMap<(&'static str, &'static str), i64> {
+    let mut counts = HashMap::new();
+    for (key, entry) in dump.iter().filter(|(_, entry)| entry.has(CtEntry::REQUEST)) {
+        let reply = dump.get(&entry.egress_key(key)).map_or(0, |reply| reply.state);
+        let protocol = Proto::name(key.proto).unwrap_or("other");
+        *counts.entry((protocol, tcp::name(entry.state | reply, key.proto))).or_default() += 1;
+    }
+    counts
 }
 
 /// Pairs that flows or sockets name and that have come apart: the leavers thread has dealt with them, but a flow that

@@ -21,6 +21,7 @@ use crate::{
         nf_conntrack::{self, Translated},
         sock_diag::{self, Connected, Elsewhere, SockDiag},
     },
+    metrics::METRICS,
 };
 
 /// Between two looks at the least: Services that change often are dealt with together.
@@ -82,6 +83,7 @@ pub fn run(maps: &Maps, socket_lb: SocketLb, orders: &Receiver<Order>) {
         }
         if let Err(error) = look(maps, &mut sockets, left, &now) {
             tracing::warn!(%error, "moving datagrams that must leave their backend failed");
+            METRICS.own.failed("flows");
         }
         if !now.left.is_empty() {
             again = Some((Instant::now() + AGAIN, now.left));
@@ -117,12 +119,14 @@ fn look(maps: &Maps, sockets: &mut Sockets, mut left: HashSet<Pair>, todo: &Todo
         left.extend(maps.ask(pairs));
     }
     let has_left = |pair: Pair| left.contains(&pair);
-    let (mut flows, mut released, mut stranded) = (0, 0, HashSet::new());
+    let (mut flows, mut released, mut stranded) = ([0, 0], 0, HashSet::new());
     if !left.is_empty() {
         flows = leavers::forget(&maps.conntrack, has_left)?;
         released = leavers::release_sockets(&maps.sock_backend, has_left)?;
         stranded = leavers::stranded(&maps.sock_revnat, has_left)?;
     }
+    METRICS.proxy.reconciled(began.elapsed(), flows.map(|count| count as u64));
+    let flows = flows[0] + flows[1];
     let closed = sockets.close(maps, &stranded, todo.served || todo.any);
     if flows + released + closed > 0 {
         tracing::debug!(flows, released, closed, took = ?began.elapsed(), "datagrams leave their backend");

@@ -25,17 +25,17 @@ pub(super) fn forsaken(key: &CtKey, entry: &CtEntry) -> Dead {
     Dead { halves: vec![(*key, *entry)], may_revive: false }
 }
 
-/// Forgets the UDP flows of pairs that `has_left`; returns how many. Reads CONNTRACK once, in batches, and keeps
+/// Forgets the UDP flows of pairs that `has_left`; returns how many, of IPv4 and of IPv6. Reads CONNTRACK once, in batches, and keeps
 /// nothing but what goes.
-pub fn forget(conntrack: &RawMap, has_left: impl Fn(Pair) -> bool) -> io::Result<usize> {
-    let mut gone = Vec::new();
+pub fn forget(conntrack: &RawMap, has_left: impl Fn(Pair) -> bool) -> io::Result<[usize; 2]> {
+    let mut gone = [Vec::new(), Vec::new()];
     conntrack.for_each(|key, value| {
         let (key, entry): (CtKey, CtEntry) = (pod_read_unaligned(key), pod_read_unaligned(value));
         if is_leaver(&key, &entry) && has_left((entry.service, entry.backend)) {
-            gone.push(forsaken(&key, &entry));
+            gone[usize::from(!key.src.is_v4())].push(forsaken(&key, &entry));
         }
     })?;
-    remove(conntrack, &gone)
+    Ok([remove(conntrack, &gone[0])?, remove(conntrack, &gone[1])?])
 }
 
 /// Every pair that a UDP flow names.

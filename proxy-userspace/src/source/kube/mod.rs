@@ -23,10 +23,10 @@ use std::{
 
 use tokio::sync::mpsc;
 
-pub use self::access::AccessError;
-use self::{reflector::Reflector, request::ApiServer, resource::Resource};
+pub use self::{access::AccessError, backoff::Backoff, error::RequestError, request::ApiServer};
+use self::{reflector::Reflector, resource::Resource};
 use super::Event;
-use crate::config::Cluster;
+use crate::{config::Cluster, events::Recorder};
 
 /// Times that the reflectors keep.
 #[derive(Clone, Copy, Debug)]
@@ -92,6 +92,11 @@ impl KubeSource {
     /// Other times than the usual ones; tests need not wait.
     pub fn with_timing(self, timing: Timing) -> Self {
         Self { timing, ..self }
+    }
+
+    /// Sends events to the same API server. Within a runtime only.
+    pub fn recorder(&self) -> Recorder {
+        Recorder::start(self.api.clone(), &self.node_name)
     }
 
     /// Batches of changes; [`Event::Synced`] comes once all initial lists are complete. `populated` says that

@@ -16,7 +16,7 @@ use super::{
     request::{ApiServer, Lines, Status},
     resource::{Head, Line, Page, Resource, decode, garbled},
 };
-use crate::{model::ObjectKey, source::Event};
+use crate::{metrics::METRICS, model::ObjectKey, source::Event};
 
 /// A watch that lives this long has worked.
 const LASTED: Duration = Duration::from_secs(10);
@@ -326,6 +326,8 @@ impl Reflector {
 
     /// Says what is wrong, once, and waits.
     async fn wait(&mut self, error: &RequestError) -> Result<(), Closed> {
+        METRICS.own.watching(self.resource.name, false);
+        METRICS.own.watch_failures.with_label_values(&[self.resource.name]).inc();
         let text = error.to_string();
         if self.complaint.as_ref() != Some(&text) {
             let hint = self.api.hint(error).map(|hint| format!(" ({hint})")).unwrap_or_default();
@@ -357,6 +359,7 @@ impl Reflector {
     }
 
     fn said_again(&mut self) {
+        METRICS.own.watching(self.resource.name, true);
         if self.complaint.take().is_some() {
             tracing::info!("{}: following the API server {} again", self.resource.name, self.api.address());
         }

@@ -1,16 +1,16 @@
 //! Single requests to the API server: which address to ask, how long to wait, and what the answer is, as bytes.
 //!
-//! Only GET. Every wait has an end: a server that took the connection and says nothing is as good as away.
+//! GET, and what events need. Every wait has an end: a server that took the connection and says nothing is as good as away.
 
 use std::{
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use http::{Request, Response, header};
+use http::{HeaderValue, Method, Request, Response, header};
 use http_body_util::BodyExt as _;
 use kube::client::Body;
 use serde::Deserialize;
@@ -20,7 +20,10 @@ use super::{
     access::{AccessError, Server, servers},
     error::{RequestError, causes},
 };
-use crate::config::{Cluster, Origin};
+use crate::{
+    config::{Cluster, Origin},
+    metrics::METRICS,
+};
 
 /// From sending a request to the head of its answer, connecting included.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -128,6 +131,24 @@ impl ApiServer {
         self.judge(index, result)
     }
 
+    /// Sends an object, or a patch of one.
+    pub async fn write(
+        &self,
+        method: Method,
+        target: &str,
+        content_type: &'static str,
+        body: String,
+    ) -> Result<(), RequestError> {
+        let index = self.current.load(Ordering::Relaxed);
+        let request = Request::builder()
+            .method(method)
+            .uri(target)
+            .header(header::CONTENT_TYPE, content_type)
+            .body(Body::from(body.into_bytes()));
+        let result = self.send(index, request, true).await;
+        self.judge(index, result).map(drop)
+    }
+
     /// Begins a watch.
     pub async fn watch(&self, target: &str) -> Result<Lines, RequestError> {
         let index = self.current.load(Ordering::Relaxed);
@@ -156,14 +177,36 @@ impl ApiServer {
 
     /// Sends a GET and waits for an answer that is no refusal.
     async fn open(&self, index: usize, target: &str) -> Result<Response<Body>, RequestError> {
-        let request = Request::get(target)
-            .header(header::ACCEPT, "application/json")
-            // Stands in the API server's audit log.
-            .header(header::USER_AGENT, concat!("shunt/", env!("CARGO_PKG_VERSION")))
-            .body(Body::empty())
-            .map_err(|error| RequestError::Garbled(causes(&error)))?;
-        let client = self.server(index).client;
+        let is_watch = target.contains("watch=true");
+        self.send(index, Request::get(target).body(Body::empty()), !is_watch).await
+    }
+
+    /// Sends a request and waits for an answer that is no refusal. `is_timed`: how long that takes is a measure of the
+    /// server.
+    async fn send(
+        &self,
+        index: usize,
+        request: http::Result<Request<Body>>,
+        is_timed: bool,
+    ) -> Result<Response<Body>, RequestError> {
+        let mut request = request.map_err(|error| RequestError::Garbled(causes(&error)))?;
+        let headers = request.headers_mut();
+        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+        // Stands in the API server's audit log.
+        headers.insert(
+            header::USER_AGENT,
+            HeaderValue::from_static(concat!("shunt/", env!("CARGO_PKG_VERSION"))),
+        );
+        let method = request.method().clone();
+        let Server { client, address } = self.server(index);
+        let host = address.split_once("://").map_or(&*address, |(_, host)| host);
+        let begun = Instant::now();
         let sent = timeout(ANSWER, client.send(request)).await;
+        let code = sent.as_ref().ok().and_then(|sent| Some(sent.as_ref().ok()?.status().as_u16()));
+        METRICS.client.requested(method.as_str(), host, code);
+        if is_timed {
+            METRICS.client.took(method.as_str(), host, begun.elapsed());
+        }
         let response = sent
             .map_err(|_| RequestError::Silent(ANSWER))?
             .map_err(|error| RequestError::Unreachable(causes(&error)))?;

@@ -1,0 +1,191 @@
+//! Sends events, one after the other, no faster than the API server should be asked: what is said again within a while
+//! is counted and told by one patch a minute.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use http::Method;
+use jiff::Timestamp;
+use serde_json::Value;
+use tokio::{sync::mpsc, time::sleep};
+
+use super::{Event, object};
+use crate::{
+    metrics::METRICS,
+    source::kube::{ApiServer, Backoff, RequestError},
+};
+
+/// So many at once, and then one in each `PACE`.
+const BURST: u32 = 25;
+const PACE: Duration = Duration::from_secs(1);
+/// What is said again within this time is the same event still.
+const SERIES: Duration = Duration::from_secs(360);
+/// Between two patches of one event.
+const PATCH: Duration = Duration::from_secs(60);
+/// Events that are remembered; when there are more, the oldest are new again.
+const REMEMBERED: usize = 512;
+/// What could not be sent for so long is old news.
+const STALE: Duration = Duration::from_secs(600);
+
+const JSON: &str = "application/json";
+const MERGE_PATCH: &str = "application/merge-patch+json";
+
+/// The task's state.
+#[derive(Debug)]
+pub struct Writer {
+    api: ApiServer,
+    node: String,
+    seen: HashMap<Event, Series>,
+    tokens: u32,
+    refilled: Instant,
+    backoff: Backoff,
+    was_refused: bool,
+}
+
+/// An event that was sent, and how often it was seen since.
+#[derive(Clone, Debug)]
+struct Series {
+    name: String,
+    count: u32,
+    /// How many of these the API server knows of.
+    told: u32,
+    last: Instant,
+    told_at: Instant,
+}
+
+impl Writer {
+    pub fn new(api: ApiServer, node: &str) -> Self {
+        Self {
+            api,
+            node: node.to_owned(),
+            seen: HashMap::new(),
+            tokens: BURST,
+            refilled: Instant::now(),
+            backoff: Backoff::default(),
+            was_refused: false,
+        }
+    }
+
+    /// Until nobody can record any more.
+    pub async fn run(mut self, mut queue: mpsc::Receiver<Event>) {
+        loop {
+            tokio::select! {
+                event = queue.recv() => match event {
+                    Some(event) => self.take(event).await,
+                    None => return,
+                },
+                () = sleep(PATCH), if !self.seen.is_empty() => self.tell_repeated().await,
+            }
+            if self.seen.values().any(|series| series.is_due(Instant::now())) {
+                self.tell_repeated().await;
+            }
+        }
+    }
+
+    async fn take(&mut self, event: Event) {
+        let now = Instant::now();
+        if let Some(series) = self.seen.get_mut(&event)
+            && now.duration_since(series.last) < SERIES
+        {
+            series.count += 1;
+            series.last = now;
+            return;
+        }
+        let name = object::name(&event, &self.node, Timestamp::now());
+        let (path, body) = object::new(&event, &self.node, &name, Timestamp::now());
+        if self.send(Method::POST, &path, JSON, &body).await {
+            if self.seen.len() >= REMEMBERED {
+                self.forget_half();
+            }
+            let series = Series { name, count: 1, told: 1, last: now, told_at: Instant::now() };
+            self.seen.insert(event, series);
+        }
+    }
+
+    /// Tells of events that were seen again, and forgets those that are over.
+    async fn tell_repeated(&mut self) {
+        let now = Instant::now();
+        self.seen.retain(|_, series| now.duration_since(series.last) < SERIES || series.is_untold());
+        let due: Vec<_> = self.seen.iter().filter(|(_, series)| series.is_due(now)).collect();
+        let due: Vec<(Event, Series)> =
+            due.into_iter().map(|(event, series)| (event.clone(), series.clone())).collect();
+        for (event, series) in due {
+            let (path, patch) = object::repeated(&event, &series.name, series.count, Timestamp::now());
+            if self.send(Method::PATCH, &path, MERGE_PATCH, &patch).await {
+                if let Some(known) = self.seen.get_mut(&event) {
+                    known.told = series.count;
+                    known.told_at = Instant::now();
+                }
+            } else {
+                // Events last an hour there: this one may be gone, and is new when it is seen again.
+                self.seen.remove(&event);
+            }
+        }
+    }
+
+    fn forget_half(&mut self) {
+        let mut times: Vec<_> = self.seen.values().map(|series| series.last).collect();
+        times.sort_unstable();
+        let middle = times[times.len() / 2];
+        self.seen.retain(|_, series| series.last > middle);
+    }
+
+    /// Sends one, again and again while the API server is away; whether it arrived.
+    async fn send(&mut self, method: Method, path: &str, kind: &'static str, body: &Value) -> bool {
+        let begun = Instant::now();
+        self.wait_for_token().await;
+        loop {
+            let result = self.api.write(method.clone(), path, kind, body.to_string()).await;
+            let Err(error) = result else {
+                self.backoff.reset();
+                self.was_refused = false;
+                METRICS.own.events.with_label_values(&["sent"]).inc();
+                return true;
+            };
+            let may_pass = match &error {
+                RequestError::Refused { code, .. } => *code == 401 || *code == 429 || *code >= 500,
+                _ => true,
+            };
+            if error.is_about_credentials() {
+                self.api.renew().await;
+            }
+            if !may_pass || begun.elapsed() > STALE {
+                if !std::mem::replace(&mut self.was_refused, true) {
+                    tracing::warn!(
+                        "an event could not be sent: {error} (events need create, patch and update of events in \
+                         events.k8s.io)"
+                    );
+                }
+                METRICS.own.events.with_label_values(&["failed"]).inc();
+                return false;
+            }
+            sleep(self.backoff.after(&error)).await;
+        }
+    }
+
+    async fn wait_for_token(&mut self) {
+        let gained = (self.refilled.elapsed().as_secs_f64() / PACE.as_secs_f64()) as u32;
+        if gained > 0 {
+            self.tokens = self.tokens.saturating_add(gained).min(BURST);
+            self.refilled = Instant::now();
+        }
+        if self.tokens == 0 {
+            sleep(PACE).await;
+            self.refilled = Instant::now();
+            return;
+        }
+        self.tokens -= 1;
+    }
+}
+
+impl Series {
+    fn is_untold(&self) -> bool {
+        self.count > self.told
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.is_untold() && now.duration_since(self.told_at) >= PATCH
+    }
+}

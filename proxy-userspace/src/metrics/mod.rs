@@ -1,0 +1,225 @@
+//! What the process counts, and `/metrics`: kube-proxy's names ([`proxy`]), client-go's ([`client`]) and shunt's own
+//! ([`own`]), in Prometheus' text format 0.0.4.
+//!
+//! One registry a process: whoever did something says so to [`METRICS`]. What lives in a map is read from its pin when
+//! somebody asks ([`datapath`]).
+
+pub mod client;
+pub mod datapath;
+mod own;
+mod proxy;
+
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+use prometheus::{
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
+};
+
+use self::{client::ClientMetrics, datapath::DatapathMetrics};
+pub use self::{own::OwnMetrics, proxy::ProxyMetrics};
+
+/// The process's.
+pub static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
+
+/// Everything that is exposed.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    pub proxy: ProxyMetrics,
+    pub client: ClientMetrics,
+    pub own: OwnMetrics,
+    /// Filled anew for each answer, by one at a time.
+    datapath: Mutex<DatapathMetrics>,
+}
+
+impl Metrics {
+    fn new() -> Self {
+        let registry = Registry::new();
+        let known = registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()));
+        known.expect("process_* is registered once");
+        let register = Register(&registry);
+        Self {
+            proxy: ProxyMetrics::new(&register),
+            client: ClientMetrics::new(&register),
+            own: OwnMetrics::new(&register),
+            datapath: Mutex::new(DatapathMetrics::new(&register)),
+            registry,
+        }
+    }
+
+    /// The page; `pins` is where the maps are.
+    pub fn page(&self, pins: &crate::datapath::pins::Pins) -> String {
+        // Two that ask at once: a counter that is filled must not be seen half.
+        let mut datapath = self.datapath.lock().unwrap_or_else(PoisonError::into_inner);
+        datapath.fill(pins, &self.own);
+        let mut text = String::new();
+        match TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text) {
+            Ok(()) => text,
+            Err(error) => format!("# {error}\n"),
+        }
+    }
+}
+
+/// Makes metrics known. Their names are constants, so what can fail fails in every test.
+pub struct Register<'a>(&'a Registry);
+
+impl Register<'_> {
+    fn known<M: Collector + Clone + 'static>(&self, metric: prometheus::Result<M>) -> M {
+        let metric = metric.expect("a name and labels as Prometheus wants them");
+        self.0.register(Box::new(metric.clone())).expect("each name stands once");
+        metric
+    }
+
+    pub fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.known(IntCounter::new(name, help))
+    }
+
+    pub fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.known(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    pub fn int_gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.known(IntGauge::new(name, help))
+    }
+
+    pub fn int_gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.known(IntGaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    pub fn gauge(&self, name: &str, help: &str) -> Gauge {
+        self.known(Gauge::new(name, help))
+    }
+
+    pub fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
+        self.known(GaugeVec::new(Opts::new(name, help), labels))
+    }
+
+    pub fn histogram(&self, name: &str, help: &str, buckets: Vec<f64>) -> Histogram {
+        self.known(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)))
+    }
+
+    pub fn histograms(&self, name: &str, help: &str, buckets: Vec<f64>, labels: &[&str]) -> HistogramVec {
+        self.known(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels))
+    }
+}
+
+/// `count` bounds, each twice the one before.
+fn doubling(first: f64, count: usize) -> Vec<f64> {
+    prometheus::exponential_buckets(first, 2.0, count).expect("positive numbers")
+}
+
+/// Seconds since 1970, with their fraction.
+pub fn now() -> f64 {
+    jiff::Timestamp::now().as_nanosecond() as f64 / 1e9
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::{BTreeMap, BTreeSet},
+        path::Path,
+        time::Duration,
+    };
+
+    use super::*;
+    use crate::datapath::pins::Pins;
+
+    /// kube-proxy's own names, which lint would refuse: a gauge that ends in `_total`.
+    const KUBES: [&str; 1] = ["kubeproxy_sync_proxy_rules_no_local_endpoints_total"];
+
+    /// A page on which everything has a value.
+    fn page() -> String {
+        let metrics = Metrics::new();
+        metrics.proxy.synced(Duration::from_millis(3), true);
+        metrics.proxy.synced(Duration::from_millis(3), false);
+        metrics.proxy.queued();
+        metrics.proxy.programmed(crate::model::Family::V4, 0.3);
+        metrics.proxy.no_local_endpoints(crate::model::Family::V6, true, 2);
+        metrics.proxy.answered(true, 503);
+        metrics.proxy.answered(false, 200);
+        metrics.proxy.reconciled(Duration::from_millis(1), [1, 0]);
+        metrics.client.requested("GET", "192.168.8.201:6443", Some(200));
+        metrics.client.took("GET", "192.168.8.201:6443", Duration::from_millis(7));
+        metrics.own.failed("sync");
+        metrics.own.watching("services", true);
+        metrics.own.watch_failures.with_label_values(&["services"]).inc();
+        metrics.own.map_fill("FRONTENDS", 5);
+        metrics.own.conntrack(&[(("TCP", "ESTABLISHED"), 4)].into());
+        metrics.own.events.with_label_values(&["sent"]).inc();
+        metrics.page(&Pins::under(Path::new("/does/not/exist")))
+    }
+
+    /// What promtool's lint asks for, and that every line can be read.
+    #[test]
+    fn the_page_is_as_prometheus_wants_it() {
+        let text = page();
+        let (mut types, mut helps) = (BTreeMap::new(), BTreeSet::new());
+        let mut series = BTreeSet::new();
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# HELP ") {
+                let (name, help) = rest.split_once(' ').expect("a HELP text");
+                assert!(!help.is_empty() && helps.insert(name), "{line}");
+            } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = rest.split_once(' ').expect("a type");
+                assert!(types.insert(name, kind).is_none(), "{line}");
+            } else {
+                let (what, value) = line.rsplit_once(' ').expect("a value");
+                assert!(value.parse::<f64>().is_ok(), "{line}");
+                assert!(series.insert(what), "twice: {line}");
+                let name = what.split('{').next().unwrap();
+                let of_histogram =
+                    ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+                let known = of_histogram.filter(|name| types.get(name) == Some(&"histogram"));
+                assert!(types.contains_key(known.unwrap_or(name)), "no TYPE: {line}");
+            }
+        }
+        assert_eq!(types.keys().copied().collect::<BTreeSet<_>>(), helps);
+        for (name, kind) in types {
+            assert!(name.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{name}");
+            if !KUBES.contains(&name) {
+                assert_eq!(name.ends_with("_total"), kind == "counter", "{name} {kind}");
+            }
+            for bad in ["_milliseconds", "_ms", "_kilobytes", "_minutes", "_count", "_sum", "_bucket"] {
+                assert!(!name.ends_with(bad), "{name}");
+            }
+            assert!(!name.contains(kind), "{name} names its type");
+        }
+    }
+
+    #[test]
+    fn dashboards_find_kube_proxys_names() {
+        let text = page();
+        for want in [
+            "kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family=\"IPv4\",le=\"0.001\"} 0",
+            "kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family=\"IPv6\",le=\"16.384\"} 2",
+            "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 2",
+            "kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 1",
+            "kubeproxy_sync_partial_proxy_rules_duration_seconds_count{ip_family=\"IPv6\"} 1",
+            "kubeproxy_network_programming_duration_seconds_bucket{ip_family=\"IPv4\",le=\"0.25\"} 0",
+            "kubeproxy_network_programming_duration_seconds_bucket{ip_family=\"IPv4\",le=\"0.5\"} 1",
+            "kubeproxy_network_programming_duration_seconds_bucket{ip_family=\"IPv4\",le=\"59\"} 1",
+            "kubeproxy_network_programming_duration_seconds_bucket{ip_family=\"IPv4\",le=\"115\"} 1",
+            "kubeproxy_network_programming_duration_seconds_bucket{ip_family=\"IPv4\",le=\"300\"} 1",
+            "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv4\"} 1",
+            "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family=\"IPv6\"} 1",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_total 0",
+            "kubeproxy_sync_proxy_rules_service_changes_pending 0",
+            "kubeproxy_sync_proxy_rules_service_changes_total 0",
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv6\",traffic_policy=\"internal\"} 2",
+            "kubeproxy_proxy_healthz_total{code=\"503\"} 1",
+            "kubeproxy_proxy_livez_total{code=\"200\"} 1",
+            "kubeproxy_conntrack_reconciler_sync_duration_seconds_count{ip_family=\"IPv4\"} 1",
+            "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv4\"} 1",
+            "rest_client_requests_total{code=\"200\",host=\"192.168.8.201:6443\",method=\"GET\"} 1",
+            "rest_client_request_duration_seconds_count{host=\"192.168.8.201:6443\",verb=\"GET\"} 1",
+            "process_cpu_seconds_total ",
+            "process_resident_memory_bytes ",
+            "process_start_time_seconds ",
+            "process_open_fds ",
+        ] {
+            assert!(text.lines().any(|line| line.starts_with(want)), "{want} is not in\n{text}");
+        }
+    }
+}

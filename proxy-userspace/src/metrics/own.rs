@@ -1,0 +1,136 @@
+//! shunt's own metrics, of what the process does: syncs, hooks, watches, flows as the collector last saw them.
+
+use std::{collections::HashMap, time::Duration};
+
+use prometheus::{
+    GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, core::Collector as _,
+};
+
+use super::{Register, doubling, now};
+
+/// `shunt_*`, but for what is read from maps.
+#[derive(Debug)]
+pub struct OwnMetrics {
+    pub ready: IntGauge,
+    pub services: IntGauge,
+    pub problems: IntGauge,
+    pub devices: IntGauge,
+    /// Flows that the collector removed.
+    pub flows_expired: IntCounter,
+    /// `sent`, `failed` or `dropped`.
+    pub events: IntCounterVec,
+    pub watch_failures: IntCounterVec,
+    hook_latency: Histogram,
+    watching: IntGaugeVec,
+    failures: IntCounterVec,
+    last_failure: GaugeVec,
+    conntrack: IntGaugeVec,
+    map_entries: IntGaugeVec,
+}
+
+/// What can fail by itself.
+const COMPONENTS: [&str; 3] = ["sync", "devices", "flows"];
+
+/// Flows by protocol and state.
+pub type Flows = HashMap<(&'static str, &'static str), i64>;
+
+impl OwnMetrics {
+    pub(super) fn new(register: &Register<'_>) -> Self {
+        let build = register.int_gauges(
+            "shunt_build_info",
+            "1, labelled with the version of the binary and of the map contract.",
+            &["version", "schema"],
+        );
+        build.with_label_values(&[env!("CARGO_PKG_VERSION"), &*proxy_common::SCHEMA.to_string()]).set(1);
+        let metrics = Self {
+            ready: register
+                .int_gauge("shunt_ready", "1 once the maps are complete and the programs attached."),
+            services: register.int_gauge("shunt_services", "Services that are known."),
+            problems: register
+                .int_gauge("shunt_problems", "Things that keep Services from being served as they ask."),
+            devices: register.int_gauge("shunt_devices", "Devices with our programs on them."),
+            flows_expired: register
+                .counter("shunt_flows_expired_total", "Flows removed after their time-out."),
+            events: register.counters(
+                "shunt_events_total",
+                "Events for the API server: sent, failed, or dropped because too many waited.",
+                &["result"],
+            ),
+            watch_failures: register.counters(
+                "shunt_watch_failures_total",
+                "Lists and watches of the API server that failed.",
+                &["resource"],
+            ),
+            hook_latency: register.histogram(
+                "shunt_device_hook_duration_seconds",
+                "From the kernel's word of a device to our programs on it.",
+                doubling(0.001, 14),
+            ),
+            watching: register.int_gauges(
+                "shunt_watch_up",
+                "1 while the resource is followed, 0 while the API server does not let us.",
+                &["resource"],
+            ),
+            failures: register.counters(
+                "shunt_errors_total",
+                "What failed and is tried again.",
+                &["component"],
+            ),
+            last_failure: register.gauges(
+                "shunt_last_error_timestamp_seconds",
+                "When it last failed; 0 is never.",
+                &["component"],
+            ),
+            conntrack: register.int_gauges(
+                "shunt_conntrack_flows",
+                "Flows by protocol and state, as the collector last saw them.",
+                &["protocol", "state"],
+            ),
+            map_entries: register.int_gauges("shunt_map_entries", "Entries in use.", &["map"]),
+        };
+        for component in COMPONENTS {
+            metrics.failures.with_label_values(&[component]);
+            metrics.last_failure.with_label_values(&[component]);
+        }
+        for result in ["sent", "failed", "dropped"] {
+            metrics.events.with_label_values(&[result]);
+        }
+        metrics
+    }
+
+    /// One of [`COMPONENTS`] failed.
+    pub fn failed(&self, component: &'static str) {
+        self.failures.with_label_values(&[component]).inc();
+        self.last_failure.with_label_values(&[component]).set(now());
+    }
+
+    /// A device waited so long for its programs.
+    pub fn hooked(&self, took: Duration) {
+        self.hook_latency.observe(took.as_secs_f64());
+    }
+
+    pub fn watching(&self, resource: &str, is_up: bool) {
+        self.watching.with_label_values(&[resource]).set(is_up.into());
+    }
+
+    /// Flows there are now; states that nobody is in any more become 0.
+    pub fn conntrack(&self, flows: &Flows) {
+        for family in self.conntrack.collect() {
+            for metric in family.get_metric() {
+                let labels: Vec<&str> = metric.get_label().iter().map(|label| label.value()).collect();
+                if let [protocol, state] = labels[..]
+                    && !flows.keys().any(|key| *key == (protocol, state))
+                {
+                    self.conntrack.with_label_values(&[protocol, state]).set(0);
+                }
+            }
+        }
+        for ((protocol, state), count) in flows {
+            self.conntrack.with_label_values(&[*protocol, *state]).set(*count);
+        }
+    }
+
+    pub fn map_fill(&self, map: &str, entries: usize) {
+        self.map_entries.with_label_values(&[map]).set(entries as i64);
+    }
+}
