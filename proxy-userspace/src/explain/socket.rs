@@ -19,7 +19,7 @@ use super::{
 
 impl Walk {
     /// A packet of the node's own: first its socket, then the hooks behind it.
-    pub(super) fn from_node(&mut self) -> Result<Next> {
+    pub(super) fn leave_node(&mut self) -> Result<Next> {
         self.view.from.kind = "node";
         self.view.stage("from", "a process of the node itself");
         let is_attached = self.pins.links().join("connect4").exists();

@@ -169,9 +169,9 @@ mod tests {
 
     #[test]
     fn stages_are_numbered() {
-        let mut view = Explanation::default();
-        view.packet =
+        let packet =
             Ends { protocol: "TCP".into(), source: "10.0.0.1:1".into(), destination: "10.0.0.2:2".into() };
+        let mut view = Explanation { packet, ..Explanation::default() };
         view.stage("from", "pod");
         view.stage("verdict", "dropped");
         view.note("so it is");

@@ -66,8 +66,8 @@ impl Walk {
     /// The whole way.
     pub fn finish(mut self) -> Result<Explanation> {
         let next = match self.came_in {
-            None => self.from_node()?,
-            Some(device) => self.from_device(device)?,
+            None => self.leave_node()?,
+            Some(device) => self.enter_device(device)?,
         };
         if matches!(next, Next::GoesOn) {
             self.leave()?;
@@ -84,7 +84,7 @@ impl Walk {
         Ok(self.view)
     }
 
-    pub(super) fn from_device(&mut self, ifindex: u32) -> Result<Next> {
+    pub(super) fn enter_device(&mut self, ifindex: u32) -> Result<Next> {
         let device = tables::device(&self.twin, ifindex)?;
         let name = self.routes.name(ifindex);
         let kind = match device.map_or(0, |device| device.flags) {

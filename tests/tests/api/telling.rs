@@ -6,7 +6,7 @@ use std::{thread, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use tests::{
-    api_server::{ApiServer, Certificates},
+    api_server::{Api as _, ApiServer, Certificates},
     manifest::{self, Service},
     net::{Cluster, Plan, cluster::eventually, plan::vip},
 };
