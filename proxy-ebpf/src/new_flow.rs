@@ -121,6 +121,17 @@ pub fn translate<L: Link>(ctx: &TcContext, work: &Work) -> Verdict {
     }
 }
 
+/// What happens to a TCP segment of no known flow. A subprogram for the stack of [`to_service`].
+#[inline(never)]
+fn mid_stream() -> DropReason {
+    let config = NODE_CONFIG.get(0);
+    if config.is_some_and(|config| config.flags & NodeConfig::TAKING_OVER != 0) {
+        Counter::TakingOver
+    } else {
+        Counter::NoFlow
+    }
+}
+
 /// Where a new flow to a frontend goes: `work.to`.
 #[inline(never)]
 pub fn to_service(frontend: &Frontend, work: &mut Work) -> Result<(), DropReason> {
@@ -129,11 +140,10 @@ pub fn to_service(frontend: &Frontend, work: &mut Work) -> Result<(), DropReason
     }
     // Nobody can say which backend a segment in mid-stream belongs to: end it fast instead of hanging.
     let is_tcp = work.request.proto == Proto::TCP;
-    let config = NODE_CONFIG.get(0).ok_or(Counter::BadSlot)?;
     if is_tcp && !tcp::is_syn(work.tcp_flags as u8) && frontend.has(Frontend::HAS_ENDPOINTS) {
-        let taking_over = config.flags & NodeConfig::TAKING_OVER != 0;
-        return Err(if taking_over { Counter::TakingOver } else { Counter::NoFlow });
+        return Err(mid_stream());
     }
+    let config = NODE_CONFIG.get(0).ok_or(Counter::BadSlot)?;
     let origin = origin(work, config);
     service::choose(frontend, origin, &work.request.src, &mut work.chosen)?;
     let backend = &work.chosen.backend;
