@@ -222,4 +222,35 @@ mod tests {
             assert!(text.lines().any(|line| line.starts_with(want)), "{want} is not in\n{text}");
         }
     }
+
+    /// The metrics named in a text; of histograms the name without its series' ending.
+    fn named<'a>(text: &'a str, known: &BTreeSet<&str>) -> BTreeSet<&'a str> {
+        let words = text.split(|c: char| !c.is_ascii_lowercase() && c != '_');
+        let ours = words.filter(|word| {
+            ["kubeproxy_", "shunt_", "rest_client_", "process_"].iter().any(|start| word.starts_with(start))
+        });
+        let of_histogram = |word: &'a str| {
+            ["_bucket", "_sum", "_count"]
+                .iter()
+                .find_map(|end| word.strip_suffix(end))
+                .filter(|it| known.contains(it))
+        };
+        ours.map(|word| of_histogram(word).unwrap_or(word)).collect()
+    }
+
+    #[test]
+    fn documentation_dashboard_and_alerts_name_what_there_is() {
+        let text = page();
+        let known: BTreeSet<&str> =
+            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        let documented = named(include_str!("../../../docs/metrics.md"), &known);
+        assert_eq!(documented, known);
+        for used in [
+            include_str!("../../../manifests/monitoring/dashboard.json"),
+            include_str!("../../../manifests/monitoring/rules.yaml"),
+        ] {
+            let unknown: Vec<_> = named(used, &known).difference(&known).copied().collect();
+            assert_eq!(unknown, Vec::<&str>::new());
+        }
+    }
 }
