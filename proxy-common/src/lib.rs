@@ -18,6 +18,7 @@ pub mod frontend;
 pub mod node;
 pub mod socket;
 pub mod tcp;
+pub mod watch;
 
 pub use addr::{Addr, Port, Proto};
 pub use client::{Affinity, AffinityKey, SetMember, SourceRange};
@@ -27,6 +28,7 @@ pub use fragment::{Fragment, FragmentKey, Held};
 pub use frontend::{Backend, BackendMeta, Frontend, FrontendKey, FrontendKind, Name, Service, ServiceMeta};
 pub use node::{Agent, Device, NodeConfig, Prefix};
 pub use socket::{SockKey, SockPeer};
+pub use watch::{DropKey, EventKind, FlowEvent, Hook, Monitor, ServiceStats};
 
 /// Version of the layouts below; maps are pinned under `<bpffs>/v<SCHEMA>/`.
 pub const SCHEMA: u32 = 1;
@@ -54,13 +56,18 @@ pub mod map {
     pub const SERVICE_META: &str = "SERVICE_META";
     pub const BACKEND_META: &str = "BACKEND_META";
     pub const AGENT: &str = "AGENT";
+    pub const SERVICE_STATS: &str = "SERVICE_STATS";
+    pub const DROPS: &str = "DROPS";
+    pub const MONITOR: &str = "MONITOR";
+    /// What `shunt monitor` reads: a ring buffer, which has no entries to list.
+    pub const EVENTS: &str = "EVENTS";
     /// What `ingress_xdp` goes on with: a program array, which holds no data.
     pub const INGRESS: &str = "INGRESS";
     /// The programs' read-only globals, as this run set them: pinned for `shunt explain`, which runs the same programs
     /// over maps of its own.
     pub const GLOBALS: &str = "GLOBALS";
-    /// Every map above but INGRESS and GLOBALS, in the order `shunt map list` prints them.
-    pub const ALL: [&str; 21] = [
+    /// Every map above but EVENTS, INGRESS and GLOBALS, in the order `shunt map list` prints them.
+    pub const ALL: [&str; 24] = [
         FRONTENDS,
         SLOTS,
         BACKENDS,
@@ -82,6 +89,9 @@ pub mod map {
         SERVICE_META,
         BACKEND_META,
         AGENT,
+        SERVICE_STATS,
+        DROPS,
+        MONITOR,
     ];
 }
 

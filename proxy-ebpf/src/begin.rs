@@ -14,6 +14,7 @@ use crate::{
     rewrite::Rewrite,
     service::{Chosen, bits_of},
     verdict::DropReason,
+    watch,
     xdp::Fib,
 };
 
@@ -72,6 +73,8 @@ pub struct Work {
     pub odd: u32,
     /// The device the packet came in by.
     pub ifindex: u32,
+    /// Why the packet is refused or dropped: a [`DropReason`] by number.
+    pub reason: u32,
     /// `CtEntry::XDP` where the flow is the XDP lane's.
     pub lane: u32,
     /// The XDP lane's question to the routing table.
@@ -142,6 +145,7 @@ pub fn begin(work: &mut Work) -> Result<(), DropReason> {
     match CONNTRACK.insert(&work.request, &work.entry, u64::from(BPF_NOEXIST)) {
         Ok(()) => {
             count(if direct { Counter::FlowDirect } else { Counter::FlowNew });
+            watch::flow(work.to.service);
             if masquerade {
                 count(Counter::FlowMasqueraded);
             }

@@ -1,13 +1,14 @@
 //! Ping: a VIP answers ICMP echo while it has an endpoint, and is unreachable without.
 
 use aya_ebpf::{bindings::BPF_F_INGRESS, helpers::bpf_redirect, programs::TcContext};
-use proxy_common::{Counter, Frontend, FrontendKey, FrontendKind, Port, csum};
+use proxy_common::{Counter, Frontend, FrontendKey, FrontendKind, Half, Port, csum};
 
 use crate::{
     count::count,
     packet::{Icmp, Ipv4, Ipv6, Link, Packet, at, ifindex},
     reject, service,
     verdict::Verdict,
+    watch,
 };
 
 /// Turns an echo request to a VIP around: out of the device it came in by, or (`own`: the node itself asks)
@@ -16,17 +17,18 @@ use crate::{
 pub fn answer<L: Link>(ctx: &TcContext, packet: &Packet, own: bool) -> Verdict {
     let key = FrontendKey::new(packet.key.dst, Port::ZERO, packet.key.proto);
     let Some(frontend) = service::get(&key) else {
-        return Verdict::Next;
+        return Verdict::NEXT;
     };
     if frontend.kind != FrontendKind::Ping as u32 {
-        return Verdict::Next;
+        return Verdict::NEXT;
     }
     if !frontend.has(Frontend::HAS_ENDPOINTS) {
-        count(Counter::NoBackend);
+        let half = if own { Half::Egress } else { Half::Ingress };
+        watch::ended::<L>(ctx, half, Counter::NoBackend as u32);
         return match (reject::refuse::<L>(ctx), own) {
             (true, true) => to_ingress(ctx),
             (true, false) => back_out(ctx),
-            (false, _) => Verdict::Drop,
+            (false, _) => Verdict::GONE,
         };
     }
     if turn_around::<L>(ctx, packet).is_none() {
@@ -40,14 +42,14 @@ pub fn answer<L: Link>(ctx: &TcContext, packet: &Packet, own: bool) -> Verdict {
 #[inline(always)]
 pub fn back_out(ctx: &TcContext) -> Verdict {
     // SAFETY: takes numbers; the packet leaves by the device it came in by.
-    Verdict::Redirect(unsafe { bpf_redirect(ifindex(ctx), 0) } as i32)
+    Verdict::redirect(unsafe { bpf_redirect(ifindex(ctx), 0) })
 }
 
 /// Hands a packet of the node's own back to it, as if it had come in by the device it was leaving by.
 #[inline(always)]
 pub fn to_ingress(ctx: &TcContext) -> Verdict {
     // SAFETY: takes numbers; the packet turns around at the device it was leaving by.
-    Verdict::Redirect(unsafe { bpf_redirect(ifindex(ctx), u64::from(BPF_F_INGRESS)) } as i32)
+    Verdict::redirect(unsafe { bpf_redirect(ifindex(ctx), u64::from(BPF_F_INGRESS)) })
 }
 
 #[inline(always)]

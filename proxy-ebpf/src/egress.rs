@@ -5,13 +5,13 @@ use aya_ebpf::programs::TcContext;
 use proxy_common::{Counter, CtEntry, CtKey, Frontend, FrontendKey, Half, node::port_bits};
 
 use crate::{
-    count::count,
     echo, flow, nobody, odd,
     packet::{Aside, Link, ifindex, parse, skb},
     reject,
     rewrite::{Rewrite, rewrite},
     service, source,
-    verdict::Verdict,
+    verdict::{DropReason, Verdict},
+    watch,
 };
 
 #[inline(always)]
@@ -19,13 +19,13 @@ pub fn egress<L: Link>(ctx: &TcContext) -> Verdict {
     let packet = match parse::<L>(ctx, Half::Egress) {
         Ok(packet) => packet,
         Err(Aside::Odd) => return odd_packet::<L>(ctx),
-        Err(Aside::Foreign) => return Verdict::Next,
+        Err(Aside::Foreign) => return Verdict::NEXT,
     };
     // What the node itself sends came in by no device.
     let own = skb(ctx).ingress_ifindex == 0;
     if packet.echo {
-        let answered = if own { echo::answer::<L>(ctx, &packet, true) } else { Verdict::Next };
-        return if matches!(answered, Verdict::Next) { leaving(&packet.key) } else { answered };
+        let answered = if own { echo::answer::<L>(ctx, &packet, true) } else { Verdict::NEXT };
+        return if answered.is_next() { leaving(&packet.key) } else { answered };
     }
     let Some(entry) = flow::lookup(&packet.key) else {
         return if own { from_node::<L>(ctx, &packet.key) } else { leaving(&packet.key) };
@@ -33,8 +33,9 @@ pub fn egress<L: Link>(ctx: &TcContext) -> Verdict {
     if entry.has(CtEntry::REPLY) {
         flow::touch(&packet.key, packet.tcp_flags, entry);
         if entry.has(CtEntry::IDENTITY) {
-            return Verdict::Next;
+            return Verdict::NEXT;
         }
+        watch::reply(ctx, entry.service);
     } else if entry.port == 0
         && let Err(reason) = source::complete(&packet.key, ifindex(ctx), entry)
     {
@@ -42,7 +43,7 @@ pub fn egress<L: Link>(ctx: &TcContext) -> Verdict {
     }
     let to = Rewrite { addr: entry.addr, port: entry.port(), peer_port: entry.peer_port };
     match rewrite::<L>(ctx, &packet, &to) {
-        Ok(()) => Verdict::Next,
+        Ok(()) => Verdict::NEXT,
         Err(reason) => reason.into(),
     }
 }
@@ -51,7 +52,7 @@ pub fn egress<L: Link>(ctx: &TcContext) -> Verdict {
 #[inline(always)]
 fn odd_packet<L: Link>(ctx: &TcContext) -> Verdict {
     let Some(odd) = odd::odd() else {
-        return Verdict::Next;
+        return Verdict::NEXT;
     };
     match odd::arrive::<L>(ctx, odd, Half::Egress) {
         odd::Step::New => {}
@@ -60,20 +61,13 @@ fn odd_packet<L: Link>(ctx: &TcContext) -> Verdict {
     match odd::egress::<L>(ctx, odd) {
         odd::Step::New if skb(ctx).ingress_ifindex == 0 => {
             let verdict = odd_from_node::<L>(ctx, odd);
-            odd::settle::<L>(ctx, odd, matches!(verdict, Verdict::Next));
+            odd::settle::<L>(ctx, odd, verdict.is_next());
             verdict
         }
-        odd::Step::New if matches!(leaving(&odd.key), Verdict::Next) => {
-            odd::settle::<L>(ctx, odd, true);
-            Verdict::Next
-        }
-        odd::Step::New | odd::Step::Drop => {
-            odd::settle::<L>(ctx, odd, false);
-            Verdict::Drop
-        }
-        _ => {
-            odd::settle::<L>(ctx, odd, true);
-            Verdict::Next
+        step => {
+            let verdict = if matches!(step, odd::Step::New) { leaving(&odd.key) } else { odd.verdict(step) };
+            odd::settle::<L>(ctx, odd, verdict.is_next());
+            verdict
         }
     }
 }
@@ -100,31 +94,30 @@ fn from_node<L: Link>(ctx: &TcContext, key: &CtKey) -> Verdict {
         if !nobody::is_cluster_ip(&key.dst) {
             return leaving(key);
         }
-        count(Counter::NoServicePort);
-        return turn_back::<L>(ctx);
+        return turn_back::<L>(ctx, Counter::NoServicePort);
     };
     if !service::lets_in(frontend, &key.src) {
         return Counter::SrcRange.into();
     }
     if !frontend.has(Frontend::HAS_ENDPOINTS) {
-        count(Counter::NoBackend);
-        return turn_back::<L>(ctx);
+        return turn_back::<L>(ctx, Counter::NoBackend);
     }
     let local_only = frontend.flags & (Frontend::LOCAL | Frontend::EXTERNAL) == Frontend::LOCAL;
     if local_only && frontend.local_count == 0 {
         return Counter::NoLocalEndpoints.into();
     }
-    Verdict::Next
+    Verdict::NEXT
 }
 
 /// Refuses a packet of the node's own.
 #[inline(always)]
-fn turn_back<L: Link>(ctx: &TcContext) -> Verdict {
-    if reject::refuse::<L>(ctx) { echo::to_ingress(ctx) } else { Verdict::Drop }
+fn turn_back<L: Link>(ctx: &TcContext, reason: DropReason) -> Verdict {
+    watch::ended::<L>(ctx, Half::Egress, reason as u32);
+    if reject::refuse::<L>(ctx) { echo::to_ingress(ctx) } else { Verdict::GONE }
 }
 
 /// A packet of no flow leaves the node; to nobody's address it does not.
 #[inline(always)]
 fn leaving(key: &CtKey) -> Verdict {
-    if nobody::is_unallocated(&key.dst) { Counter::Unallocated.into() } else { Verdict::Next }
+    if nobody::is_unallocated(&key.dst) { Counter::Unallocated.into() } else { Verdict::NEXT }
 }

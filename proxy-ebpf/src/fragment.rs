@@ -18,7 +18,9 @@ use proxy_common::{
 };
 
 use crate::{
-    atomic, flow, globals, held,
+    atomic,
+    count::count,
+    flow, globals, held,
     maps::{FRAGMENTS, NODE_ADDRS},
     packet::{Ipv4, Ipv6, Link, at, ifindex},
     service,
@@ -133,7 +135,7 @@ pub fn decided<L: Link>(ctx: &TcContext, key: &FragmentKey, went: bool) {
 #[inline(never)]
 pub fn tiny(key: &FragmentKey) -> Verdict {
     if !concerns(key) {
-        return Verdict::Next;
+        return Verdict::NEXT;
     }
     let dropped =
         Fragment { addr: Addr::UNSPECIFIED_V6, state: Fragment::DROP, since: flow::now(), reserved: 0 };
@@ -145,7 +147,7 @@ pub fn tiny(key: &FragmentKey) -> Verdict {
 #[inline(never)]
 pub fn later<L: Link>(ctx: &TcContext, key: &FragmentKey) -> Verdict {
     let Some(entry) = entry(key) else {
-        return Verdict::Next;
+        return Verdict::NEXT;
     };
     let mut now = state(entry);
     if !is_fresh(entry) && change(entry, now, 0) {
@@ -157,15 +159,18 @@ pub fn later<L: Link>(ctx: &TcContext, key: &FragmentKey) -> Verdict {
         now = held::hold::<L>(ctx, key, entry);
     }
     match now {
-        held::HELD => Counter::FragmentHeld.into(),
+        held::HELD => {
+            count(Counter::FragmentHeld);
+            Verdict::GONE
+        }
         Fragment::DROP => Counter::FragmentDropped.into(),
         Fragment::TRANSLATE => match translate::<L>(ctx, key, &entry.addr) {
-            Ok(()) => Verdict::Next,
+            Ok(()) => Verdict::NEXT,
             Err(reason) => reason.into(),
         },
         // Another CPU is looking at the first: ask again a moment later.
         Fragment::UNDECIDED if flow::now().wrapping_sub(entry.since) < 2 => again(ctx, key),
-        _ => Verdict::Next,
+        _ => Verdict::NEXT,
     }
 }
 
@@ -178,7 +183,7 @@ pub fn same_hook(key: &FragmentKey) -> u64 {
 #[inline(always)]
 fn again(ctx: &TcContext, key: &FragmentKey) -> Verdict {
     // SAFETY: takes numbers.
-    Verdict::Redirect(unsafe { bpf_redirect(ifindex(ctx), same_hook(key)) } as i32)
+    Verdict::redirect(unsafe { bpf_redirect(ifindex(ctx), same_hook(key)) })
 }
 
 /// The address that the hook translates, as it stands in the packet.

@@ -31,6 +31,15 @@ static SET_RETVAL: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static HALF_OPEN_MAX: Global<u32> = Global::new(32_768);
 
+/// 1 where SERVICE_STATS is kept.
+#[unsafe(no_mangle)]
+static STATS: Global<u32> = Global::new(1);
+
+#[inline(always)]
+pub fn stats() -> bool {
+    STATS.load() != 0
+}
+
 #[inline(always)]
 pub fn half_open() -> u32 {
     HALF_OPEN_MAX.load()

@@ -205,10 +205,9 @@ pub fn release<L: Link>(ctx: &TcContext, key: &FragmentKey, list: u64) -> Option
     unsafe { bpf_loop(HELD_OF_DATAGRAM, step as *mut c_void, (&raw mut release).cast(), 0) };
     if release.action == UNSENT {
         // Where a list leads that was overwritten, nobody knows.
-        count(Counter::FragmentLost);
-        return Some(Verdict::Drop);
+        return Some(Counter::FragmentLost.into());
     }
-    Some(Verdict::Redirect(release.action as i32))
+    Some(Verdict::redirect(release.action))
 }
 
 /// Copies one part of a held fragment into the skb, and sends it when that was the last. Returns 1 to end.

@@ -63,8 +63,7 @@ pub fn handle<L: Link>(ctx: &TcContext, odd: &mut Odd) -> Step {
     }
     if is_redirect {
         if is_translated(&quote.answer) || is_translated(&quote.itself) {
-            count(Counter::RedirectDropped);
-            return Step::Drop;
+            return odd.end(Counter::RedirectDropped.into());
         }
         return Step::Pass;
     }
@@ -80,10 +79,7 @@ pub fn handle<L: Link>(ctx: &TcContext, odd: &mut Odd) -> Step {
             count(Counter::IcmpErrorTranslated);
             Step::Pass
         }
-        Err(reason) => {
-            count(reason);
-            Step::Drop
-        }
+        Err(reason) => odd.end(reason.into()),
     }
 }
 

@@ -14,6 +14,7 @@ use crate::{
     rewrite::{Rewrite, rewrite},
     service,
     verdict::Verdict,
+    watch,
 };
 
 #[inline(always)]
@@ -30,10 +31,10 @@ pub fn ingress<L: Link>(ctx: &TcContext) -> Verdict {
                 flow::forget(&packet.key, entry);
             }
             if !new_flow::may_concern(&packet.key) {
-                return Verdict::Next;
+                return Verdict::NEXT;
             }
             let Some(work) = work() else {
-                return Verdict::Next;
+                return Verdict::NEXT;
             };
             work.request = packet.key;
             work.tcp_flags = u32::from(packet.tcp_flags);
@@ -42,7 +43,7 @@ pub fn ingress<L: Link>(ctx: &TcContext) -> Verdict {
         }
         Err(Aside::Odd) => {
             let (Some(work), Some(odd)) = (work(), odd::odd()) else {
-                return Verdict::Next;
+                return Verdict::NEXT;
             };
             match odd::arrive::<L>(ctx, odd, Half::Ingress) {
                 odd::Step::New => {}
@@ -53,12 +54,12 @@ pub fn ingress<L: Link>(ctx: &TcContext) -> Verdict {
                 odd::Step::New => work,
                 done => {
                     let verdict = odd.verdict(done);
-                    odd::settle::<L>(ctx, odd, matches!(verdict, Verdict::Next));
+                    odd::settle::<L>(ctx, odd, verdict.is_next());
                     return verdict;
                 }
             }
         }
-        Err(Aside::Foreign) => return Verdict::Next,
+        Err(Aside::Foreign) => return Verdict::NEXT,
     };
     work.ifindex = ifindex(ctx);
     work.lane = 0;
@@ -69,15 +70,18 @@ pub fn ingress<L: Link>(ctx: &TcContext) -> Verdict {
         step => step,
     };
     let verdict = match step {
-        Step::Pass | Step::Begin => Verdict::Next,
+        Step::Pass | Step::Begin => Verdict::NEXT,
         Step::Translate => new_flow::translate::<L>(ctx, work),
-        Step::Refuse if reject::refuse::<L>(ctx) => echo::back_out(ctx),
-        Step::Refuse | Step::Drop => Verdict::Drop,
+        Step::Refuse => {
+            watch::ended::<L>(ctx, Half::Ingress, work.reason);
+            if reject::refuse::<L>(ctx) { echo::back_out(ctx) } else { Verdict::GONE }
+        }
+        Step::Drop => Verdict::dropped(work.reason),
     };
     if work.odd != 0
         && let Some(odd) = odd::odd()
     {
-        odd::settle::<L>(ctx, odd, matches!(verdict, Verdict::Next));
+        odd::settle::<L>(ctx, odd, verdict.is_next());
     }
     verdict
 }
@@ -101,11 +105,14 @@ fn known<L: Link>(ctx: &TcContext, packet: &Packet, entry: &mut CtEntry) -> Verd
         flow::touch(&packet.key, packet.tcp_flags, entry);
     }
     if entry.has(CtEntry::IDENTITY) {
-        return Verdict::Next;
+        return Verdict::NEXT;
+    }
+    if entry.has(CtEntry::REQUEST) {
+        watch::request(ctx, entry.service);
     }
     let to = Rewrite { addr: entry.addr, port: entry.port(), peer_port: entry.peer_port };
     match rewrite::<L>(ctx, packet, &to) {
-        Ok(()) => Verdict::Next,
+        Ok(()) => Verdict::NEXT,
         Err(reason) => reason.into(),
     }
 }

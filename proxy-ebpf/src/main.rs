@@ -34,6 +34,7 @@ mod source;
 mod strip;
 mod trace;
 mod verdict;
+mod watch;
 mod xdp;
 
 use aya_ebpf::{
@@ -43,29 +44,30 @@ use aya_ebpf::{
 };
 
 use packet::{Ethernet, NoHeader};
+use proxy_common::Half;
 
 /// tc ingress of a device with Ethernet headers.
 #[classifier]
 pub fn ingress_l2(ctx: TcContext) -> i32 {
-    ingress::ingress::<Ethernet>(&ctx).tc_action()
+    ingress::ingress::<Ethernet>(&ctx).tc_action::<Ethernet>(&ctx, Half::Ingress)
 }
 
 /// tc egress of a device with Ethernet headers.
 #[classifier]
 pub fn egress_l2(ctx: TcContext) -> i32 {
-    egress::egress::<Ethernet>(&ctx).tc_action()
+    egress::egress::<Ethernet>(&ctx).tc_action::<Ethernet>(&ctx, Half::Egress)
 }
 
 /// tc ingress of a device whose packets begin with the IP header (ipip, gre, wireguard, tun).
 #[classifier]
 pub fn ingress_l3(ctx: TcContext) -> i32 {
-    ingress::ingress::<NoHeader>(&ctx).tc_action()
+    ingress::ingress::<NoHeader>(&ctx).tc_action::<NoHeader>(&ctx, Half::Ingress)
 }
 
 /// tc egress of a device whose packets begin with the IP header.
 #[classifier]
 pub fn egress_l3(ctx: TcContext) -> i32 {
-    egress::egress::<NoHeader>(&ctx).tc_action()
+    egress::egress::<NoHeader>(&ctx).tc_action::<NoHeader>(&ctx, Half::Egress)
 }
 
 /// tc ingress of a device with our XDP program: what that has translated goes on, everything else goes to
@@ -73,7 +75,7 @@ pub fn egress_l3(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn ingress_xdp(ctx: TcContext) -> i32 {
     xdp::gate(&ctx);
-    verdict::Verdict::Next.tc_action()
+    verdict::Verdict::NEXT.tc_action::<Ethernet>(&ctx, Half::Ingress)
 }
 
 /// XDP in the driver of an uplink.

@@ -4,12 +4,16 @@ use crate::{begin::Work, flow::Spare, half_open, odd::Odd};
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, ProgramArray, RingBuf},
 };
 use proxy_common::{
-    Addr, Affinity, AffinityKey, Backend, BackendMeta, CtEntry, CtKey, Device, Fragment, FragmentKey,
-    Frontend, FrontendKey, Held, NodeConfig, Service, ServiceMeta, SetMember, SockKey, SockPeer,
-    counter::COUNTERS_LEN, fragment::HELD_FRAMES, node::Agent,
+    Addr, Affinity, AffinityKey, Backend, BackendMeta, CtEntry, CtKey, Device, DropKey, Fragment,
+    FragmentKey, Frontend, FrontendKey, Held, Monitor, NodeConfig, Service, ServiceMeta, ServiceStats,
+    SetMember, SockKey, SockPeer,
+    counter::COUNTERS_LEN,
+    fragment::HELD_FRAMES,
+    node::Agent,
+    watch::{DROPS_LEN, EVENTS_BYTES},
 };
 
 #[map]
@@ -79,6 +83,19 @@ pub static BACKEND_META: HashMap<u32, BackendMeta> = HashMap::pinned(131_072, BP
 
 #[map]
 pub static AGENT: Array<Agent> = Array::pinned(1, 0);
+
+#[map]
+pub static SERVICE_STATS: PerCpuArray<ServiceStats> = PerCpuArray::pinned(65_536, 0);
+
+#[map]
+pub static DROPS: PerCpuHashMap<DropKey, u64> = PerCpuHashMap::pinned(DROPS_LEN, BPF_F_NO_PREALLOC);
+
+#[map]
+pub static MONITOR: Array<Monitor> = Array::pinned(1, 0);
+
+/// One reader at a time: `shunt monitor`.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::pinned(EVENTS_BYTES, 0);
 
 /// What `ingress_xdp` goes on with: the ingress program in the first slot. Pinned, for a slot lives only as long as user
 /// space holds the map.

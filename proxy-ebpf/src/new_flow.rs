@@ -6,7 +6,8 @@
 
 use aya_ebpf::programs::TcContext;
 use proxy_common::{
-    Backend, Counter, CtKey, Device, Frontend, FrontendKey, Half, NodeConfig, Proto, node::port_bits, tcp,
+    Backend, Counter, CtKey, Device, Frontend, FrontendKey, Half, Hook, NodeConfig, Proto, node::port_bits,
+    tcp,
 };
 
 use crate::{
@@ -19,6 +20,7 @@ use crate::{
     service::{self, Origin},
     trace,
     verdict::{DropReason, Verdict},
+    watch,
 };
 
 /// What is left to do with a packet once it is decided.
@@ -57,13 +59,13 @@ pub fn decide(work: &mut Work) -> Step {
             Ok(()) => Step::Begin,
             Err(reason) => {
                 trace::decision(work, &result);
-                count(reason);
+                work.reason = reason as u32;
                 if matches!(reason, Counter::NoBackend | Counter::NoFlow) { Step::Refuse } else { Step::Drop }
             }
         };
     }
     if nobody::is_cluster_ip(dst) {
-        count(Counter::NoServicePort);
+        work.reason = Counter::NoServicePort as u32;
         return Step::Refuse;
     }
     if bits & port_bits::backend(proto) != 0 && (proto != Proto::TCP || is_syn) {
@@ -90,9 +92,12 @@ pub fn record(work: &mut Work) -> Step {
     }
     trace::decision(work, &result);
     match result {
-        Ok(()) => Step::Translate,
+        Ok(()) => {
+            watch::begun(work, Hook::Ingress);
+            Step::Translate
+        }
         Err(reason) => {
-            count(reason);
+            work.reason = reason as u32;
             Step::Drop
         }
     }
@@ -111,12 +116,13 @@ fn may_keep_ports(work: &Work) -> bool {
 /// the packet itself, so the verifier goes through it once.
 #[inline(never)]
 pub fn translate<L: Link>(ctx: &TcContext, work: &Work) -> Verdict {
+    watch::request(ctx, work.to.service);
     let result = match parse::<L>(ctx, Half::Ingress) {
         Ok(packet) => rewrite::<L>(ctx, &packet, &work.out),
         Err(_) => odd::translate::<L>(ctx, &work.out),
     };
     match result {
-        Ok(()) => Verdict::Next,
+        Ok(()) => Verdict::NEXT,
         Err(reason) => reason.into(),
     }
 }

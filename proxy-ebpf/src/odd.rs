@@ -7,7 +7,6 @@ use proxy_common::{Counter, CtEntry, CtKey, FragmentKey, Half, Port, Proto, tcp}
 
 use crate::{
     begin::Work,
-    count::count,
     flow, fragment,
     headers::{self, Headers, load, part},
     held,
@@ -19,6 +18,7 @@ use crate::{
     rewrite::{Rewrite, rewrite_odd},
     source,
     verdict::{DropReason, Verdict},
+    watch,
 };
 
 /// A packet that is not plain. Per CPU, used as `begin::Work` is; filled in anew by each [`read`].
@@ -31,8 +31,8 @@ pub struct Odd {
     fragment: FragmentKey,
     /// Not 0: a first fragment that ends inside its transport header.
     tiny: u32,
-    /// With [`Step::Elsewhere`]: what bpf_redirect returned.
-    action: i32,
+    /// With [`Step::End`].
+    verdict: Verdict,
     pub tcp_flags: u32,
     /// 1 where the transport header, and so ports and checksum, is in this packet.
     pub has_transport: u32,
@@ -64,19 +64,27 @@ pub enum Step {
     New,
     /// An ICMP message that may be about a flow's packet: [`arrive`] sees to it.
     Message,
-    Drop,
-    /// Was sent elsewhere: `odd.action`.
-    Elsewhere,
+    /// Is dropped or was sent elsewhere: `odd.verdict`.
+    End,
 }
 
 impl Odd {
     #[inline(always)]
     pub fn verdict(&self, step: Step) -> Verdict {
         match step {
-            Step::New | Step::Pass | Step::Message => Verdict::Next,
-            Step::Drop => Verdict::Drop,
-            Step::Elsewhere => Verdict::Redirect(self.action),
+            Step::New | Step::Pass | Step::Message => Verdict::NEXT,
+            Step::End => self.verdict,
         }
+    }
+
+    /// The step that leads to this verdict.
+    #[inline(always)]
+    pub fn end(&mut self, verdict: Verdict) -> Step {
+        if verdict.is_next() {
+            return Step::Pass;
+        }
+        self.verdict = verdict;
+        Step::End
     }
 }
 
@@ -142,14 +150,7 @@ fn fragment_of<L: Link>(ctx: &TcContext, odd: &mut Odd) -> Step {
             None => return Step::New,
         }
     };
-    match verdict {
-        Verdict::Next => Step::Pass,
-        Verdict::Drop => Step::Drop,
-        Verdict::Redirect(action) => {
-            odd.action = action;
-            Step::Elsewhere
-        }
-    }
+    odd.end(verdict)
 }
 
 /// Notes what became of a packet, for the fragments that follow it. To be called for everything that was looked up.
@@ -227,7 +228,7 @@ pub fn egress<L: Link>(ctx: &TcContext, odd: &mut Odd) -> Step {
     } else if entry.port == 0
         && let Err(reason) = source::complete(&odd.key, ifindex(ctx), entry)
     {
-        return drop(reason);
+        return odd.end(reason.into());
     }
     go_on::<L>(ctx, odd, entry)
 }
@@ -238,17 +239,12 @@ fn go_on<L: Link>(ctx: &TcContext, odd: &mut Odd, entry: &CtEntry) -> Step {
     if entry.has(CtEntry::IDENTITY) {
         return Step::Pass;
     }
+    watch::packet(ctx, entry);
     let to = Rewrite { addr: entry.addr, port: entry.port(), peer_port: entry.peer_port };
     match rewrite_odd::<L>(ctx, odd, &to) {
         Ok(()) => Step::Pass,
-        Err(reason) => drop(reason),
+        Err(reason) => odd.end(reason.into()),
     }
-}
-
-#[inline(always)]
-fn drop(reason: DropReason) -> Step {
-    count(reason);
-    Step::Drop
 }
 
 /// Rewrites the packet that [`ingress`] read, when a new flow was decided about.

@@ -21,6 +21,7 @@ use crate::{
     maps::{NODE_CONFIG, SOCK_BACKEND, SOCK_REVNAT},
     nobody,
     service::{self, Chosen, Origin},
+    watch,
 };
 
 /// Return codes of sock_addr programs.
@@ -198,6 +199,7 @@ pub fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
                 backend: chosen.id,
                 service: frontend.service,
             };
+            begun(&wanted, &client, frontend, &chosen);
             send_to::<F>(ctx, &wanted, &peer)
         }
         Err(Counter::NoLocalEndpoints) => ALLOW,
@@ -205,8 +207,7 @@ pub fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
             if wanted.proto == Proto::UDP {
                 return ALLOW;
             }
-            count(reason);
-            refuse()
+            turn_away(&wanted, frontend.service, reason)
         }
     }
 }
@@ -252,13 +253,11 @@ pub fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
                 service: frontend.service,
             };
             let _full = SOCK_BACKEND.insert(asked, peer, 0);
+            begun(&wanted, &client, frontend, &chosen);
             send_to::<F>(ctx, &wanted, &peer)
         }
         Err(Counter::NoLocalEndpoints) => ALLOW,
-        Err(reason) => {
-            count(reason);
-            refuse()
-        }
+        Err(reason) => turn_away(&wanted, frontend.service, reason),
     }
 }
 
@@ -268,8 +267,22 @@ fn no_frontend(wanted: &Wanted, refused: u8) -> i32 {
     if wanted.proto != refused || !nobody::is_cluster_ip(&wanted.addr) {
         return ALLOW;
     }
-    count(Counter::NoServicePort);
-    refuse()
+    turn_away(wanted, 0, Counter::NoServicePort)
+}
+
+/// A socket's flow to a Service began.
+#[inline(always)]
+fn begun(wanted: &Wanted, client: &Addr, frontend: &Frontend, chosen: &Chosen) {
+    watch::flow(frontend.service);
+    watch::asked(&watch::Asked {
+        client,
+        addr: &wanted.addr,
+        port: wanted.port,
+        proto: wanted.proto,
+        service: frontend.service,
+        to: Some((&chosen.backend, chosen.id)),
+        reason: 0,
+    });
 }
 
 /// One UDP socket may ask a frontend first and then a backend under its own address: the latest question wins, and
@@ -312,7 +325,16 @@ fn send_to<F: Family>(ctx: &SockAddrContext, wanted: &Wanted, peer: &SockPeer) -
 }
 
 #[inline(always)]
-fn refuse() -> i32 {
+fn turn_away(wanted: &Wanted, service: u32, reason: Counter) -> i32 {
+    watch::refused(&watch::Asked {
+        client: &client::netns(wanted.netns),
+        addr: &wanted.addr,
+        port: wanted.port,
+        proto: wanted.proto,
+        service,
+        to: None,
+        reason: reason as u32,
+    });
     if globals::has_set_retval() {
         // SAFETY: takes a number; sets what the system call returns.
         unsafe { bpf_set_retval(-ECONNREFUSED) };

@@ -1,41 +1,64 @@
 //! What becomes of a packet. The only file that knows tc's and XDP's action codes.
 
-use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action};
-use proxy_common::Counter;
+use aya_ebpf::{
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
+    programs::TcContext,
+};
+use proxy_common::{Counter, Half};
 
-use crate::count::count;
+use crate::{count::count, packet::Link, watch};
 
-/// The end of the packet line.
+/// The end of the packet line: tc's action as a number or, above those, why the packet is dropped. One word in all
+/// cases: where verdicts with a word of their own met such without, the compiler spilled a register it had never written
+/// ("R1 !read_ok").
 #[derive(Clone, Copy)]
-pub enum Verdict {
-    /// Goes on as it is now: none of ours, or translated. The next program on the hook sees it.
-    Next,
-    /// Was turned around or sent elsewhere; holds what bpf_redirect returned.
-    Redirect(i32),
-    /// Ends here, already counted.
-    Drop,
-}
+pub struct Verdict(i32);
+
+/// Above all of tc's actions.
+const DROPPED: i32 = 0x100;
 
 /// Why a stage gave up on a packet.
 pub type DropReason = Counter;
 
 impl Verdict {
+    /// Goes on as it is now: none of ours, or translated. The next program on the hook sees it. TCX_NEXT has the same
+    /// number. Never OK: it would skip the CNI's own program on this hook.
+    pub const NEXT: Self = Self(TC_ACT_UNSPEC);
+    /// Ends here, and what there is to count has been counted.
+    pub const GONE: Self = Self(TC_ACT_SHOT);
+
+    /// Was turned around or sent elsewhere: what bpf_redirect returned.
     #[inline(always)]
-    pub fn tc_action(self) -> i32 {
-        match self {
-            // TCX_NEXT has the same number. Never OK: it would skip the CNI's own program on this hook.
-            Self::Next => TC_ACT_UNSPEC,
-            Self::Redirect(action) => action,
-            Self::Drop => TC_ACT_SHOT,
+    pub fn redirect(action: i64) -> Self {
+        Self(action as i32)
+    }
+
+    /// Dropped for a reason: a [`DropReason`] by number.
+    #[inline(always)]
+    pub fn dropped(reason: u32) -> Self {
+        Self(DROPPED + reason as i32)
+    }
+
+    #[inline(always)]
+    pub fn is_next(self) -> bool {
+        self.0 == Self::NEXT.0
+    }
+
+    /// What the program returns. What is dropped is counted here, and nowhere before.
+    #[inline(always)]
+    pub fn tc_action<L: Link>(self, ctx: &TcContext, half: Half) -> i32 {
+        if self.0 < DROPPED {
+            return self.0;
         }
+        watch::ended::<L>(ctx, half, (self.0 - DROPPED) as u32);
+        TC_ACT_SHOT
     }
 }
 
 impl From<DropReason> for Verdict {
     #[inline(always)]
     fn from(reason: DropReason) -> Self {
-        count(reason);
-        Self::Drop
+        Self::dropped(reason as u32)
     }
 }
 

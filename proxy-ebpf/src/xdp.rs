@@ -11,7 +11,7 @@ mod route;
 mod tag;
 
 use aya_ebpf::programs::XdpContext;
-use proxy_common::{Backend, CtEntry, CtKey, Frontend, FrontendKind, Half, node::port_bits};
+use proxy_common::{Backend, CtEntry, CtKey, Frontend, FrontendKind, Half, Hook, node::port_bits};
 
 use self::{
     frame::{Ends, Family, V4, V6, is_partial, parse, rewrite},
@@ -30,6 +30,7 @@ use crate::{
     packet::{ETH_P_IP, ETH_P_IPV6, Packet, at},
     service, source, trace,
     verdict::Lane,
+    watch,
 };
 
 /// The XDP hook of an uplink.
@@ -74,6 +75,7 @@ fn receive_ip<F: Family>(ctx: &XdpContext) -> Lane {
             // Here and not where it begins: the verifier would follow the trace for each way through there
             // ("BPF program is too large. Processed 1000001 insn").
             trace::decision(work, &Ok(()));
+            watch::begun(work, Hook::Xdp);
             if work.lane == 0 { Lane::Left } else { begun::<F>(ctx) }
         }
     }
@@ -126,7 +128,10 @@ fn known<F: Family>(ctx: &XdpContext, packet: &Packet, entry: &mut CtEntry) -> L
 fn hand_on<F: Family>(ctx: &XdpContext, key: &CtKey, entry: &CtEntry) -> Lane {
     let to = Ends { src: key.src, sport: entry.peer_port, dst: entry.addr, dport: entry.port() };
     match frame::hand_on::<F>(ctx, key, &to) {
-        Some(()) => Lane::Local,
+        Some(()) => {
+            watch::request(ctx, entry.service);
+            Lane::Local
+        }
         None => Lane::Left,
     }
 }
@@ -159,7 +164,10 @@ fn forward<F: Family>(ctx: &XdpContext, work: &mut Work, entry: &CtEntry) -> Lan
     }
     let to = Ends { src: source.addr, sport: source.port(), dst: key.dst, dport: source.peer_port };
     match rewrite::<F>(ctx, old, &to, true) {
-        Some(()) => send(ctx, way, &work.fib),
+        Some(()) => {
+            watch::packet(ctx, if from_client { entry } else { source });
+            send(ctx, way, &work.fib)
+        }
         None => Lane::Left,
     }
 }

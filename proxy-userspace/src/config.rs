@@ -187,6 +187,8 @@ pub struct MapSizes {
     pub backends: u32,
     pub slots: u32,
     pub services: u32,
+    /// Service ports that have statistics: all of `services`, or none.
+    pub stats: u32,
     pub affinity: u32,
     pub source_ranges: u32,
 }
@@ -200,6 +202,7 @@ impl Default for MapSizes {
             backends: 131_072,
             slots: 524_288,
             services: 65_536,
+            stats: 65_536,
             affinity: 65_536,
             source_ranges: 65_536,
         }

@@ -308,6 +308,7 @@ fn sizes(sizes: &SizeArgs, flags: &KubeProxyArgs, cpus: u32) -> MapSizes {
         backends: sizes.backends_max,
         slots: sizes.slots_max,
         services: sizes.services_max,
+        stats: if sizes.service_stats { sizes.services_max } else { 0 },
         affinity: sizes.affinity_max,
         source_ranges: sizes.source_ranges_max,
     }

@@ -16,7 +16,11 @@ use aya::{
 };
 use proxy_common::map;
 
-use super::{DatapathError, OBJECT, layout::Layout, pins::Pins};
+use super::{
+    DatapathError, OBJECT,
+    layout::{Layout, Mismatch},
+    pins::Pins,
+};
 use crate::{
     bpf::{
         map::RawMap,
@@ -66,6 +70,8 @@ pub struct Globals {
     pub trace: u32,
     pub csum_ipv6: u64,
     pub set_retval: u32,
+    /// Not 0: SERVICE_STATS is kept.
+    pub stats: u32,
 }
 
 impl Globals {
@@ -83,6 +89,7 @@ impl Globals {
             trace: config.trace.into(),
             csum_ipv6: if features.csum_ipv6 { BPF_F_IPV6 } else { 0 },
             set_retval: features.set_retval.into(),
+            stats: (config.sizes.stats != 0).into(),
         })
     }
 }
@@ -138,7 +145,7 @@ impl Loaded {
 
 /// All maps that outlive the process.
 fn pinned_maps() -> impl Iterator<Item = &'static str> {
-    map::ALL.into_iter().chain([map::INGRESS])
+    map::ALL.into_iter().chain([map::INGRESS, map::EVENTS])
 }
 
 /// The ring of half-open flows: not pinned, so not among [`map::ALL`].
@@ -160,6 +167,8 @@ fn sizes(sizes: &MapSizes) -> Vec<(&'static str, u32)> {
         (map::SLOTS, sizes.slots),
         (map::SERVICES, sizes.services),
         (map::SERVICE_META, sizes.services),
+        // A map has one element at least.
+        (map::SERVICE_STATS, sizes.stats.max(1)),
         (map::AFFINITY, sizes.affinity),
         (map::SET_MEMBERS, sizes.slots),
         (map::SOURCE_RANGES, sizes.source_ranges),
@@ -192,6 +201,7 @@ pub fn load(
         .override_global("TRACE", &globals.trace, true)
         .override_global("CSUM_IPV6", &globals.csum_ipv6, true)
         .override_global("SET_RETVAL", &globals.set_retval, true)
+        .override_global("STATS", &globals.stats, true)
         .override_global("HALF_OPEN_MAX", &half_open_max(map_sizes), true)
         .load(OBJECT)
         .map_err(|source| DatapathError::Object { source: Box::new(source) })?;
@@ -268,9 +278,13 @@ fn check_pins(pins: &Pins, sizes: &[(&'static str, u32)]) -> Result<(), Datapath
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
             other => other.map_err(|e| DatapathError::pin(&path, e))?,
         };
-        Layout::from(pinned.info())
-            .serves(&wanted)
-            .map_err(|reason| DatapathError::Layout { path, reason })?;
+        match Layout::from(pinned.info()).serves(&wanted) {
+            // Statistics begin anew; nothing else hangs on them.
+            Err(Mismatch::Size { .. }) if name == map::SERVICE_STATS => {
+                std::fs::remove_file(&path).map_err(|e| DatapathError::pin(&path, e))?;
+            }
+            other => other.map_err(|reason| DatapathError::Layout { path, reason })?,
+        }
     }
     Ok(())
 }

@@ -2,9 +2,10 @@
 //! (layout check) and by `shunt map dump|lookup`.
 
 use proxy_common::{
-    Addr, Affinity, AffinityKey, Agent, Backend, BackendMeta, Counter, CtEntry, CtKey, Device, Fragment,
-    FragmentKey, Frontend, FrontendKey, FrontendKind, Held, NodeConfig, Prefix, Service, ServiceMeta,
-    SetMember, SockKey, SockPeer, SourceRange, map, node, tcp,
+    Addr, Affinity, AffinityKey, Agent, Backend, BackendMeta, Counter, CtEntry, CtKey, Device, DropKey,
+    EventKind, Fragment, FragmentKey, Frontend, FrontendKey, FrontendKind, Held, Monitor, NodeConfig, Prefix,
+    Service, ServiceMeta, ServiceStats, SetMember, SockKey, SockPeer, SourceRange, map, node, tcp,
+    watch::kinds,
 };
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 use serde_json::{Value, json};
@@ -109,6 +110,9 @@ pub const LAYOUTS: [Layout; map::ALL.len()] = [
     layout!(SERVICE_META, u32 => service_id, ServiceMeta => service_meta),
     layout!(BACKEND_META, u32 => backend_id, BackendMeta => backend_meta),
     layout!(AGENT, u32 => index, Agent => agent),
+    layout!(SERVICE_STATS, u32 => service_id, ServiceStats => service_stats),
+    layout!(DROPS, DropKey => drop_key, u64 => count),
+    layout!(MONITOR, u32 => index, Monitor => monitor),
 ];
 
 /// The layout of the map with this name, if it is one of the contract's.
@@ -118,7 +122,7 @@ pub fn layout(name: &str) -> Option<&'static Layout> {
 }
 
 /// The names of the bits that are set; what has no name is shown as a number.
-fn bits<T: Into<u64> + Copy, const N: usize>(value: T, names: [(T, &'static str); N]) -> Value {
+fn bits<T: Into<u64> + Copy>(value: T, names: impl IntoIterator<Item = (T, &'static str)>) -> Value {
     let mut left = value.into();
     let mut set: Vec<String> = Vec::new();
     for (bit, name) in names {
@@ -399,6 +403,31 @@ fn agent(value: Agent) -> Fields {
         "started": value.started,
         "last_sync": value.last_sync,
         "heartbeat": value.heartbeat,
+    }
+}
+
+fn service_stats(value: ServiceStats) -> Fields {
+    fields! {
+        "flows": value.flows,
+        "packets_in": value.packets_in,
+        "bytes_in": value.bytes_in,
+        "packets_out": value.packets_out,
+        "bytes_out": value.bytes_out,
+    }
+}
+
+fn drop_key(key: DropKey) -> Fields {
+    let reason = Counter::ALL.get(key.reason as usize).map_or("unknown", |reason| reason.name());
+    fields! {"ifindex": key.ifindex, "reason": reason}
+}
+
+fn monitor(value: Monitor) -> Fields {
+    let kinds = EventKind::ALL.iter().map(|kind| (kinds::bit(*kind), kind.name()));
+    fields! {
+        "until": value.until,
+        "kinds": bits(value.kinds, kinds),
+        "one_in": value.one_in,
+        "lost": value.lost,
     }
 }
 

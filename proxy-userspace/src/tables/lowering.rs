@@ -273,7 +273,7 @@ impl Lowering {
             let (id, is_new) =
                 self.ids.acquire(key).ok_or(Full { map: map::SERVICES, max: self.sizes.services })?;
             if is_new {
-                self.tables.clear_service(id);
+                self.tables.clear_service(id, id < self.sizes.stats);
             }
             ids.push(id);
             self.tables.service_meta.set(id, service_meta(&compiled.key, port));

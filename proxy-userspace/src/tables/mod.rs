@@ -52,6 +52,8 @@ pub struct Tables {
     /// Service ids whose element of SERVICES must be cleared before anything names them; the datapath owns
     /// what stands there after.
     clear: Vec<u32>,
+    /// The same of SERVICE_STATS.
+    clear_stats: Vec<u32>,
 }
 
 /// Value of BACKEND_META, kept as the short name it is: there are as many as backends.
@@ -112,6 +114,7 @@ impl Default for Tables {
             node_addrs: Table::hash(map::NODE_ADDRS),
             node_config: Table::array(map::NODE_CONFIG),
             clear: Vec::new(),
+            clear_stats: Vec::new(),
         }
     }
 }
@@ -140,9 +143,12 @@ impl Tables {
         ]
     }
 
-    /// SERVICES[id] is zeroed with the next ops.
-    pub fn clear_service(&mut self, id: u32) {
+    /// SERVICES[id] is zeroed with the next ops, and so is SERVICE_STATS[id] where there is such an element.
+    pub fn clear_service(&mut self, id: u32, has_stats: bool) {
         self.clear.push(id);
+        if has_stats {
+            self.clear_stats.push(id);
+        }
     }
 
     /// What to write, in an order in which no packet meets a half-made Service: what frontends name first,
@@ -152,6 +158,8 @@ impl Tables {
         let zero = <Service as bytemuck::Zeroable>::zeroed().to_bytes();
         let cleared = self.clear.iter();
         ops.extend(cleared.map(|id| Op::Put { map: map::SERVICES, key: id.to_bytes(), value: zero.clone() }));
+        let cleared = self.clear_stats.iter();
+        ops.extend(cleared.map(|id| Op::Delete { map: map::SERVICE_STATS, key: id.to_bytes() }));
         self.service_meta.puts(&mut ops);
         self.backends.puts_where(&mut ops, |backend, _| backend.has(Backend::ACTIVE));
         self.backend_meta.puts(&mut ops);
@@ -195,9 +203,14 @@ impl Tables {
     pub fn commit(&mut self, done: &[Op]) {
         for op in done {
             let name = op.map();
-            if name == map::SERVICES {
+            let cleared = match name {
+                map::SERVICES => Some(&mut self.clear),
+                map::SERVICE_STATS => Some(&mut self.clear_stats),
+                _ => None,
+            };
+            if let Some(cleared) = cleared {
                 let id = <u32 as Record>::from_bytes(op.key());
-                self.clear.retain(|cleared| Some(*cleared) != id);
+                cleared.retain(|cleared| Some(*cleared) != id);
                 continue;
             }
             each!(&mut *self, table => if table.map() == name { table.commit(op); continue });
@@ -229,9 +242,11 @@ mod tests {
     #[test]
     fn cleared_services_are_written_once() {
         let mut tables = Tables::default();
-        tables.clear_service(3);
+        tables.clear_service(3, false);
+        tables.clear_service(4, true);
         let ops = tables.ops();
-        assert_eq!(ops.len(), 1);
+        let maps: Vec<_> = ops.iter().map(Op::map).collect();
+        assert_eq!(maps, [map::SERVICES, map::SERVICES, map::SERVICE_STATS]);
         tables.commit(&ops);
         assert!(tables.ops().is_empty());
     }

@@ -24,7 +24,7 @@ use tests::net::{
 };
 
 const GLOBALS: Globals =
-    Globals { socket_netns: 0, host_netns: 0, hz: 250, trace: 0, csum_ipv6: 0, set_retval: 0 };
+    Globals { socket_netns: 0, host_netns: 0, hz: 250, trace: 0, csum_ipv6: 0, set_retval: 0, stats: 1 };
 
 const SIZES: MapSizes = MapSizes {
     conntrack: 64,
@@ -32,6 +32,7 @@ const SIZES: MapSizes = MapSizes {
     backends: 64,
     slots: 64,
     services: 64,
+    stats: 64,
     affinity: 64,
     source_ranges: 64,
     conntrack_is_scaled: false,

@@ -16,7 +16,7 @@ use shunt::{
 use tests::net::scratch::{BPFFS, Scratch, mount_bpffs};
 
 const GLOBALS: Globals =
-    Globals { socket_netns: 0, host_netns: 0, hz: 250, trace: 0, csum_ipv6: 0, set_retval: 0 };
+    Globals { socket_netns: 0, host_netns: 0, hz: 250, trace: 0, csum_ipv6: 0, set_retval: 0, stats: 1 };
 
 fn small() -> MapSizes {
     MapSizes {
@@ -25,6 +25,7 @@ fn small() -> MapSizes {
         backends: 64,
         slots: 10_000,
         services: 64,
+        stats: 64,
         affinity: 64,
         source_ranges: 64,
         conntrack_is_scaled: false,
