@@ -60,6 +60,8 @@ fn a_hundred_udp_sockets() -> Result<()> {
     let (cluster, backends) = with_backends(3)?;
     let pod = Client::at(cluster.add_pod(0, "client")?.place());
     let outside = Client::at(cluster.outside());
+    // As below: a datagram of a pod that is not served yet is lost, a SYN is sent again.
+    pod.tcp(web(Family::V4)).answered();
     for family in BOTH {
         let node = cluster.node(0).socket_addr(family, NODE_PORT);
         Tally::of(SOCKETS, || pod.udp(web(family))).even_over(&names(&backends));
