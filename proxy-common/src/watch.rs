@@ -5,7 +5,8 @@ use crate::{Addr, Port, pod};
 pod! {
     /// Value of SERVICE_STATS (per-CPU array by service id, as SERVICES): what went to one service port and came back.
     /// Packets of a super-packet (GSO, GRO) count one by one, its bytes as they lie in memory, with link-layer header.
-    /// What the socket hooks translate counts as a flow; its packets carry the backend's address and are not seen.
+    /// What the socket hooks translate counts as a flow; its packets carry the backend's address and are not seen. Nor
+    /// are fragments behind a datagram's first, which belong to no flow.
     pub struct ServiceStats [40] {
         /// Flows that began.
         pub flows: u64,

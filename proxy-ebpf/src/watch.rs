@@ -60,16 +60,16 @@ fn stats(service: u32) -> Option<&'static mut ServiceStats> {
     if service == 0 || !globals::stats() {
         return None;
     }
-    // SAFETY: a live element of a per-CPU array, which only this CPU writes. The socket hooks may be interrupted by a
-    // packet's: a count may be lost then.
+    // SAFETY: a live element of a per-CPU array, which only this CPU writes.
     SERVICE_STATS.get_ptr_mut(service).map(|stats| unsafe { &mut *stats })
 }
 
-/// A flow to a Service began.
+/// A flow to a Service began. Atomic: a process in a socket hook may be interrupted by a packet.
 #[inline(always)]
 pub fn flow(service: u32) {
     if let Some(stats) = stats(service) {
-        stats.flows += 1;
+        // SAFETY: a live map value, 8-byte aligned.
+        unsafe { atomic::add_one(&raw mut stats.flows) };
     }
 }
 
