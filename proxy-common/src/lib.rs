@@ -66,7 +66,9 @@ pub mod map {
     /// The programs' read-only globals, as this run set them: pinned for `shunt explain`, which runs the same programs
     /// over maps of its own.
     pub const GLOBALS: &str = "GLOBALS";
-    /// Every map above but EVENTS, INGRESS and GLOBALS, in the order `shunt map list` prints them.
+    /// Maps that are pinned and hold no entries to list.
+    pub const WITHOUT_ENTRIES: [&str; 3] = [EVENTS, INGRESS, GLOBALS];
+    /// Every other map, in the order `shunt map list` prints them.
     pub const ALL: [&str; 24] = [
         FRONTENDS,
         SLOTS,

@@ -485,11 +485,14 @@ impl Agent {
                 bpf::obj_pin(open.as_fd(), &path).map_err(|source| DatapathError::Pin { path, source })?;
             }
         }
-        let path = self.pins.map(map::INGRESS);
-        if !path.exists() {
-            tracing::warn!(map = map::INGRESS, "its pin was gone");
-            let open = self.loaded.ingress().as_fd();
-            bpf::obj_pin(open, &path).map_err(|source| DatapathError::Pin { path, source })?;
+        for (name, open) in
+            [(map::INGRESS, self.loaded.ingress()), (map::EVENTS, self.loaded.monitor_events())]
+        {
+            let path = self.pins.map(name);
+            if !path.exists() {
+                tracing::warn!(map = name, "its pin was gone");
+                bpf::obj_pin(open.as_fd(), &path).map_err(|source| DatapathError::Pin { path, source })?;
+            }
         }
         let programs_gone = self.loaded.programs().any(|(name, _)| !self.pins.prog(name).exists());
         if programs_gone || !self.pins.map(map::GLOBALS).exists() {

@@ -100,6 +100,7 @@ pub struct Loaded {
     programs: BTreeMap<&'static str, OwnedFd>,
     pub store: KernelStore,
     ingress: RawMap,
+    events: RawMap,
     /// Owns what is not pinned: read-only data, and the trace's ring buffer.
     ebpf: Ebpf,
 }
@@ -118,6 +119,11 @@ impl Loaded {
     /// INGRESS, which holds no data.
     pub fn ingress(&self) -> &RawMap {
         &self.ingress
+    }
+
+    /// EVENTS, which `shunt monitor` reads.
+    pub fn monitor_events(&self) -> &RawMap {
+        &self.events
     }
 
     /// The read-only globals.
@@ -208,9 +214,8 @@ pub fn load(
     let programs = load_programs(&mut ebpf, lane)?;
     let store = KernelStore::open(&pins.maps(), &map::ALL)
         .map_err(|e| DatapathError::pin(&pins.maps(), std::io::Error::other(e)))?;
-    let path = pins.map(map::INGRESS);
-    let ingress = RawMap::open(&path).map_err(|e| DatapathError::pin(&path, e))?;
-    Ok(Loaded { programs, store, ingress, ebpf })
+    let open = |name| RawMap::open(&pins.map(name)).map_err(|e| DatapathError::pin(&pins.map(name), e));
+    Ok(Loaded { programs, store, ingress: open(map::INGRESS)?, events: open(map::EVENTS)?, ebpf })
 }
 
 /// Loads all programs at once: the verifier takes its time over the large ones, and works on several.
