@@ -1,55 +1,38 @@
 //! Ping: a VIP answers ICMP echo while it has an endpoint, and is unreachable without.
 
-use aya_ebpf::{bindings::BPF_F_INGRESS, helpers::bpf_redirect, programs::TcContext};
+use aya_ebpf::programs::TcContext;
 use proxy_common::{Counter, Frontend, FrontendKey, FrontendKind, Half, Port, csum};
 
 use crate::{
     count::count,
-    packet::{Icmp, Ipv4, Ipv6, Link, Packet, at, ifindex},
-    reject, service,
-    verdict::Verdict,
-    watch,
+    packet::{Icmp, Ipv4, Ipv6, Link, Packet, at, parse},
+    service,
+    verdict::{Verdict, turn_back},
 };
 
-/// Turns an echo request to a VIP around: out of the device it came in by, or (`own`: the node itself asks)
-/// back into the device it was leaving by. Any other destination passes.
-#[inline(always)]
-pub fn answer<L: Link>(ctx: &TcContext, packet: &Packet, own: bool) -> Verdict {
+/// Turns an echo request to a VIP around: out of the device it came in by, or (on egress: the node itself asks) back
+/// into the device it was leaving by. Any other destination passes. A subprogram that parses the packet again, so that
+/// the verifier goes through it once.
+#[inline(never)]
+pub fn answer<L: Link>(ctx: &TcContext, half: Half) -> Verdict {
+    let Ok(packet) = &parse::<L>(ctx, half) else {
+        return Verdict::NEXT;
+    };
     let key = FrontendKey::new(packet.key.dst, Port::ZERO, packet.key.proto);
     let Some(frontend) = service::get(&key) else {
         return Verdict::NEXT;
     };
-    if frontend.kind != FrontendKind::Ping as u32 {
+    if !packet.echo || frontend.kind != FrontendKind::Ping as u32 {
         return Verdict::NEXT;
     }
     if !frontend.has(Frontend::HAS_ENDPOINTS) {
-        let half = if own { Half::Egress } else { Half::Ingress };
-        watch::ended::<L>(ctx, half, Counter::NoBackend as u32);
-        return match (reject::refuse::<L>(ctx), own) {
-            (true, true) => to_ingress(ctx),
-            (true, false) => back_out(ctx),
-            (false, _) => Verdict::GONE,
-        };
+        return Verdict::refused(Counter::NoBackend as u32);
     }
     if turn_around::<L>(ctx, packet).is_none() {
         return Counter::RewriteFailed.into();
     }
     count(Counter::PingAnswered);
-    if own { to_ingress(ctx) } else { back_out(ctx) }
-}
-
-/// Sends the packet back out of the device it came in by.
-#[inline(always)]
-pub fn back_out(ctx: &TcContext) -> Verdict {
-    // SAFETY: takes numbers; the packet leaves by the device it came in by.
-    Verdict::redirect(unsafe { bpf_redirect(ifindex(ctx), 0) })
-}
-
-/// Hands a packet of the node's own back to it, as if it had come in by the device it was leaving by.
-#[inline(always)]
-pub fn to_ingress(ctx: &TcContext) -> Verdict {
-    // SAFETY: takes numbers; the packet turns around at the device it was leaving by.
-    Verdict::redirect(unsafe { bpf_redirect(ifindex(ctx), u64::from(BPF_F_INGRESS)) })
+    turn_back(ctx, half)
 }
 
 #[inline(always)]

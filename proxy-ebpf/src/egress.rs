@@ -5,12 +5,12 @@ use aya_ebpf::programs::TcContext;
 use proxy_common::{Counter, CtEntry, CtKey, Frontend, FrontendKey, Half, node::port_bits};
 
 use crate::{
-    echo, flow, nobody, odd,
-    packet::{Aside, Link, ifindex, parse, skb},
-    reject,
+    begin::work,
+    echo, flow, new_flow, nobody, odd,
+    packet::{Aside, Link, Packet, ifindex, parse, skb},
     rewrite::{Rewrite, rewrite},
     service, source,
-    verdict::{DropReason, Verdict},
+    verdict::Verdict,
     watch,
 };
 
@@ -24,12 +24,25 @@ pub fn egress<L: Link>(ctx: &TcContext) -> Verdict {
     // What the node itself sends came in by no device.
     let own = skb(ctx).ingress_ifindex == 0;
     if packet.echo {
-        let answered = if own { echo::answer::<L>(ctx, &packet, true) } else { Verdict::NEXT };
-        return if answered.is_next() { leaving(&packet.key) } else { answered };
+        let answered = if own { echo::answer::<L>(ctx, Half::Egress) } else { Verdict::NEXT };
+        if !answered.is_next() {
+            return answered;
+        }
+    } else if let Some(entry) = flow::lookup(&packet.key) {
+        return known::<L>(ctx, &packet, entry);
+    } else if own && new_flow::may_concern(&packet.key) {
+        let Some(work) = work() else {
+            return Verdict::NEXT;
+        };
+        work.request = packet.key;
+        return from_node(&work.request);
     }
-    let Some(entry) = flow::lookup(&packet.key) else {
-        return if own { from_node::<L>(ctx, &packet.key) } else { leaving(&packet.key) };
-    };
+    leaving(&packet.key)
+}
+
+/// A packet of a recorded flow.
+#[inline(always)]
+fn known<L: Link>(ctx: &TcContext, packet: &Packet, entry: &mut CtEntry) -> Verdict {
     if entry.has(CtEntry::REPLY) {
         flow::touch(&packet.key, packet.tcp_flags, entry);
         if entry.has(CtEntry::IDENTITY) {
@@ -42,7 +55,7 @@ pub fn egress<L: Link>(ctx: &TcContext) -> Verdict {
         return reason.into();
     }
     let to = Rewrite { addr: entry.addr, port: entry.port(), peer_port: entry.peer_port };
-    match rewrite::<L>(ctx, &packet, &to) {
+    match rewrite::<L>(ctx, packet, &to) {
         Ok(()) => Verdict::NEXT,
         Err(reason) => reason.into(),
     }
@@ -60,7 +73,7 @@ fn odd_packet<L: Link>(ctx: &TcContext) -> Verdict {
     }
     match odd::egress::<L>(ctx, odd) {
         odd::Step::New if skb(ctx).ingress_ifindex == 0 => {
-            let verdict = odd_from_node::<L>(ctx, odd);
+            let verdict = from_node(&odd.key);
             odd::settle::<L>(ctx, odd, verdict.is_next());
             verdict
         }
@@ -72,18 +85,11 @@ fn odd_packet<L: Link>(ctx: &TcContext) -> Verdict {
     }
 }
 
-/// A subprogram: where verdicts meet that have a word of their own and such that have none, the compiler makes a spill
-/// of that word which the verifier refuses ("R1 !read_ok").
-#[inline(never)]
-fn odd_from_node<L: Link>(ctx: &TcContext, odd: &odd::Odd) -> Verdict {
-    from_node::<L>(ctx, &odd.key)
-}
-
 /// A packet of the node's own to a frontend that the socket hooks did not translate: a connected UDP socket to
 /// a Service without endpoints is told so here; policy Local without a local endpoint drops, and so do source ranges
-/// without the packet's source. Everything else passes.
-#[inline(always)]
-fn from_node<L: Link>(ctx: &TcContext, key: &CtKey) -> Verdict {
+/// without the packet's source. Everything else passes. A subprogram, so that the verifier goes through it once.
+#[inline(never)]
+fn from_node(key: &CtKey) -> Verdict {
     let bits = service::bits_of(key.dport);
     let frontend = if bits & port_bits::frontend(key.proto) == 0 {
         None
@@ -94,26 +100,19 @@ fn from_node<L: Link>(ctx: &TcContext, key: &CtKey) -> Verdict {
         if !nobody::is_cluster_ip(&key.dst) {
             return leaving(key);
         }
-        return turn_back::<L>(ctx, Counter::NoServicePort);
+        return Verdict::refused(Counter::NoServicePort as u32);
     };
     if !service::lets_in(frontend, &key.src) {
         return Counter::SrcRange.into();
     }
     if !frontend.has(Frontend::HAS_ENDPOINTS) {
-        return turn_back::<L>(ctx, Counter::NoBackend);
+        return Verdict::refused(Counter::NoBackend as u32);
     }
     let local_only = frontend.flags & (Frontend::LOCAL | Frontend::EXTERNAL) == Frontend::LOCAL;
     if local_only && frontend.local_count == 0 {
         return Counter::NoLocalEndpoints.into();
     }
     Verdict::NEXT
-}
-
-/// Refuses a packet of the node's own.
-#[inline(always)]
-fn turn_back<L: Link>(ctx: &TcContext, reason: DropReason) -> Verdict {
-    watch::ended::<L>(ctx, Half::Egress, reason as u32);
-    if reject::refuse::<L>(ctx) { echo::to_ingress(ctx) } else { Verdict::GONE }
 }
 
 /// A packet of no flow leaves the node; to nobody's address it does not.

@@ -10,7 +10,6 @@ use crate::{
     new_flow::{self, Step},
     odd,
     packet::{Aside, Link, Packet, ifindex, parse},
-    reject,
     rewrite::{Rewrite, rewrite},
     service,
     verdict::Verdict,
@@ -22,7 +21,7 @@ pub fn ingress<L: Link>(ctx: &TcContext) -> Verdict {
     let work = match parse::<L>(ctx, Half::Ingress) {
         Ok(packet) => {
             if packet.echo {
-                return echo::answer::<L>(ctx, &packet, false);
+                return echo::answer::<L>(ctx, Half::Ingress);
             }
             if let Some(entry) = flow::lookup(&packet.key) {
                 if !(packet.is_syn() && begins_anew(&packet.key, entry)) {
@@ -72,10 +71,7 @@ pub fn ingress<L: Link>(ctx: &TcContext) -> Verdict {
     let verdict = match step {
         Step::Pass | Step::Begin => Verdict::NEXT,
         Step::Translate => new_flow::translate::<L>(ctx, work),
-        Step::Refuse => {
-            watch::ended::<L>(ctx, Half::Ingress, work.reason);
-            if reject::refuse::<L>(ctx) { echo::back_out(ctx) } else { Verdict::GONE }
-        }
+        Step::Refuse => Verdict::refused(work.reason),
         Step::Drop => Verdict::dropped(work.reason),
     };
     if work.odd != 0

@@ -1,12 +1,17 @@
 //! What becomes of a packet. The only file that knows tc's and XDP's action codes.
 
 use aya_ebpf::{
-    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
+    bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
+    helpers::bpf_redirect,
     programs::TcContext,
 };
 use proxy_common::{Counter, Half};
 
-use crate::{count::count, packet::Link, watch};
+use crate::{
+    count::count,
+    packet::{Link, ifindex},
+    reject, watch,
+};
 
 /// The end of the packet line: tc's action as a number or, above those, why the packet is dropped. One word in all
 /// cases: where verdicts with a word of their own met such without, the compiler spilled a register it had never written
@@ -16,6 +21,8 @@ pub struct Verdict(i32);
 
 /// Above all of tc's actions.
 const DROPPED: i32 = 0x100;
+/// Above all of those.
+const REFUSED: i32 = 0x200;
 
 /// Why a stage gave up on a packet.
 pub type DropReason = Counter;
@@ -39,19 +46,26 @@ impl Verdict {
         Self(DROPPED + reason as i32)
     }
 
+    /// Refused for a reason, likewise: [`Self::tc_action`] turns the packet into its refusal.
+    #[inline(always)]
+    pub fn refused(reason: u32) -> Self {
+        Self(REFUSED + reason as i32)
+    }
+
     #[inline(always)]
     pub fn is_next(self) -> bool {
         self.0 == Self::NEXT.0
     }
 
-    /// What the program returns. What is dropped is counted here, and nowhere before.
+    /// What the program returns. What is refused or dropped is counted here, and nowhere before.
     #[inline(always)]
     pub fn tc_action<L: Link>(self, ctx: &TcContext, half: Half) -> i32 {
         if self.0 < DROPPED {
             return self.0;
         }
-        watch::ended::<L>(ctx, half, (self.0 - DROPPED) as u32);
-        TC_ACT_SHOT
+        let refused = self.0 >= REFUSED;
+        watch::ended::<L>(ctx, half, (self.0 - if refused { REFUSED } else { DROPPED }) as u32);
+        if refused && reject::refuse::<L>(ctx) { turn_back(ctx, half).0 } else { TC_ACT_SHOT }
     }
 }
 
@@ -60,6 +74,15 @@ impl From<DropReason> for Verdict {
     fn from(reason: DropReason) -> Self {
         Self::dropped(reason as u32)
     }
+}
+
+/// Sends a packet back to where it came from: out of the device that it came in by or, what the node itself sends, into
+/// the device it was leaving by.
+#[inline(always)]
+pub fn turn_back(ctx: &TcContext, half: Half) -> Verdict {
+    let flags = if half == Half::Egress { u64::from(BPF_F_INGRESS) } else { 0 };
+    // SAFETY: takes numbers.
+    Verdict::redirect(unsafe { bpf_redirect(ifindex(ctx), flags) })
 }
 
 /// The end of the packet line in the XDP lane, which drops nothing: what is unsure is tc's.
