@@ -155,7 +155,8 @@ fn own_name(pinned: &str) -> &str {
 
 fn is_our_map(fd: &OwnedFd, name: &str) -> bool {
     kind_of(fd) == Kind::Map
-        && (map::ALL.contains(&finished(name)) || [map::INGRESS, map::GLOBALS].contains(&finished(name)))
+        && (map::ALL.contains(&finished(name))
+            || [map::EVENTS, map::INGRESS, map::GLOBALS].contains(&finished(name)))
         && MapInfo::of(fd.as_fd()).is_ok_and(|info| info.name() == cut(own_name(finished(name))))
 }
 

@@ -128,6 +128,11 @@ impl<'a, S: FnMut(&EventView, &mut Vec<u8>) -> io::Result<()>> Watching<'a, S> {
         let renewal = now + lease::RENEWED_EVERY;
         let out = Out::new();
         eprintln!("watching; Ctrl-C ends");
+        if let Some(service) = &wanted.filter.service
+            && !names.knows(service)?
+        {
+            eprintln!("note: no Service {service:?} in the maps yet");
+        }
         let (ahead, shown) = (ahead()?, 0);
         Ok(Self { wanted, show, ring, names, out, lease, since, ahead, shown, renewal, deadline })
     }

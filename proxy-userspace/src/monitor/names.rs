@@ -62,6 +62,12 @@ impl Names {
         self.devices.clear();
     }
 
+    /// Whether there is such a Service now.
+    pub fn knows(&self, service: &str) -> Result<bool, InspectError> {
+        let all = self.pins.read::<u32, ServiceMeta>(map::SERVICE_META)?;
+        Ok(all.iter().any(|(_, meta)| name_of(meta) == service))
+    }
+
     /// The Service that the event is about.
     pub fn service(&mut self, event: &FlowEvent) -> Result<Found, InspectError> {
         if event.service != 0 {
@@ -82,11 +88,7 @@ impl Names {
         }
         let meta: Option<ServiceMeta> = self.look(&self.services, map::SERVICE_META, &id)?;
         let found = meta.map(|meta| {
-            Rc::new(ServiceName {
-                id,
-                name: format!("{}/{}", meta.namespace.as_str(), meta.name.as_str()),
-                port_name: meta.port_name.as_str().to_owned(),
-            })
+            Rc::new(ServiceName { id, name: name_of(&meta), port_name: meta.port_name.as_str().to_owned() })
         });
         self.by_id.insert(id, found.clone());
         Ok(found)
@@ -158,4 +160,8 @@ impl Names {
         });
         Some(name.clone())
     }
+}
+
+fn name_of(meta: &ServiceMeta) -> String {
+    format!("{}/{}", meta.namespace.as_str(), meta.name.as_str())
 }

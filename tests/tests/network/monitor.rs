@@ -204,6 +204,12 @@ fn filters() -> Result<()> {
         world.outside().tcp(world.node_port(0, Family::V4)).answered();
         let ended = monitor.stop()?;
         assert_eq!(ended.lines.len(), expected, "{flags:?}: {:#?}", ended.lines);
+        assert_eq!(
+            ended.stderr.contains("no Service"),
+            flags.contains(&"default/nobody"),
+            "{}",
+            ended.stderr
+        );
     }
     Ok(())
 }
