@@ -15,7 +15,8 @@ mod ring;
 pub mod view;
 
 use std::{
-    io,
+    fmt,
+    io::{self, Write as _},
     os::fd::AsFd as _,
     path::PathBuf,
     time::{Duration, Instant},
@@ -127,11 +128,11 @@ impl<'a, S: FnMut(&EventView, &mut Vec<u8>) -> io::Result<()>> Watching<'a, S> {
         lease.begin(wanted.filter.kinds(), wanted.one_in)?;
         let renewal = now + lease::RENEWED_EVERY;
         let out = Out::new();
-        eprintln!("watching; Ctrl-C ends");
+        say(format_args!("watching; Ctrl-C ends"));
         if let Some(service) = &wanted.filter.service
             && !names.knows(service)?
         {
-            eprintln!("note: no Service {service:?} in the maps yet");
+            say(format_args!("note: no Service {service:?} in the maps yet"));
         }
         let (ahead, shown) = (ahead()?, 0);
         Ok(Self { wanted, show, ring, names, out, lease, since, ahead, shown, renewal, deadline })
@@ -174,7 +175,9 @@ impl<'a, S: FnMut(&EventView, &mut Vec<u8>) -> io::Result<()>> Watching<'a, S> {
         let lost = self.lease.newly_lost();
         if lost > 0 {
             let plural = if lost == 1 { "" } else { "s" };
-            eprintln!("{lost} event{plural} lost: more than can be shown; --kind, --sample N show less");
+            say(format_args!(
+                "{lost} event{plural} lost: more than can be shown; --kind, --sample N show less"
+            ));
         }
     }
 
@@ -223,6 +226,11 @@ impl<'a, S: FnMut(&EventView, &mut Vec<u8>) -> io::Result<()>> Watching<'a, S> {
         self.out.write(stdout).map_err(MonitorError::Output)?;
         Ok(signal.contains(PollFlags::POLLIN))
     }
+}
+
+/// On stderr; whoever has closed that does without.
+fn say(text: fmt::Arguments<'_>) {
+    let _closed = writeln!(io::stderr(), "{text}");
 }
 
 /// Whole milliseconds, rounded up: rounded down, the last one would be waited for without waiting.

@@ -223,6 +223,23 @@ fn a_burst_is_told_whole_and_a_sample_of_it_in_part() -> Result<()> {
     Ok(())
 }
 
+/// It may read and map the pins, and nothing else.
+#[test]
+fn with_cap_bpf_alone() -> Result<()> {
+    let world = start()?;
+    let node = world.cluster.node(0);
+    let mut command = node.netns().command("setpriv");
+    command.args(["--inh-caps", "-all,+bpf", "--bounding-set", "-all,+bpf", "--no-new-privs"]);
+    command.arg(shunt::binary()?).args(["monitor", "-j", "--count", "1", "--bpffs"]).arg(node.bpffs());
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    eventually(Duration::from_secs(5), || until(node).is_ok_and(|until| until != 0))?;
+    world.pod().tcp(web(Family::V4)).answered();
+    let output = child.wait_with_output()?;
+    let (told, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && told.contains("default/web"), "{told}{said}");
+    Ok(())
+}
+
 /// Nobody reads what it writes: the ring fills, what does not fit is counted and told, and packets go their way.
 #[test]
 fn what_nobody_reads_is_lost_and_told() -> Result<()> {
