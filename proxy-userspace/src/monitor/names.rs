@@ -35,8 +35,8 @@ pub struct Names {
     services: RawMap,
     by_id: HashMap<u32, Found>,
     by_destination: HashMap<FrontendKey, Found>,
-    /// A service port of each VIP; made when it is first needed.
-    by_address: Option<HashMap<Addr, u32>>,
+    /// The service ports of each VIP; made when it is first needed.
+    by_address: Option<HashMap<Addr, Vec<u32>>>,
     devices: HashMap<u32, Rc<str>>,
 }
 
@@ -113,24 +113,31 @@ impl Names {
         self.of_address(key.addr)
     }
 
-    /// A Service that has this address, without a port: several may share an external one.
+    /// The Service that has this address; none where several share it, as they may an external one.
     fn of_address(&mut self, addr: Addr) -> Result<Found, InspectError> {
         let proto = if addr.is_v4() { Proto::ICMP } else { Proto::ICMPV6 };
         if self.frontend(&FrontendKey::new(addr, Port::ZERO, proto))?.is_none() {
             return Ok(None);
         }
         if self.by_address.is_none() {
-            let all = self.pins.read::<FrontendKey, Frontend>(map::FRONTENDS)?;
-            let ports = all.into_iter().filter(|(_, frontend)| frontend.kind != FrontendKind::Ping as u32);
-            self.by_address = Some(ports.map(|(key, frontend)| (key.addr, frontend.service)).collect());
+            let mut all: HashMap<Addr, Vec<u32>> = HashMap::new();
+            for (key, frontend) in self.pins.read::<FrontendKey, Frontend>(map::FRONTENDS)? {
+                if frontend.kind != FrontendKind::Ping as u32 {
+                    all.entry(key.addr).or_default().push(frontend.service);
+                }
+            }
+            self.by_address = Some(all);
         }
-        let Some(id) = self.by_address.as_ref().and_then(|all| all.get(&addr).copied()) else {
-            return Ok(None);
-        };
-        let whole = |found: Rc<ServiceName>| {
-            Rc::new(ServiceName { id: 0, name: found.name.clone(), port_name: String::new() })
-        };
-        Ok(self.by_id(id)?.map(whole))
+        let ids = self.by_address.as_ref().and_then(|all| all.get(&addr)).cloned().unwrap_or_default();
+        let mut name: Option<String> = None;
+        for id in ids {
+            let Some(port) = self.by_id(id)? else { continue };
+            if name.as_ref().is_some_and(|name| *name != port.name) {
+                return Ok(None);
+            }
+            name.get_or_insert_with(|| port.name.clone());
+        }
+        Ok(name.map(|name| Rc::new(ServiceName { id: 0, name, port_name: String::new() })))
     }
 
     fn frontend(&self, key: &FrontendKey) -> Result<Option<Frontend>, InspectError> {

@@ -29,7 +29,12 @@ impl Out {
 
     /// Whether everything has been written.
     pub fn is_empty(&self) -> bool {
-        self.written == self.text.len()
+        self.left() == 0
+    }
+
+    /// Bytes that are still to be written.
+    pub fn left(&self) -> usize {
+        self.text.len() - self.written
     }
 
     /// What to wait for: room for more, or nothing but that the reader goes.

@@ -35,21 +35,21 @@ impl Ring {
         while self.buffer.next().is_some() {}
     }
 
-    /// Calls `each` with the next events, `most` at most or until it says `false`.
+    /// Calls `each` with the next events, `most` at most or until it says `false`; how many those were.
     pub fn read(
         &mut self,
         most: usize,
         mut each: impl FnMut(&FlowEvent) -> Result<bool, MonitorError>,
-    ) -> Result<(), MonitorError> {
-        for _ in 0..most {
-            let Some(item) = self.buffer.next() else { break };
+    ) -> Result<usize, MonitorError> {
+        for read in 0..most {
+            let Some(item) = self.buffer.next() else { return Ok(read) };
             let event = bytemuck::try_pod_read_unaligned(&item)
                 .map_err(|_| MonitorError::Foreign { path: self.path.clone(), found: item.len() })?;
             if !each(&event)? {
-                break;
+                return Ok(read + 1);
             }
         }
-        Ok(())
+        Ok(most)
     }
 }
 

@@ -142,6 +142,11 @@ fn it_ends_by_itself() -> Result<()> {
     assert!(ended.status.success() && ended.lines.len() == 3, "{ended:?}");
     assert_eq!(until(node)?, 0);
 
+    // What was told before the signal is shown.
+    let monitor = Monitor::start(node, &[])?;
+    (0..20).for_each(|_| drop(world.pod().tcp(web(Family::V4)).answered()));
+    assert_eq!(monitor.stop()?.lines.len(), 20);
+
     let start = Instant::now();
     let ended = Monitor::start(node, &["--duration", "1200ms"])?.wait()?;
     assert!(ended.status.success() && start.elapsed() >= Duration::from_millis(1200), "{ended:?}");
