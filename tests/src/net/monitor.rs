@@ -62,10 +62,6 @@ impl Monitor {
         Ok(monitor)
     }
 
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// What it has told so far.
     pub fn lines(&self) -> Vec<String> {
         self.lines.lock().expect("no holder panics").clone()
