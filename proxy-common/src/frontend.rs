@@ -203,7 +203,7 @@ impl BackendMeta {
     }
 }
 
-fn text_of(bytes: &[u8]) -> &str {
+pub(crate) fn text_of(bytes: &[u8]) -> &str {
     let len = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
     core::str::from_utf8(&bytes[..len]).unwrap_or("")
 }

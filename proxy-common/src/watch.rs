@@ -25,7 +25,8 @@ pod! {
         pub reason: u32,
     }
 
-    /// The only value of MONITOR (array of one): what the process that watches wants to be told.
+    /// The only value of MONITOR (array of one, mapped into memory by the process that watches): what that one wants to
+    /// be told.
     pub struct Monitor [24] {
         /// CLOCK_MONOTONIC in nanoseconds up to which it wants to; renewed by it, so that a killed one costs nothing
         /// for long. 0: nobody watches.
@@ -39,7 +40,7 @@ pod! {
     }
 
     /// An element of EVENTS (ring buffer).
-    pub struct FlowEvent [88] {
+    pub struct FlowEvent [104] {
         /// CLOCK_MONOTONIC in nanoseconds.
         pub time: u64,
         /// Of a socket's flow the network namespace, [`crate::client::netns`].
@@ -66,8 +67,10 @@ pod! {
         pub backend: u32,
         /// The device; 0 for a socket's flow.
         pub ifindex: u32,
-        /// The process that asked, for a socket's flow.
+        /// The process that asked, for a socket's flow, as the initial namespace of processes numbers it.
         pub pid: u32,
+        /// Its thread's name, zero-padded: most are gone before anybody can ask for it.
+        pub comm: [u8; 16],
     }
 }
 
@@ -137,12 +140,17 @@ impl FlowEvent {
     pub const fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
     }
+
+    /// The name of the process that asked; empty where there is none.
+    pub fn comm(&self) -> &str {
+        crate::frontend::text_of(&self.comm)
+    }
 }
 
 /// Entries of DROPS: devices times the reasons that they have met.
 pub const DROPS_LEN: u32 = 4096;
 
-/// Bytes of EVENTS: some ten thousand events.
+/// Bytes of EVENTS: some nine thousand events.
 pub const EVENTS_BYTES: u32 = 1 << 20;
 
 #[cfg(test)]

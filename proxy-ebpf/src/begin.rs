@@ -77,6 +77,8 @@ pub struct Work {
     pub reason: u32,
     /// `CtEntry::XDP` where the flow is the XDP lane's.
     pub lane: u32,
+    /// Not 0: another CPU had begun the flow.
+    pub follows: u32,
     /// The XDP lane's question to the routing table.
     pub fib: Fib,
 }
@@ -96,6 +98,7 @@ pub fn begin(work: &mut Work) -> Result<(), DropReason> {
     let direct = work.to.service == 0;
     let masquerade = work.to.masquerade != 0;
     let now = flow::now();
+    work.follows = 0;
     work.entry = CtEntry {
         addr: work.request.dst,
         port: u64::from(work.request.dport.be()),
@@ -164,6 +167,7 @@ pub fn begin(work: &mut Work) -> Result<(), DropReason> {
             if fresh && !winner.egress_key(&work.request).is(&work.reply) {
                 flow::forget_by_reply(&work.reply, &work.entry, false);
             }
+            work.follows = 1;
             work.out = Rewrite { addr: winner.addr, port: winner.port(), peer_port: winner.peer_port };
             Ok(())
         }

@@ -2,7 +2,7 @@
 
 use crate::{begin::Work, flow::Spare, half_open, odd::Odd};
 use aya_ebpf::{
-    bindings::BPF_F_NO_PREALLOC,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, ProgramArray, RingBuf},
 };
@@ -90,8 +90,9 @@ pub static SERVICE_STATS: PerCpuArray<ServiceStats> = PerCpuArray::pinned(65_536
 #[map]
 pub static DROPS: PerCpuHashMap<DropKey, u64> = PerCpuHashMap::pinned(DROPS_LEN, BPF_F_NO_PREALLOC);
 
+/// Mapped into memory by `shunt monitor`, which renews `until` beside programs that add to `lost`.
 #[map]
-pub static MONITOR: Array<Monitor> = Array::pinned(1, 0);
+pub static MONITOR: Array<Monitor> = Array::pinned(1, BPF_F_MMAPABLE);
 
 /// One reader at a time: `shunt monitor`.
 #[map]

@@ -3,7 +3,9 @@
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
-    helpers::{bpf_get_current_pid_tgid, bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_xdp_get_buff_len},
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_xdp_get_buff_len, generated,
+    },
     programs::{TcContext, XdpContext},
 };
 use proxy_common::{
@@ -201,6 +203,7 @@ fn tell(time: u64, key: &CtKey, kind: EventKind, hook: Hook, ifindex: u32, reaso
         backend: 0,
         ifindex,
         pid: 0,
+        comm: [0; 16],
     });
     place.submit(0);
 }
@@ -208,6 +211,9 @@ fn tell(time: u64, key: &CtKey, kind: EventKind, hook: Hook, ifindex: u32, reaso
 /// The flow to a Service that `work` has begun. A subprogram, for its stack.
 #[inline(never)]
 pub fn begun(work: &Work, hook: Hook) {
+    if work.follows != 0 {
+        return;
+    }
     let Some(time) = wanted(EventKind::Flow) else {
         return;
     };
@@ -235,6 +241,7 @@ pub fn begun(work: &Work, hook: Hook) {
         backend: to.backend,
         ifindex: work.ifindex,
         pid: 0,
+        comm: [0; 16],
     });
     place.submit(0);
 }
@@ -295,6 +302,9 @@ pub fn asked(asked: &Asked<'_>) {
         backend,
         ifindex: 0,
         pid: (bpf_get_current_pid_tgid() >> 32) as u32,
+        comm: [0; 16],
     });
+    // SAFETY: the place is this program's until it is submitted. Where the helper fails, the name stays empty.
+    unsafe { generated::bpf_get_current_comm((&raw mut (*place.as_mut_ptr()).comm).cast(), 16) };
     place.submit(0);
 }

@@ -20,6 +20,7 @@ pub mod kube_proxy_config;
 pub mod maps;
 pub mod metrics;
 pub mod model;
+pub mod monitor;
 pub mod netfilter;
 pub mod node;
 pub mod object;

@@ -9,6 +9,7 @@ pub mod map;
 pub mod probe;
 pub mod prog;
 pub mod run;
+pub mod shared;
 
 use std::{
     ffi::CString,

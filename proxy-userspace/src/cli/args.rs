@@ -6,7 +6,10 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 
-use super::kube_proxy_args::{KubeProxyArgs, go_bool};
+use super::{
+    kube_proxy_args::{KubeProxyArgs, go_bool},
+    monitor_args::MonitorArgs,
+};
 use crate::cleanup::DEFAULT_BPFFS;
 
 /// A Kubernetes Service proxy on eBPF.
@@ -70,6 +73,8 @@ pub enum Command {
     Counter(ListCommand),
     /// What would become of a packet, stage by stage; nothing is done
     Explain(ExplainArgs),
+    /// Flows that begin, and packets that are refused or dropped, as it happens
+    Monitor(Box<MonitorArgs>),
     /// Pinned programs
     #[command(subcommand)]
     Prog(ListCommand),
@@ -404,7 +409,7 @@ pub enum DetectLocalArg {
 }
 
 /// Refuses what cannot name a Service before anything is read.
-fn service_name(text: &str) -> Result<String, String> {
+pub(super) fn service_name(text: &str) -> Result<String, String> {
     match crate::inspect::services::split_name(text) {
         Ok(_) => Ok(text.to_owned()),
         Err(error) => Err(error.to_string()),
@@ -442,6 +447,8 @@ mod tests {
             (vec!["shunt", "compile"], "--filename"),
             (vec!["shunt", "service", "show", "web"], "NAMESPACE/NAME"),
             (vec!["shunt", "conntrack", "list", "--service", "a/b/c"], "NAMESPACE/NAME"),
+            (vec!["shunt", "monitor", "--service", "web"], "NAMESPACE/NAME"),
+            (vec!["shunt", "monitor", "--kind", "flow,lost"], "possible values: flow, refused, dropped"),
         ] {
             let error = Cli::try_parse_from(&line).unwrap_err();
             assert_eq!(error.exit_code(), 2);

@@ -5,7 +5,7 @@ use std::{error::Error, fmt::Write as _, io, process::ExitCode};
 use super::resolve::UsageError;
 use crate::{
     agent::AgentError, cleanup::CleanupError, explain::ExplainError, inspect::InspectError,
-    kube_proxy::KubeProxyError,
+    kube_proxy::KubeProxyError, monitor::MonitorError,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +16,8 @@ pub enum Failure {
     Inspect(#[from] InspectError),
     #[error(transparent)]
     Explain(#[from] ExplainError),
+    #[error(transparent)]
+    Monitor(#[from] MonitorError),
     #[error(transparent)]
     Cleanup(#[from] CleanupError),
     #[error(transparent)]
@@ -38,6 +40,9 @@ impl Failure {
     pub fn report(self) -> ExitCode {
         match self {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+            Self::Monitor(MonitorError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+                ExitCode::SUCCESS
+            }
             Self::Usage(error) => usage(&error),
             Self::Inspect(error) if error.is_usage() => usage(&error),
             Self::Explain(error) if error.is_usage() => usage(&error),

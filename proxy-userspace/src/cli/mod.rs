@@ -7,6 +7,7 @@ mod durations;
 mod failure;
 mod kube_proxy_args;
 mod merge;
+mod monitor_args;
 mod output;
 mod resolve;
 mod run;
@@ -42,6 +43,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Affinity(_) => show::affinity(&pins, &output),
         Command::Counter(_) => show::counters(&pins, &output),
         Command::Explain(args) => show::explain(&pins, &output, &args),
+        Command::Monitor(args) => show::monitor(&pins, &Output::of_stream(&cli.global), *args),
         Command::Prog(_) => show::programs(&pins, &output),
         Command::Link(_) => show::links(&pins, &output),
         Command::Map(command) => show::map(&pins, &output, &command),

@@ -39,6 +39,16 @@ impl Output {
         Self { format, headers: !args.no_headers }
     }
 
+    /// For a command that prints one document after the other: JSON is a line each, unless -p asks for more.
+    pub fn of_stream(args: &GlobalArgs) -> Self {
+        match Self::new(args) {
+            output if output.format == Format::JsonPretty && !args.pretty => {
+                Self { format: Format::JsonCompact, ..output }
+            }
+            output => output,
+        }
+    }
+
     pub fn wide(&self) -> bool {
         self.format == Format::Wide
     }

@@ -412,10 +412,12 @@ fn cidrs(flag: &'static str, given: &[String]) -> Result<Vec<IpNet>, UsageError>
 }
 
 /// Device names hold neither slash nor white space (kernel: dev_valid_name), so such a glob matches nothing.
+pub(super) fn is_device_glob(glob: &str) -> bool {
+    !glob.is_empty() && !glob.contains(|c: char| c == '/' || c.is_whitespace())
+}
+
 fn globs(flag: &'static str, given: &[String]) -> Result<Vec<String>, UsageError> {
-    let bad =
-        given.iter().find(|glob| glob.is_empty() || glob.contains(|c: char| c == '/' || c.is_whitespace()));
-    match bad {
+    match given.iter().find(|glob| !is_device_glob(glob)) {
         Some(value) => Err(UsageError::BadValue {
             flag,
             value: value.clone(),

@@ -5,7 +5,8 @@ use std::io::Write as _;
 use super::{
     args::{ConntrackCommand, ExplainArgs, MapCommand, ServiceCommand},
     failure::Failure,
-    output::Output,
+    monitor_args::MonitorArgs,
+    output::{Format, Output, colour_on_stdout},
 };
 use crate::explain::{self, ExplainError, question::Question};
 use crate::inspect::{
@@ -20,6 +21,7 @@ use crate::inspect::{
     services::{self, ServiceMaps},
     status::{self, StatusMaps},
 };
+use crate::monitor;
 
 type Done = Result<(), Failure>;
 
@@ -80,6 +82,20 @@ pub fn explain(pins: &Pins, output: &Output, args: &ExplainArgs) -> Done {
         .map_err(ExplainError::Question)?;
     let view = explain::explain(pins, &question)?;
     output.print_view(&view, |out| explain::view::print_explanation_into(out, &view))
+}
+
+pub fn monitor(pins: &Pins, output: &Output, args: MonitorArgs) -> Done {
+    let (wide, colour) = (output.wide(), colour_on_stdout());
+    monitor::watch(pins, &args.wanted()?, |view, out| {
+        if output.format == Format::Yaml {
+            writeln!(out, "---")?;
+        }
+        if output.print_data_into(out, view)? {
+            return Ok(());
+        }
+        monitor::view::print_event_into(out, view, wide, colour)
+    })?;
+    Ok(())
 }
 
 pub fn programs(pins: &Pins, output: &Output) -> Done {

@@ -58,7 +58,7 @@ pub enum InspectError {
 }
 
 impl InspectError {
-    fn io(action: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
         let path = path.into();
         match source.kind() {
             io::ErrorKind::PermissionDenied => Self::Refused { action, path, source },

@@ -98,7 +98,7 @@ impl Hook {
 
 /// One node's datapath.
 pub struct Datapath {
-    ebpf: Ebpf,
+    pub(super) ebpf: Ebpf,
     pub frontends: HashMap<MapData, FrontendKey, Frontend>,
     pub slots: Array<MapData, u32>,
     pub backends: Array<MapData, Backend>,
@@ -211,6 +211,7 @@ impl Datapath {
         empty(&mut self.set_members)?;
         self.let_nobody_in()?;
         empty(&mut self.fragments)?;
+        self.unwatch()?;
         for port in self.marked.drain(..) {
             self.ports.set(u32::from(port), 0, 0)?;
         }

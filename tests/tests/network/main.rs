@@ -22,6 +22,8 @@ mod host_processes;
 mod inspection;
 mod kube_proxy;
 mod manifests;
+mod monitor;
+mod monitor_lease;
 mod narrow_hop;
 mod node_backends;
 mod node_port;

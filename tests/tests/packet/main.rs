@@ -17,6 +17,7 @@ mod full;
 mod icmp_error;
 mod map_store;
 mod masquerade;
+mod monitor;
 mod nobody;
 mod ping;
 mod policy;

@@ -1,0 +1,174 @@
+//! Who is meant by the numbers of an event: Services by id, or by the address that was asked where the packet ended before
+//! anybody looked that far; devices by index. Looked up by key and remembered until [`Names::forget`], because ids are used
+//! anew and devices get other names.
+
+use std::{collections::HashMap, rc::Rc};
+
+use nix::net::if_::if_indextoname;
+use proxy_common::{
+    Addr, FlowEvent, Frontend, FrontendKey, FrontendKind, Port, Proto, ServiceMeta, map, node::role,
+};
+
+use crate::{
+    bpf::map::RawMap,
+    inspect::{InspectError, pins::Pins},
+};
+
+/// A Service, as far as the event says which of its ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceName {
+    /// Of its port; 0 where only the Service is known.
+    pub id: u32,
+    /// `NAMESPACE/NAME`.
+    pub name: String,
+    /// Empty when the port has none.
+    pub port_name: String,
+}
+
+type Found = Option<Rc<ServiceName>>;
+
+/// Looks names up.
+pub struct Names {
+    pins: Pins,
+    frontends: RawMap,
+    node_addrs: RawMap,
+    services: RawMap,
+    by_id: HashMap<u32, Found>,
+    by_destination: HashMap<FrontendKey, Found>,
+    /// The service ports of each VIP; made when it is first needed.
+    by_address: Option<HashMap<Addr, Vec<u32>>>,
+    devices: HashMap<u32, Rc<str>>,
+}
+
+impl Names {
+    pub fn open(pins: &Pins) -> Result<Self, InspectError> {
+        Ok(Self {
+            frontends: pins.map(map::FRONTENDS)?,
+            node_addrs: pins.map(map::NODE_ADDRS)?,
+            services: pins.map(map::SERVICE_META)?,
+            pins: pins.clone(),
+            by_id: HashMap::new(),
+            by_destination: HashMap::new(),
+            by_address: None,
+            devices: HashMap::new(),
+        })
+    }
+
+    /// Has everything looked up anew.
+    pub fn forget(&mut self) {
+        self.by_id.clear();
+        self.by_destination.clear();
+        self.by_address = None;
+        self.devices.clear();
+    }
+
+    /// Whether there is such a Service now.
+    pub fn knows(&self, service: &str) -> Result<bool, InspectError> {
+        let all = self.pins.read::<u32, ServiceMeta>(map::SERVICE_META)?;
+        Ok(all.iter().any(|(_, meta)| name_of(meta) == service))
+    }
+
+    /// The Service that the event is about.
+    pub fn service(&mut self, event: &FlowEvent) -> Result<Found, InspectError> {
+        if event.service != 0 {
+            return self.by_id(event.service);
+        }
+        let key = FrontendKey::new(event.dst, event.dport, event.proto);
+        if let Some(known) = self.by_destination.get(&key) {
+            return Ok(known.clone());
+        }
+        let found = self.at(key)?;
+        self.by_destination.insert(key, found.clone());
+        Ok(found)
+    }
+
+    fn by_id(&mut self, id: u32) -> Result<Found, InspectError> {
+        if let Some(known) = self.by_id.get(&id) {
+            return Ok(known.clone());
+        }
+        let meta: Option<ServiceMeta> = self.look(&self.services, map::SERVICE_META, &id)?;
+        let found = meta.map(|meta| {
+            Rc::new(ServiceName { id, name: name_of(&meta), port_name: meta.port_name.as_str().to_owned() })
+        });
+        self.by_id.insert(id, found.clone());
+        Ok(found)
+    }
+
+    /// The service port at a destination, as the programs find it; else the Service whose address it is.
+    fn at(&mut self, key: FrontendKey) -> Result<Found, InspectError> {
+        if matches!(key.proto, Proto::ICMP | Proto::ICMPV6) {
+            return self.of_address(key.addr);
+        }
+        if let Some(frontend) = self.frontend(&key)? {
+            return self.by_id(frontend.service);
+        }
+        let roles: u32 = self.look(&self.node_addrs, map::NODE_ADDRS, &key.addr)?.unwrap_or(0);
+        if roles & (role::NODEPORT | role::LOOPBACK) != 0 {
+            let under = FrontendKey::new(key.addr.unspecified_alike(), key.port, key.proto);
+            return match self.frontend(&under)? {
+                Some(frontend) => self.by_id(frontend.service),
+                None => Ok(None),
+            };
+        }
+        self.of_address(key.addr)
+    }
+
+    /// The Service that has this address; none where several share it, as they may an external one.
+    fn of_address(&mut self, addr: Addr) -> Result<Found, InspectError> {
+        let proto = if addr.is_v4() { Proto::ICMP } else { Proto::ICMPV6 };
+        if self.frontend(&FrontendKey::new(addr, Port::ZERO, proto))?.is_none() {
+            return Ok(None);
+        }
+        if self.by_address.is_none() {
+            let mut all: HashMap<Addr, Vec<u32>> = HashMap::new();
+            for (key, frontend) in self.pins.read::<FrontendKey, Frontend>(map::FRONTENDS)? {
+                if frontend.kind != FrontendKind::Ping as u32 {
+                    all.entry(key.addr).or_default().push(frontend.service);
+                }
+            }
+            self.by_address = Some(all);
+        }
+        let ids = self.by_address.as_ref().and_then(|all| all.get(&addr)).cloned().unwrap_or_default();
+        let mut name: Option<String> = None;
+        for id in ids {
+            let Some(port) = self.by_id(id)? else { continue };
+            if name.as_ref().is_some_and(|name| *name != port.name) {
+                return Ok(None);
+            }
+            name.get_or_insert_with(|| port.name.clone());
+        }
+        Ok(name.map(|name| Rc::new(ServiceName { id: 0, name, port_name: String::new() })))
+    }
+
+    fn frontend(&self, key: &FrontendKey) -> Result<Option<Frontend>, InspectError> {
+        self.look(&self.frontends, map::FRONTENDS, key)
+    }
+
+    fn look<K: bytemuck::Pod, V: bytemuck::Pod>(
+        &self,
+        map: &RawMap,
+        name: &'static str,
+        key: &K,
+    ) -> Result<Option<V>, InspectError> {
+        let value = map
+            .lookup(bytemuck::bytes_of(key))
+            .map_err(|error| InspectError::io("reading the map", self.pins.maps().join(name), error))?;
+        Ok(value.map(|bytes| bytemuck::pod_read_unaligned(&bytes)))
+    }
+
+    /// The device with this index in this network namespace; `if7` where it is gone. 0 is none.
+    pub fn device(&mut self, ifindex: u32) -> Option<Rc<str>> {
+        if ifindex == 0 {
+            return None;
+        }
+        let name = self.devices.entry(ifindex).or_insert_with(|| match if_indextoname(ifindex) {
+            Ok(name) => name.to_string_lossy().into(),
+            Err(_) => format!("if{ifindex}").into(),
+        });
+        Some(name.clone())
+    }
+}
+
+fn name_of(meta: &ServiceMeta) -> String {
+    format!("{}/{}", meta.namespace.as_str(), meta.name.as_str())
+}

@@ -1,0 +1,225 @@
+//! One event as it is shown: an object with stable names, and the same as one line.
+
+use std::{
+    fmt,
+    io::{self, Write},
+};
+
+use jiff::Timestamp;
+use proxy_common::{Addr, Counter, EventKind, FlowEvent, Hook, Port, Proto, client::netns_of};
+use serde::Serialize;
+
+use super::names::ServiceName;
+use crate::inspect::{addr_port, proto_name};
+
+/// What does not apply is `null`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct EventView {
+    /// UTC, RFC 3339.
+    pub time: String,
+    /// `flow`, `refused` or `dropped`.
+    pub kind: &'static str,
+    /// `ingress`, `egress`, `xdp` or `socket`.
+    pub hook: &'static str,
+    pub device: Option<String>,
+    pub protocol: String,
+    /// Address and port, or `netns:COOKIE` of a socket's flow: it has no address yet.
+    pub client: String,
+    /// What was asked for, whether or not a Service has it.
+    pub vip: String,
+    /// `NAMESPACE/NAME`.
+    pub service: Option<String>,
+    pub port_name: Option<String>,
+    pub backend: Option<String>,
+    /// The backend is on this node.
+    pub local: Option<bool>,
+    /// An address of this node stands for the client's.
+    pub masqueraded: Option<bool>,
+    /// The port that the backend sees, where the client's own was taken.
+    pub client_port: Option<u16>,
+    /// By which counter it was refused or dropped.
+    pub reason: Option<&'static str>,
+    /// The process that asked.
+    pub pid: Option<u32>,
+    pub process: Option<String>,
+    pub service_id: Option<u32>,
+    pub backend_id: Option<u32>,
+    pub ifindex: Option<u32>,
+}
+
+impl EventView {
+    /// `ahead`: how far the wall clock is ahead of the event's, in nanoseconds.
+    pub fn new(event: &FlowEvent, ahead: i128, service: Option<&ServiceName>, device: Option<&str>) -> Self {
+        let is_flow = event.kind == EventKind::Flow as u8;
+        let is_socket = event.hook == Hook::Socket as u8;
+        let service_id = service.map_or(event.service, |service| service.id);
+        Self {
+            time: time(event.time, ahead),
+            kind: EventKind::from_number(event.kind).map_or("unknown", EventKind::name),
+            hook: Hook::from_number(event.hook).map_or("unknown", Hook::name),
+            device: device.map(str::to_owned),
+            protocol: proto_name(event.proto),
+            client: match netns_of(&event.src) {
+                Some(cookie) => format!("netns:{cookie}"),
+                None => end(event.src, event.sport, event.proto),
+            },
+            vip: end(event.dst, event.dport, event.proto),
+            service: service.map(|service| service.name.clone()),
+            port_name: service.map(|it| it.port_name.clone()).filter(|name| !name.is_empty()),
+            backend: is_flow.then(|| addr_port(event.to, event.to_port)),
+            local: is_flow.then(|| event.has(FlowEvent::LOCAL)),
+            // What becomes of a socket's source is the route's business.
+            masqueraded: (is_flow && !is_socket).then(|| event.has(FlowEvent::MASQUERADED)),
+            client_port: (is_flow && event.client_port != event.sport).then(|| event.client_port.host()),
+            reason: (!is_flow).then(|| reason(event.reason)),
+            pid: is_socket.then_some(event.pid),
+            process: is_socket.then(|| event.comm().to_owned()).filter(|name| !name.is_empty()),
+            service_id: Some(service_id).filter(|id| *id != 0),
+            backend_id: Some(event.backend).filter(|id| *id != 0),
+            ifindex: Some(event.ifindex).filter(|ifindex| *ifindex != 0),
+        }
+    }
+
+    /// The Service and its port, as people write it.
+    fn service_port(&self) -> Option<String> {
+        let (service, port) = (self.service.as_ref()?, self.port_name.as_deref());
+        Some(port.map_or_else(|| service.clone(), |port| format!("{service}:{port}")))
+    }
+}
+
+fn time(monotonic: u64, ahead: i128) -> String {
+    match Timestamp::from_nanosecond(i128::from(monotonic) + ahead) {
+        Ok(at) => format!("{at:.6}"),
+        Err(_) => monotonic.to_string(),
+    }
+}
+
+fn reason(number: u32) -> &'static str {
+    Counter::ALL.get(number as usize).map_or("unknown", |counter| counter.name())
+}
+
+/// A ping has no port.
+fn end(addr: Addr, port: Port, proto: u8) -> String {
+    match proto {
+        Proto::ICMP | Proto::ICMPV6 => addr.to_string(),
+        _ => addr_port(addr, port),
+    }
+}
+
+/// A process may name itself anything, and terminals obey.
+struct Harmless<'a>(&'a str);
+
+impl fmt::Display for Harmless<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|c| fmt::Write::write_char(f, if c.is_control() { '?' } else { c }))
+    }
+}
+
+/// One line: when, what, where, who to whom, and what about it; `wide` adds the day and the ids.
+pub fn print_event_into(out: &mut impl Write, view: &EventView, wide: bool, colour: bool) -> io::Result<()> {
+    let of_day = view.time.split_once('T').map_or(view.time.as_str(), |(_, time)| time);
+    let code = match view.kind {
+        "flow" => "32",
+        "refused" => "33",
+        _ => "31",
+    };
+    let (on, off) = if colour { (format!("\x1b[{code}m"), "\x1b[0m") } else { (String::new(), "") };
+    let place =
+        view.device.as_ref().map_or_else(|| view.hook.to_owned(), |device| format!("{} {device}", view.hook));
+    let time = if wide { &view.time } else { of_day };
+    write!(out, "{time}  {on}{:<7}{off}  {place:<20} {:<4} ", view.kind, view.protocol)?;
+    if let Some(pid) = view.pid {
+        write!(out, "{}[{pid}] ", Harmless(view.process.as_deref().unwrap_or("?")))?;
+    }
+    write!(out, "{} -> {}", view.client, view.vip)?;
+    if let Some(service) = view.service_port() {
+        write!(out, " {service}")?;
+    }
+    if let Some(backend) = &view.backend {
+        write!(out, " -> {backend}")?;
+    }
+    for note in notes(view, wide) {
+        write!(out, "  {note}")?;
+    }
+    writeln!(out)
+}
+
+fn notes(view: &EventView, wide: bool) -> Vec<String> {
+    let flag = |is: Option<bool>, word: &str| is.filter(|is| *is).map(|_| word.to_owned());
+    let id = |id: Option<u32>, word: &str| id.filter(|_| wide).map(|id| format!("{word}={id}"));
+    [
+        view.reason.map(str::to_owned),
+        flag(view.local, "local"),
+        flag(view.masqueraded, "masqueraded"),
+        view.client_port.map(|port| format!("client port {port}")),
+        id(view.service_id, "service"),
+        id(view.backend_id, "backend"),
+        id(view.ifindex, "ifindex"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proxy_common::client::netns;
+
+    use super::*;
+    use crate::monitor::sample;
+
+    /// An event 1.5 seconds after the machine's start, which was at 2026-01-02 03:04:05.
+    const STARTED: i128 = 1_767_323_045_000_000_000;
+
+    fn web() -> ServiceName {
+        ServiceName { id: 3, name: "default/web".to_owned(), port_name: "http".to_owned() }
+    }
+
+    fn line(view: &EventView, wide: bool, colour: bool) -> String {
+        let mut out = Vec::new();
+        print_event_into(&mut out, view, wide, colour).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_flow_in_one_line() {
+        let view = EventView::new(&sample::flow(), STARTED, Some(&web()), Some("veth1"));
+        assert_eq!(
+            line(&view, false, false),
+            "03:04:06.500000Z  flow     ingress veth1        TCP  10.0.0.1:4000 -> 10.68.0.10:80 default/web:http -> \
+             172.20.1.2:8080  masqueraded  client port 5000\n"
+        );
+        let wide = line(&view, true, true);
+        assert!(wide.starts_with("2026-01-02T03:04:06.500000Z  \x1b[32mflow   \x1b[0m  "), "{wide:?}");
+        assert!(wide.ends_with("  service=3  backend=7  ifindex=4\n"), "{wide}");
+    }
+
+    #[test]
+    fn a_refused_question_of_a_process() {
+        let mut event = sample::refused();
+        let named = b"cu\x1brl";
+        event.comm[..named.len()].copy_from_slice(named);
+        let view = EventView::new(&FlowEvent { src: netns(31), ..event }, STARTED, None, None);
+        assert_eq!(
+            line(&view, false, false),
+            "03:04:06.500000Z  refused  socket               TCP  cu?rl[4242] netns:31 -> 10.68.0.10:80  no_backend\n"
+        );
+        assert_eq!(
+            serde_json::to_value(&view).unwrap(),
+            serde_json::json!({
+                "time": "2026-01-02T03:04:06.500000Z", "kind": "refused", "hook": "socket", "device": null,
+                "protocol": "TCP", "client": "netns:31", "vip": "10.68.0.10:80", "service": null, "port_name": null,
+                "backend": null, "local": null, "masqueraded": null, "client_port": null, "reason": "no_backend",
+                "pid": 4242, "process": "cu\u{1b}rl", "service_id": null, "backend_id": null, "ifindex": null,
+            })
+        );
+    }
+
+    #[test]
+    fn a_ping_has_no_ports_and_strange_numbers_are_no_panic() {
+        let ping = FlowEvent { proto: Proto::ICMP, kind: 9, hook: 9, reason: 99, ..sample::refused() };
+        let view = EventView::new(&ping, i128::MAX / 2, None, None);
+        assert_eq!((&*view.client, &*view.vip), ("10.0.0.1", "10.68.0.10"));
+        assert_eq!((view.kind, view.hook, view.reason), ("unknown", "unknown", Some("unknown")));
+    }
+}
