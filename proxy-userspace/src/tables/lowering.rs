@@ -334,7 +334,10 @@ impl Lowering {
                 }
             }
             if !kept.contains(id) {
-                if !self.ids.retire(*id) {
+                if self.ids.retire(*id) {
+                    let gone = ServiceMeta { flags: ServiceMeta::GONE, ..service_meta(key, port) };
+                    self.tables.service_meta.set(*id, gone);
+                } else {
                     self.tables.service_meta.remove(id);
                 }
                 self.drop_ranges(*id);
