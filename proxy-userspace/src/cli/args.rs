@@ -284,6 +284,9 @@ pub struct RunArgs {
     /// Address of /metrics; an empty string turns it off [default: 127.0.0.1:10249]
     #[arg(long, value_name = "ADDRESS")]
     pub metrics_bind_address: Option<String>,
+    /// Service ports that have series of their own in /metrics; the others are one together, `_other`; 0: no such series
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub service_metrics_max: u32,
     /// Print sampled datapath decisions on stderr
     #[arg(long)]
     pub trace: bool,

@@ -6,6 +6,7 @@ pub mod affinity;
 pub mod backends;
 pub mod contract;
 pub mod counters;
+pub mod drops;
 pub mod flows;
 pub mod jiffies;
 pub mod links;
@@ -14,6 +15,7 @@ pub mod maps;
 pub mod pins;
 pub mod programs;
 pub mod services;
+pub mod statistics;
 pub mod status;
 pub mod table;
 
@@ -58,7 +60,7 @@ pub enum InspectError {
 }
 
 impl InspectError {
-    fn io(action: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
         let path = path.into();
         match source.kind() {
             io::ErrorKind::PermissionDenied => Self::Refused { action, path, source },
