@@ -3,11 +3,14 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
+use clap::{
+    ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 use clap_complete::Shell;
 
 use super::kube_proxy_args::{KubeProxyArgs, go_bool};
-use crate::cleanup::DEFAULT_BPFFS;
+use crate::{cleanup::DEFAULT_BPFFS, top::sort::SortKey};
 
 /// A Kubernetes Service proxy on eBPF.
 #[derive(Clone, Debug, Parser)]
@@ -68,6 +71,8 @@ pub enum Command {
     /// What the datapath did and why it dropped
     #[command(subcommand, visible_alias = "counters")]
     Counter(ListCommand),
+    /// Services by what they carry, refuse and drop just now
+    Top(TopArgs),
     /// What would become of a packet, stage by stage; nothing is done
     Explain(ExplainArgs),
     /// Pinned programs
@@ -167,6 +172,25 @@ pub struct CompileArgs {
     pub node_name: Option<String>,
     #[command(flatten)]
     pub policy: PolicyArgs,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct TopArgs {
+    /// Look once over the interval, print, and end
+    #[arg(long)]
+    pub once: bool,
+    /// Between two looks, from 100ms to 1h
+    #[arg(long, value_name = "DURATION", default_value = "1s")]
+    pub interval: String,
+    /// The column to sort by: the greatest first
+    #[arg(long, value_name = "KEY", default_value = "new", value_parser = sort_keys())]
+    pub sort: SortKey,
+    /// Show so many service ports at most
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub limit: Option<u32>,
+    /// Only this Service's ports
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = service_name)]
+    pub service: Option<String>,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -406,6 +430,12 @@ pub enum DetectLocalArg {
     InterfaceNamePrefix,
 }
 
+/// The columns of `shunt top` by name.
+fn sort_keys() -> impl TypedValueParser<Value = SortKey> {
+    let names = PossibleValuesParser::new(SortKey::ALL.map(SortKey::name));
+    names.try_map(|name| SortKey::from_name(&name).ok_or("no such column"))
+}
+
 /// Refuses what cannot name a Service before anything is read.
 fn service_name(text: &str) -> Result<String, String> {
     match crate::inspect::services::split_name(text) {
@@ -443,6 +473,7 @@ mod tests {
             (vec!["shunt", "run", "--conntrack-max", "0"], "--conntrack-max"),
             (vec!["shunt", "run", "--manifests", "a", "--kubeconfig", "b"], "--kubeconfig"),
             (vec!["shunt", "compile"], "--filename"),
+            (vec!["shunt", "top", "--sort", "size"], "bytes-out"),
             (vec!["shunt", "service", "show", "web"], "NAMESPACE/NAME"),
             (vec!["shunt", "conntrack", "list", "--service", "a/b/c"], "NAMESPACE/NAME"),
         ] {

@@ -5,7 +5,7 @@ use std::{error::Error, fmt::Write as _, io, process::ExitCode};
 use super::resolve::UsageError;
 use crate::{
     agent::AgentError, cleanup::CleanupError, explain::ExplainError, inspect::InspectError,
-    kube_proxy::KubeProxyError,
+    kube_proxy::KubeProxyError, top::TopError,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +16,8 @@ pub enum Failure {
     Inspect(#[from] InspectError),
     #[error(transparent)]
     Explain(#[from] ExplainError),
+    #[error(transparent)]
+    Top(TopError),
     #[error(transparent)]
     Cleanup(#[from] CleanupError),
     #[error(transparent)]

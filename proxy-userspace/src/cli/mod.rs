@@ -12,6 +12,7 @@ mod resolve;
 mod run;
 mod show;
 mod source;
+mod top;
 
 use std::io::Write as _;
 
@@ -41,6 +42,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Conntrack(command) => show::conntrack(&pins, &output, &command),
         Command::Affinity(_) => show::affinity(&pins, &output),
         Command::Counter(_) => show::counters(&pins, &output),
+        Command::Top(args) => top::run(&pins, &output, &args),
         Command::Explain(args) => show::explain(&pins, &output, &args),
         Command::Prog(_) => show::programs(&pins, &output),
         Command::Link(_) => show::links(&pins, &output),
