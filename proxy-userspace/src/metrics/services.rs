@@ -16,8 +16,10 @@ use crate::inspect::{
     statistics::{Count, Figures, ServicePort, Statistics, family_text, port_text, protocol_text},
 };
 
-/// The metrics, and the counts that each holds by its `direction`.
-const METRICS: [(&str, &str, &[(&str, Count)]); 5] = [
+/// A name, its HELP text, and the counts it holds by their `direction`.
+type Metric = (&'static str, &'static str, &'static [(&'static str, Count)]);
+
+const METRICS: [Metric; 5] = [
     ("shunt_service_flows_total", "Flows to a service port that began.", &[("", Count::Flows)]),
     (
         "shunt_service_packets_total",

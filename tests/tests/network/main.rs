@@ -51,6 +51,7 @@ mod s3_1_health;
 mod s3_2_health_check;
 mod s3_3_metrics;
 mod same_tuple;
+mod statistics;
 mod takeover;
 mod trio;
 mod unusual_packets;
