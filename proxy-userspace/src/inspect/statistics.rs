@@ -85,6 +85,11 @@ impl Figures<u64> {
         Figures(self.0.map(|figure| figure.filter(|_| seconds > 0.0).map(|figure| figure as f64 / seconds)))
     }
 
+    /// Whether flows, packets and bytes are counted.
+    pub fn knows_traffic(&self) -> bool {
+        self.get(Count::Flows).is_some()
+    }
+
     pub fn plus(&self, other: &Self) -> Self {
         Self(std::array::from_fn(|i| Some(self.0[i]?.wrapping_add(other.0[i]?))))
     }

@@ -4,16 +4,13 @@
 //! to keep than to write. How many there are is bounded (`--service-metrics-max`): the service ports with the lowest ids
 //! have series of their own, and all others together one, `service="_other"`, which no Service can be called.
 
-use std::{
-    collections::{HashMap, HashSet},
-    fmt::Write as _,
-};
+use std::{collections::HashMap, fmt::Write as _};
 
 use proxy_common::ServiceMeta;
 
 use crate::inspect::{
     pins::Pins,
-    statistics::{Count, Figures, ServicePort, Statistics, family_text, port_text, protocol_text},
+    statistics::{Count, Figures, Statistics, family_text, port_text, protocol_text},
 };
 
 /// A name, its HELP text, and the counts it holds by their `direction`.
@@ -46,7 +43,7 @@ const METRICS: [Metric; 5] = [
 /// What must be remembered from one answer to the next.
 #[derive(Debug, Default)]
 pub struct ServiceMetrics {
-    /// What was last seen of those without series of their own, by id.
+    /// What was last seen of each, by id: which of them have series of their own changes as others come and go.
     last: HashMap<u32, Figures<u64>>,
     /// What they have counted while they had none. Their sum would go back with each that goes or gets series of its own.
     other: Option<Figures<u64>>,
@@ -68,25 +65,28 @@ impl ServiceMetrics {
     }
 
     fn written(&mut self, statistics: &Statistics, max: usize) -> String {
-        let (own, others) = statistics.ports.split_at(max.min(statistics.ports.len()));
-        self.take(statistics.has_traffic, others);
+        let own = &statistics.ports[..max.min(statistics.ports.len())];
+        self.take(statistics, own.len());
         let mut series: Vec<_> = own.iter().map(|port| (Labels::of(&port.meta), port.totals)).collect();
         series.extend(self.other.map(|figures| (Labels::other(), figures)));
         written(&series)
     }
 
-    /// Adds what those without series of their own have counted since the last time.
-    fn take(&mut self, has_traffic: bool, others: &[ServicePort]) {
-        let zero = Figures::zero(has_traffic);
-        if self.other.is_some_and(|other| other.get(Count::Flows).is_some() != has_traffic) {
+    /// Adds what those behind the first `own` have counted since the last time.
+    fn take(&mut self, statistics: &Statistics, own: usize) {
+        let zero = Figures::zero(statistics.has_traffic);
+        if self.other.is_some_and(|other| other.knows_traffic() != statistics.has_traffic) {
             *self = Self::default();
         }
-        for port in others {
-            let before = self.last.insert(port.id, port.totals).unwrap_or(zero);
-            self.other = Some(self.other.unwrap_or(zero).plus(&port.totals.since(&before)));
+        let mut seen = HashMap::with_capacity(statistics.ports.len());
+        for (nth, port) in statistics.ports.iter().enumerate() {
+            seen.insert(port.id, port.totals);
+            if nth >= own {
+                let before = self.last.get(&port.id).unwrap_or(&zero);
+                self.other = Some(self.other.unwrap_or(zero).plus(&port.totals.since(before)));
+            }
         }
-        let there: HashSet<u32> = others.iter().map(|port| port.id).collect();
-        self.last.retain(|id, _| there.contains(id));
+        self.last = seen;
     }
 }
 
@@ -146,7 +146,10 @@ impl Labels {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inspect::statistics::tests::{figures, meta};
+    use crate::inspect::statistics::{
+        ServicePort,
+        tests::{figures, meta},
+    };
 
     fn port(id: u32, name: &str, n: u64) -> ServicePort {
         ServicePort {
@@ -201,6 +204,8 @@ mod tests {
         // The third's id is another's, which begins at zero.
         assert_eq!(see(&[port(2, "b", 25), port(3, "d", 4)]), Some(327));
         assert_eq!(see(&[port(2, "b", 25)]), Some(327));
+        // The second is no longer one of the first: what it counted while it was is none of the others'.
+        assert_eq!(see(&[port(1, "e", 0), port(2, "b", 26)]), Some(328));
     }
 
     #[test]

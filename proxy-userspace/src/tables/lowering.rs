@@ -371,6 +371,12 @@ impl Lowering {
         for id in std::mem::take(&mut self.held) {
             self.drop_ranges(id);
         }
+        // Deleted while no agent was there, or a second id of one port: two would be shown under one name.
+        for id in self.ids.take_unclaimed() {
+            if let Some(meta) = self.tables.service_meta.get(&id).copied() {
+                self.tables.service_meta.set(id, ServiceMeta { flags: ServiceMeta::GONE, ..meta });
+            }
+        }
     }
 
     /// Takes note of what the store carried out.

@@ -125,6 +125,11 @@ impl ServiceIds {
         !self.retired.is_empty()
     }
 
+    /// Found in the store, and no port has turned up for them: what comes from now on is another one.
+    pub fn take_unclaimed(&mut self) -> HashSet<u32> {
+        std::mem::take(&mut self.adopted)
+    }
+
     /// Takes the ids found in the store, at start, before any other call; all count as retired until their
     /// port turns up. Of several ids of one port, which a write that stopped halfway may leave, the first
     /// given is the port's.
@@ -175,6 +180,7 @@ mod tests {
         let mut ids = ServiceIds::new(10);
         ids.adopt(vec![(4, key("a")), (5, key("b"))]);
         assert_eq!(ids.acquire(key("a")), Some((4, false)));
+        assert_eq!(ids.take_unclaimed(), HashSet::from([5]));
         ids.named();
         ids.retire(4);
         assert_eq!(ids.acquire(key("a")), Some((4, true)));
