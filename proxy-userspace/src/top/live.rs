@@ -37,9 +37,10 @@ pub fn run(pins: &Pins, options: &Options, colour: bool) -> Result<(), TopError>
         top.overview().only(name)?;
     }
     let stop = stop_on_signals().map_err(failed("waiting for signals"))?;
+    // Before it is taken: that may fail halfway.
+    let _restored = Restore;
     // Sets a panic hook, too, which gives the terminal back before the message is written.
     let mut terminal = ratatui::try_init().map_err(failed("taking the terminal"))?;
-    let _restored = Restore;
     top.run(&mut terminal, &stop, colour)
 }
 
