@@ -75,7 +75,7 @@ pod! {
         pub proto: u8,
         /// 4 or 6.
         pub family: u8,
-        /// `ServiceMeta::RANDOM` and the other flags.
+        /// [`ServiceMeta::GONE`].
         pub flags: u32,
     }
 
@@ -143,6 +143,11 @@ impl Frontend {
     pub const fn has(&self, flag: u32) -> bool {
         self.flags & flag != 0
     }
+}
+
+impl ServiceMeta {
+    /// The Service has no such port any more; its flows go on naming it.
+    pub const GONE: u32 = 1;
 }
 
 impl Backend {

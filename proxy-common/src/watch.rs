@@ -20,6 +20,7 @@ pod! {
 
     /// Key of DROPS (per-CPU hash to `u64`): packets that one device's hooks refused or dropped for one reason.
     pub struct DropKey [8] {
+        /// 0: the socket hooks.
         pub ifindex: u32,
         /// A [`crate::Counter`] by number.
         pub reason: u32,
@@ -128,6 +129,12 @@ pub mod kinds {
     }
 
     pub const ALL: u32 = bit(EventKind::Flow) | bit(EventKind::Refused) | bit(EventKind::Dropped);
+}
+
+impl DropKey {
+    /// In place of an `ifindex`: devices that are gone. Written by the agent alone, so that nothing is lost of what their
+    /// entries held.
+    pub const GONE: u32 = u32::MAX;
 }
 
 impl FlowEvent {

@@ -110,7 +110,7 @@ pub fn ended<L: Link>(ctx: &TcContext, half: Half, reason: u32) {
     count_number(reason);
     let device = ifindex(ctx);
     count_drop(&DropKey { ifindex: device, reason });
-    let kind = if is_refusal(reason) { EventKind::Refused } else { EventKind::Dropped };
+    let kind = if Counter::is_refusal(reason) { EventKind::Refused } else { EventKind::Dropped };
     let Some(time) = wanted(kind) else {
         return;
     };
@@ -125,14 +125,6 @@ pub fn ended<L: Link>(ctx: &TcContext, half: Half, reason: u32) {
         }
         Err(Aside::Foreign) => {}
     }
-}
-
-#[inline(always)]
-fn is_refusal(reason: u32) -> bool {
-    const NO_BACKEND: u32 = Counter::NoBackend as u32;
-    const NO_FLOW: u32 = Counter::NoFlow as u32;
-    const NO_SERVICE_PORT: u32 = Counter::NoServicePort as u32;
-    matches!(reason, NO_BACKEND | NO_FLOW | NO_SERVICE_PORT)
 }
 
 #[inline(always)]

@@ -32,6 +32,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     pub healthz_bind_address: Option<SocketAddr>,
     pub metrics_bind_address: Option<SocketAddr>,
+    /// Service ports that have series of their own in the metrics.
+    pub service_metrics_max: u32,
     /// A listener that cannot be opened ends the agent.
     pub bind_address_hard_fail: bool,
     /// Between the end of one sync and the begin of the next: the first change is written at once, those that

@@ -29,3 +29,4 @@ pub mod problem;
 pub mod snapshot;
 pub mod source;
 pub mod tables;
+pub mod top;

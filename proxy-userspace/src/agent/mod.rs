@@ -5,6 +5,7 @@
 //! and maps stay, and the node keeps forwarding.
 
 mod clients;
+mod drops;
 mod flows;
 mod hooks;
 mod lane;
@@ -463,6 +464,11 @@ impl Agent {
             if let Err(error) = self.attach_sockets() {
                 tracing::error!(%error, "attaching the socket programs failed");
             }
+        }
+        match drops::forget_gone(&self.loaded) {
+            Ok(0) => {}
+            Ok(entries) => tracing::debug!(entries, "drops of devices that are gone folded"),
+            Err(error) => tracing::warn!(%error, "clearing up {} failed", map::DROPS),
         }
         if let Err(error) = self.repair_pins() {
             tracing::error!(%error, "pinning again failed");

@@ -87,7 +87,11 @@ pub(super) async fn listen(
     recorder: &Recorder,
 ) -> Result<(), AgentError> {
     let configz = kube_proxy_config::configz(&config.kube_proxy).to_string();
-    let metrics = MetricsPages { pins: pins.clone(), configz: Some(configz) };
+    let metrics = MetricsPages {
+        pins: pins.clone(),
+        services_max: config.service_metrics_max as usize,
+        configz: Some(configz),
+    };
     let pages = [
         (
             config.healthz_bind_address,

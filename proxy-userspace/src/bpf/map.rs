@@ -16,6 +16,8 @@ use super::{Cmd, ENOTSUPP, bpf, obj_get, obj_info, ptr, ptr_mut};
 
 /// Entries a batch carries at most: bounds one system call's time and our buffers.
 const CHUNK: usize = 8192;
+/// Bytes of values that are read at once: those of per-CPU maps are long where there are many CPUs.
+const CHUNK_BYTES: usize = 4 << 20;
 
 /// Map types (uapi/linux/bpf.h, `enum bpf_map_type`) whose elements need a word of care.
 const ARRAY: u32 = 2;
@@ -200,7 +202,7 @@ impl RawMap {
     /// meanwhile may be seen or not; an entry that stays is seen (at least once).
     pub fn for_each(&self, mut each: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
         if self.batches.get() {
-            match self.for_each_batched(&mut each) {
+            match self.for_each_batched(usize::MAX, &mut each) {
                 Err(e) if unsupported(&e) => self.batches.set(false),
                 other => return other,
             }
@@ -215,9 +217,30 @@ impl RawMap {
         Ok(())
     }
 
-    fn for_each_batched(&self, each: &mut impl FnMut(&[u8], &[u8])) -> io::Result<()> {
+    /// The same for an array's elements below `len` alone.
+    pub fn for_first(&self, len: u32, mut each: impl FnMut(u32, &[u8])) -> io::Result<()> {
+        let len = len.min(self.info.max_entries);
+        if self.batches.get() && len > 0 {
+            let mut each = |key: &[u8], value: &[u8]| each(bytemuck::pod_read_unaligned(key), value);
+            match self.for_each_batched(len as usize, &mut each) {
+                Err(e) if unsupported(&e) => self.batches.set(false),
+                other => return other,
+            }
+        }
+        for index in 0..len {
+            if let Some(value) = self.lookup(&index.to_ne_bytes())? {
+                each(index, &value);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends after `limit` entries.
+    fn for_each_batched(&self, limit: usize, each: &mut impl FnMut(&[u8], &[u8])) -> io::Result<()> {
         let (key_len, value_len) = (self.key_len(), self.value_len);
-        let mut room = CHUNK.min((self.info.max_entries as usize).max(64));
+        let fits = (CHUNK_BYTES / value_len.max(1)).clamp(64, CHUNK);
+        let mut room = fits.min((self.info.max_entries as usize).max(64));
+        let mut left = limit;
         let mut keys = vec![0u8; room * key_len];
         let mut values = vec![0u8; room * value_len];
         // Hash maps keep a 32-bit bucket number here, the others a key.
@@ -230,7 +253,7 @@ impl RawMap {
                 out_batch: ptr_mut(&mut next),
                 keys: ptr_mut(&mut keys),
                 values: ptr_mut(&mut values),
-                count: room as u32,
+                count: room.min(left) as u32,
                 map_fd: self.fd.as_raw_fd() as u32,
                 elem_flags: 0,
                 flags: 0,
@@ -254,7 +277,8 @@ impl RawMap {
             {
                 each(key, value);
             }
-            if last {
+            left -= count.min(left);
+            if last || left == 0 {
                 return Ok(());
             }
             mem::swap(&mut position, &mut next);

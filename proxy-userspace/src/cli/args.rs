@@ -3,14 +3,17 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
+use clap::{
+    ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 use clap_complete::Shell;
 
 use super::{
     kube_proxy_args::{KubeProxyArgs, go_bool},
     monitor_args::MonitorArgs,
 };
-use crate::cleanup::DEFAULT_BPFFS;
+use crate::{cleanup::DEFAULT_BPFFS, top::sort::SortKey};
 
 /// A Kubernetes Service proxy on eBPF.
 #[derive(Clone, Debug, Parser)]
@@ -71,6 +74,8 @@ pub enum Command {
     /// What the datapath did and why it dropped
     #[command(subcommand, visible_alias = "counters")]
     Counter(ListCommand),
+    /// Services by what they carry, refuse and drop just now
+    Top(TopArgs),
     /// What would become of a packet, stage by stage; nothing is done
     Explain(ExplainArgs),
     /// Flows that begin, and packets that are refused or dropped, as it happens
@@ -172,6 +177,25 @@ pub struct CompileArgs {
     pub node_name: Option<String>,
     #[command(flatten)]
     pub policy: PolicyArgs,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct TopArgs {
+    /// Look once over the interval, print, and end
+    #[arg(long)]
+    pub once: bool,
+    /// Between two looks, from 100ms to 1h
+    #[arg(long, value_name = "DURATION", default_value = "1s")]
+    pub interval: String,
+    /// The column to sort by: the greatest first
+    #[arg(long, value_name = "KEY", default_value = "new", value_parser = sort_keys())]
+    pub sort: SortKey,
+    /// Show so many service ports at most
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub limit: Option<u32>,
+    /// Only this Service's ports
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = service_name)]
+    pub service: Option<String>,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -289,6 +313,9 @@ pub struct RunArgs {
     /// Address of /metrics; an empty string turns it off [default: 127.0.0.1:10249]
     #[arg(long, value_name = "ADDRESS")]
     pub metrics_bind_address: Option<String>,
+    /// Service ports that have series of their own in /metrics; the others are one together, `_other`; 0: no such series
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub service_metrics_max: u32,
     /// Print sampled datapath decisions on stderr
     #[arg(long)]
     pub trace: bool,
@@ -408,6 +435,12 @@ pub enum DetectLocalArg {
     InterfaceNamePrefix,
 }
 
+/// The columns of `shunt top` by name.
+fn sort_keys() -> impl TypedValueParser<Value = SortKey> {
+    let names = PossibleValuesParser::new(SortKey::ALL.map(SortKey::name));
+    names.try_map(|name| SortKey::from_name(&name).ok_or("no such column"))
+}
+
 /// Refuses what cannot name a Service before anything is read.
 pub(super) fn service_name(text: &str) -> Result<String, String> {
     match crate::inspect::services::split_name(text) {
@@ -445,6 +478,7 @@ mod tests {
             (vec!["shunt", "run", "--conntrack-max", "0"], "--conntrack-max"),
             (vec!["shunt", "run", "--manifests", "a", "--kubeconfig", "b"], "--kubeconfig"),
             (vec!["shunt", "compile"], "--filename"),
+            (vec!["shunt", "top", "--sort", "size"], "bytes-out"),
             (vec!["shunt", "service", "show", "web"], "NAMESPACE/NAME"),
             (vec!["shunt", "conntrack", "list", "--service", "a/b/c"], "NAMESPACE/NAME"),
             (vec!["shunt", "monitor", "--service", "web"], "NAMESPACE/NAME"),

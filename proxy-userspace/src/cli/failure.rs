@@ -5,7 +5,7 @@ use std::{error::Error, fmt::Write as _, io, process::ExitCode};
 use super::resolve::UsageError;
 use crate::{
     agent::AgentError, cleanup::CleanupError, explain::ExplainError, inspect::InspectError,
-    kube_proxy::KubeProxyError, monitor::MonitorError,
+    kube_proxy::KubeProxyError, monitor::MonitorError, top::TopError,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +18,8 @@ pub enum Failure {
     Explain(#[from] ExplainError),
     #[error(transparent)]
     Monitor(#[from] MonitorError),
+    #[error(transparent)]
+    Top(TopError),
     #[error(transparent)]
     Cleanup(#[from] CleanupError),
     #[error(transparent)]

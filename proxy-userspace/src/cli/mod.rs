@@ -13,6 +13,7 @@ mod resolve;
 mod run;
 mod show;
 mod source;
+mod top;
 
 use std::io::Write as _;
 
@@ -42,6 +43,7 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
         Command::Conntrack(command) => show::conntrack(&pins, &output, &command),
         Command::Affinity(_) => show::affinity(&pins, &output),
         Command::Counter(_) => show::counters(&pins, &output),
+        Command::Top(args) => top::run(&pins, &output, &args),
         Command::Explain(args) => show::explain(&pins, &output, &args),
         Command::Monitor(args) => show::monitor(&pins, &Output::of_stream(&cli.global), *args),
         Command::Prog(_) => show::programs(&pins, &output),

@@ -8,7 +8,7 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use ipnet::IpNet;
-use proxy_common::{Counter, EventKind, Hook};
+use proxy_common::{Counter, EventKind, Hook, counter::Kind};
 
 use super::{
     args::service_name,
@@ -18,7 +18,7 @@ use crate::{
     kube_proxy_config::duration::{self, LOOKS_LIKE},
     monitor::{
         Wanted,
-        filter::{Filter, Protocol, is_reason},
+        filter::{Filter, Protocol},
     },
 };
 
@@ -58,6 +58,10 @@ pub struct MonitorArgs {
     /// End after this time, such as 30s or 10m
     #[arg(long, value_name = "DURATION", value_parser = time)]
     pub duration: Option<Duration>,
+}
+
+const fn is_reason(counter: Counter) -> bool {
+    !matches!(counter.kind(), Kind::Event)
 }
 
 /// Every reason for which packets are refused or dropped.

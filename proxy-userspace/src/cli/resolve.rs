@@ -92,6 +92,10 @@ pub enum UsageError {
     NoCgroup2,
     #[error("--write-config-to {}: {why}; name a file in a directory that can be written to", path.display())]
     WriteConfigTo { path: PathBuf, why: String },
+    #[error(
+        "`shunt top` draws on a terminal, and this is none; --once prints one look, also as JSON (-o json)"
+    )]
+    NoTerminal,
     #[error("the host has no name: give --node-name NAME, the name of this node's Node object")]
     NoNodeName,
 }
@@ -235,6 +239,7 @@ fn config_of(
             args.metrics_bind_address.as_deref().unwrap_or("127.0.0.1"),
             flags.metrics_port.unwrap_or(METRICS_PORT),
         )?,
+        service_metrics_max: args.service_metrics_max,
         bind_address_hard_fail: flags.bind_address_hard_fail == Some(true),
         min_sync,
         repair,

@@ -74,7 +74,7 @@ pub fn affinity(pins: &Pins, output: &Output) -> Done {
 
 pub fn counters(pins: &Pins, output: &Output) -> Done {
     let views = counters::read(pins)?;
-    output.print_view(&views, |out| counters::print_counters_into(out, &views, output.headers))
+    output.print_view(&views, |out| counters::print_counters_into(out, &views, output.headers, output.wide()))
 }
 
 pub fn explain(pins: &Pins, output: &Output, args: &ExplainArgs) -> Done {

@@ -20,6 +20,8 @@ pub enum Page {
 pub struct MetricsPages {
     /// Where the maps are.
     pub pins: Pins,
+    /// Service ports that have series of their own.
+    pub services_max: usize,
     /// The configuration in effect, as JSON.
     pub configz: Option<String>,
 }
@@ -51,7 +53,11 @@ impl Page {
             }
             Self::Metrics(pages) => match path {
                 // Maps are read: the runtime's one thread has others to serve meanwhile.
-                "/metrics" => (200, EXPOSITION, tokio::task::block_in_place(|| METRICS.page(&pages.pins))),
+                "/metrics" => (
+                    200,
+                    EXPOSITION,
+                    tokio::task::block_in_place(|| METRICS.page(&pages.pins, pages.services_max)),
+                ),
                 "/proxyMode" => (200, TEXT, PROXY_MODE.to_owned()),
                 // That the listener answers: health proper has a listener of its own.
                 "/healthz" => (200, TEXT, "ok".to_owned()),
@@ -81,7 +87,9 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn the_paths_beside_metrics() {
         let pins = Pins::under(Path::new("/does/not/exist"));
-        let pages = move |configz| Page::Metrics(Arc::new(MetricsPages { pins: pins.clone(), configz }));
+        let pages = move |configz| {
+            Page::Metrics(Arc::new(MetricsPages { pins: pins.clone(), services_max: 0, configz }))
+        };
         let configz = Some("{\"kubeproxy.config.k8s.io\":{}}".to_owned());
         let ask = |path| {
             let Response { status, content_type, body, .. } = pages(configz.clone()).answer(path);

@@ -1,20 +1,36 @@
-//! `shunt counter list`: COUNTERS summed over the CPUs.
+//! `shunt counter list`: COUNTERS summed over the CPUs, then what DROPS says of each device.
 
 use std::io::{self, Write};
 
 use proxy_common::{Counter, map};
 use serde::Serialize;
 
-use super::{InspectError, pins::Pins, table::print_table_into};
+use super::{
+    InspectError,
+    drops::{self, DeviceDrops},
+    pins::Pins,
+    table::print_table_into,
+};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct CounterView {
     pub name: &'static str,
     pub value: u64,
+    /// Of the total there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
 }
 
-/// Every counter, those at zero too.
+/// Every counter, those at zero too; then the drops and refusals of each device. Who looks a name up finds its total
+/// first.
 pub fn read(pins: &Pins) -> Result<Vec<CounterView>, InspectError> {
+    let mut views = views(&totals(pins)?);
+    views.extend(drops::read(pins)?.iter().filter_map(of_device));
+    Ok(views)
+}
+
+/// By number.
+pub fn totals(pins: &Pins) -> Result<Vec<u64>, InspectError> {
     let counters = pins.map(map::COUNTERS)?;
     let mut sums = vec![0; counters.info().max_entries as usize];
     counters
@@ -24,11 +40,16 @@ pub fn read(pins: &Pins) -> Result<Vec<CounterView>, InspectError> {
             }
         })
         .map_err(|error| InspectError::io("reading the map", pins.maps().join(map::COUNTERS), error))?;
-    Ok(views(&sums))
+    Ok(sums)
+}
+
+fn of_device(drops: &DeviceDrops) -> Option<CounterView> {
+    let device = Some(drops::device_text(drops.ifindex));
+    Some(CounterView { name: drops.reason()?.name(), value: drops.packets, device })
 }
 
 /// One CPU's count after the other.
-fn sum_of_cpus(value: &[u8]) -> u64 {
+pub(super) fn sum_of_cpus(value: &[u8]) -> u64 {
     value.chunks_exact(8).map(bytemuck::pod_read_unaligned::<u64>).fold(0, u64::wrapping_add)
 }
 
@@ -36,18 +57,38 @@ fn views(sums: &[u64]) -> Vec<CounterView> {
     let view = |counter: &Counter| CounterView {
         name: counter.name(),
         value: sums.get(*counter as usize).copied().unwrap_or(0),
+        device: None,
     };
     Counter::ALL.iter().map(view).collect()
 }
 
-pub fn print_counters_into(out: &mut impl Write, views: &[CounterView], headers: bool) -> io::Result<()> {
-    let rows = views.iter().map(|view| vec![view.name.to_owned(), view.value.to_string()]);
-    print_table_into(out, headers, &["COUNTER", "VALUE"], rows)
+/// The totals; `wide` also what each device has of them.
+pub fn print_counters_into(
+    out: &mut impl Write,
+    views: &[CounterView],
+    headers: bool,
+    wide: bool,
+) -> io::Result<()> {
+    let mut header = vec!["COUNTER", "VALUE"];
+    header.extend(wide.then_some("DEVICE"));
+    let shown = views.iter().filter(|view| wide || view.device.is_none());
+    let rows = shown.map(|view| {
+        let mut row = vec![view.name.to_owned(), view.value.to_string()];
+        row.extend(view.device.clone());
+        row
+    });
+    print_table_into(out, headers, &header, rows)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn printed(views: &[CounterView], wide: bool) -> String {
+        let mut out = Vec::new();
+        print_counters_into(&mut out, views, true, wide).unwrap();
+        String::from_utf8(out).unwrap()
+    }
 
     #[test]
     fn cpus_are_summed_and_every_counter_is_named() {
@@ -55,11 +96,23 @@ mod tests {
         assert_eq!(sum_of_cpus(&cpus), 7);
         let views = views(&[7]);
         assert_eq!(views.len(), Counter::ALL.len());
-        let mut out = Vec::new();
-        print_counters_into(&mut out, &views[..2], true).unwrap();
+        assert_eq!(printed(&views[..2], false), "COUNTER       VALUE\nflow_new      7\nflow_direct   0\n");
+    }
+
+    #[test]
+    fn devices_come_after_the_totals_and_in_the_wide_table_alone() {
+        let total = views(&[0, 0, 0, 0, 0, 5]).swap_remove(Counter::NoBackend as usize);
+        let drops = DeviceDrops { ifindex: 0, reason: Counter::NoBackend as u32, packets: 3 };
+        let views = [total, of_device(&drops).unwrap()];
+        assert_eq!(printed(&views, false), "COUNTER      VALUE\nno_backend   5\n");
         assert_eq!(
-            String::from_utf8(out).unwrap(),
-            "COUNTER       VALUE\nflow_new      7\nflow_direct   0\n"
+            printed(&views, true),
+            "COUNTER      VALUE   DEVICE\nno_backend   5\nno_backend   3       (sockets)\n"
+        );
+        let json = serde_json::to_string(&views).unwrap();
+        assert_eq!(
+            json,
+            r#"[{"name":"no_backend","value":5},{"name":"no_backend","value":3,"device":"(sockets)"}]"#
         );
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use serde::Serialize;
 
-use super::{InspectError, pins::Pins, programs, table::print_table_into};
+use super::{InspectError, drops::device_name, pins::Pins, programs, table::print_table_into};
 use crate::{
     bpf::link::{LinkInfo, TYPE_CGROUP, TYPE_TCX, TYPE_XDP},
     datapath::{attach::Direction, clsact, devices::Devices, netlink::Socket, xdp},
@@ -101,11 +101,6 @@ fn filters(programs: &HashMap<u32, String>) -> Result<Vec<LinkView>, InspectErro
         }
     }
     Ok(views)
-}
-
-/// A device's name; none when it is gone, or in another network namespace.
-fn device_name(ifindex: u32) -> Option<String> {
-    nix::net::if_::if_indextoname(ifindex).ok()?.into_string().ok()
 }
 
 fn type_name(number: u32) -> String {

@@ -6,6 +6,7 @@ pub mod affinity;
 pub mod backends;
 pub mod contract;
 pub mod counters;
+pub mod drops;
 pub mod flows;
 pub mod jiffies;
 pub mod links;
@@ -14,6 +15,7 @@ pub mod maps;
 pub mod pins;
 pub mod programs;
 pub mod services;
+pub mod statistics;
 pub mod status;
 pub mod table;
 

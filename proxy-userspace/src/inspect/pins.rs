@@ -22,6 +22,7 @@ pub struct Pins {
 }
 
 impl Pins {
+    /// Those under `--bpffs`.
     pub fn new(bpffs: &Path) -> Self {
         Self { dirs: datapath::pins::Pins::under(bpffs) }
     }
@@ -85,6 +86,18 @@ impl Pins {
         Ok(entries)
     }
 
+    /// The values of an array's elements below `len`, those at zero too.
+    pub fn read_first(
+        &self,
+        name: &'static str,
+        len: u32,
+        mut each: impl FnMut(&[u8]),
+    ) -> Result<(), InspectError> {
+        self.map(name)?
+            .for_first(len, |_, value| each(value))
+            .map_err(|error| InspectError::io("reading the map", self.maps().join(name), error))
+    }
+
     /// The names pinned in one of the directories, sorted; an absent directory holds none.
     pub fn names(&self, dir: &Path) -> Result<Vec<String>, InspectError> {
         let listing = match fs::read_dir(dir) {
@@ -103,6 +116,12 @@ impl Pins {
             .map_err(|error| InspectError::io("listing", dir, error))?;
         names.sort();
         Ok(names)
+    }
+}
+
+impl From<datapath::pins::Pins> for Pins {
+    fn from(dirs: datapath::pins::Pins) -> Self {
+        Self { dirs }
     }
 }
 

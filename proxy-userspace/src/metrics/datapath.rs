@@ -3,13 +3,17 @@
 //! Maps that the controller writes and CONNTRACK, which the collector reads anyway, are counted by those who know
 //! ([`super::own::OwnMetrics::map_fill`]); the others hold some ten thousand entries at most and are read here.
 
-use std::io;
+use std::collections::HashMap;
 
 use prometheus::{IntCounterVec, IntGaugeVec};
-use proxy_common::{Counter, map};
+use proxy_common::{Counter, counter::Kind, map};
 
 use super::{OwnMetrics, Register};
-use crate::{bpf::map::RawMap, datapath::pins::Pins};
+use crate::inspect::{
+    InspectError, counters,
+    drops::{self, DeviceDrops},
+    pins::Pins,
+};
 
 /// Counters and maps.
 #[derive(Debug)]
@@ -18,36 +22,8 @@ pub struct DatapathMetrics {
     drops: IntCounterVec,
     refusals: IntCounterVec,
     max_entries: IntGaugeVec,
-}
-
-/// What a counter counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Event,
-    /// Packets that ended, silently.
-    Drop,
-    /// Packets that were answered with a refusal.
-    Refusal,
-}
-
-fn kind(counter: Counter) -> Kind {
-    match counter {
-        Counter::NoBackend | Counter::NoFlow | Counter::NoServicePort => Kind::Refusal,
-        Counter::NoLocalEndpoints
-        | Counter::ConntrackFull
-        | Counter::NoFreePort
-        | Counter::NoFreeSource
-        | Counter::BadSlot
-        | Counter::RewriteFailed
-        | Counter::FragmentLost
-        | Counter::FragmentDropped
-        | Counter::FragmentTiny
-        | Counter::SrcRange
-        | Counter::Unallocated
-        | Counter::RedirectDropped
-        | Counter::SctpPort => Kind::Drop,
-        _ => Kind::Event,
-    }
+    /// What was last said of no device, by reason.
+    nowhere: HashMap<u32, u64>,
 }
 
 /// Hashes that neither the controller nor the collector counts.
@@ -56,38 +32,37 @@ const READ_HERE: [&str; 5] =
 
 impl DatapathMetrics {
     pub(super) fn new(register: &Register<'_>) -> Self {
-        let metrics = Self {
+        let mut metrics = Self {
             events: register.counters(
                 "shunt_datapath_events_total",
-                "What the datapath did: every counter of `shunt counter list`.",
+                "What the datapath did: every total of `shunt counter list`.",
                 &["event"],
             ),
             drops: register.counters(
                 "shunt_datapath_drops_total",
-                "Packets dropped without an answer, by reason.",
-                &["reason"],
+                "Packets dropped without an answer, by reason and device.",
+                &["reason", "device"],
             ),
             refusals: register.counters(
                 "shunt_datapath_refusals_total",
-                "Packets refused with RST or port unreachable, by reason.",
-                &["reason"],
+                "Packets refused with RST or port unreachable, and sockets' questions, by reason and device.",
+                &["reason", "device"],
             ),
             max_entries: register.int_gauges(
                 "shunt_map_max_entries",
                 "Entries that a map has room for.",
                 &["map"],
             ),
+            nowhere: HashMap::new(),
         };
-        for counter in Counter::ALL {
-            metrics.set(*counter, 0);
-        }
+        metrics.set(&[], &[], |_| None);
         metrics
     }
 
     /// Reads what is pinned. What cannot be read keeps its last value: an agent that has just begun has pinned nothing.
     pub(super) fn fill(&mut self, pins: &Pins, own: &OwnMetrics) {
         if let Err(error) = self.fill_counters(pins) {
-            tracing::debug!(%error, "cannot read {}", map::COUNTERS);
+            tracing::debug!(%error, "cannot read the counters");
         }
         for name in map::ALL {
             if let Err(error) = self.fill_map(pins, name, own) {
@@ -96,36 +71,52 @@ impl DatapathMetrics {
         }
     }
 
-    fn fill_counters(&self, pins: &Pins) -> io::Result<()> {
-        let map = RawMap::open(&pins.map(map::COUNTERS))?;
-        for counter in Counter::ALL {
-            let per_cpu = map.lookup(&(*counter as u32).to_ne_bytes())?.unwrap_or_default();
-            let values = per_cpu.chunks_exact(8).filter_map(|v| v.try_into().ok()).map(u64::from_ne_bytes);
-            self.set(*counter, values.fold(0, u64::wrapping_add));
-        }
+    /// The totals first: what is refused or dropped meanwhile is some device's then, and no difference of the two.
+    fn fill_counters(&mut self, pins: &Pins) -> Result<(), InspectError> {
+        let totals = counters::totals(pins)?;
+        let by_device = drops::read(pins)?;
+        self.set(&totals, &by_device, drops::device_name);
         Ok(())
     }
 
-    fn set(&self, counter: Counter, value: u64) {
-        let label = [counter.name()];
-        let by_kind = match kind(counter) {
-            Kind::Event => None,
-            Kind::Drop => Some(&self.drops),
-            Kind::Refusal => Some(&self.refusals),
-        };
-        for vec in [Some(&self.events), by_kind].into_iter().flatten() {
-            let series = vec.with_label_values(&label);
-            series.reset();
-            series.inc_by(value);
+    /// `device=""` is what no device's hook stands for: the socket hooks, and what was counted without a device. It must
+    /// not go back, which Prometheus would take for a new beginning; nor may a device that goes add to it at once what it
+    /// has counted in all its time: it takes its series with it, and the total is an event's.
+    fn set(&mut self, totals: &[u64], by_device: &[DeviceDrops], name: impl Fn(u32) -> Option<String>) {
+        self.drops.reset();
+        self.refusals.reset();
+        for counter in Counter::ALL {
+            let total = totals.get(*counter as usize).copied().unwrap_or(0);
+            let event = self.events.with_label_values(&[counter.name()]);
+            event.reset();
+            event.inc_by(total);
+            let vec = match counter.kind() {
+                Kind::Event => continue,
+                Kind::Drop => &self.drops,
+                Kind::Refusal => &self.refusals,
+            };
+            let mut nowhere = total;
+            for entry in
+                by_device.iter().filter(|entry| entry.reason == *counter as u32 && entry.ifindex != 0)
+            {
+                nowhere = nowhere.saturating_sub(entry.packets);
+                if let Some(device) = name(entry.ifindex) {
+                    vec.with_label_values(&[counter.name(), &*device]).inc_by(entry.packets);
+                }
+            }
+            let last = self.nowhere.entry(*counter as u32).or_default();
+            *last = nowhere.max(*last);
+            vec.with_label_values(&[counter.name(), ""]).inc_by(*last);
         }
     }
 
-    fn fill_map(&self, pins: &Pins, name: &'static str, own: &OwnMetrics) -> io::Result<()> {
-        let map = RawMap::open(&pins.map(name))?;
+    fn fill_map(&self, pins: &Pins, name: &'static str, own: &OwnMetrics) -> Result<(), InspectError> {
+        let map = pins.map(name)?;
         self.max_entries.with_label_values(&[name]).set(map.info().max_entries.into());
         if READ_HERE.contains(&name) {
             let mut entries = 0;
-            map.for_each(|_, _| entries += 1)?;
+            map.for_each(|_, _| entries += 1)
+                .map_err(|error| InspectError::io("reading the map", pins.maps().join(name), error))?;
             own.map_fill(name, entries);
         }
         Ok(())
@@ -134,25 +125,62 @@ impl DatapathMetrics {
 
 #[cfg(test)]
 mod tests {
+    use proxy_common::DropKey;
+
     use super::*;
 
-    /// The words in `proxy-common/src/counter.rs` decide: who adds a drop there must add it here.
+    fn metrics() -> DatapathMetrics {
+        DatapathMetrics::new(&Register(&prometheus::Registry::new()))
+    }
+
+    fn drops(ifindex: u32, packets: u64) -> DeviceDrops {
+        DeviceDrops { ifindex, reason: Counter::NoBackend as u32, packets }
+    }
+
+    /// COUNTERS with this many refusals for want of a backend.
+    fn totals(refused: u64) -> Vec<u64> {
+        let mut totals = vec![0; Counter::ALL.len()];
+        totals[Counter::NoBackend as usize] = refused;
+        totals
+    }
+
+    fn name(ifindex: u32) -> Option<String> {
+        (ifindex < 10).then(|| format!("eth{ifindex}"))
+    }
+
+    /// Of the refusals for want of a backend.
+    fn value(metrics: &DatapathMetrics, device: &str) -> u64 {
+        metrics.refusals.with_label_values(&["no_backend", device]).get()
+    }
+
     #[test]
-    fn drops_and_refusals_are_what_their_comments_say() {
-        let text = include_str!("../../../proxy-common/src/counter.rs");
-        for counter in Counter::ALL {
-            let at = text.find(&format!("\"{}\"", counter.name())).expect("a name");
-            let comment = text[..at].rfind("///").map(|from| &text[from..at]).expect("a comment");
-            let want = if comment.starts_with("/// Dropped:") {
-                Kind::Drop
-            } else if comment.starts_with("/// Refused:") {
-                Kind::Refusal
-            } else {
-                Kind::Event
-            };
-            // Fragments that waited and were never sent on: gone, whatever the comment begins with.
-            let want = if *counter == Counter::FragmentLost { Kind::Drop } else { want };
-            assert_eq!(kind(*counter), want, "{}", counter.name());
+    fn devices_and_the_rest_add_up_to_the_total() {
+        let mut metrics = metrics();
+        metrics.set(&totals(100), &[drops(0, 10), drops(2, 30), drops(3, 50)], name);
+        assert_eq!(["eth2", "eth3", ""].map(|device| value(&metrics, device)), [30, 50, 20]);
+        let event = metrics.events.with_label_values(&["no_backend"]);
+        assert_eq!(event.get(), 100);
+    }
+
+    #[test]
+    fn a_device_that_goes_takes_its_series_along_and_nothing_else() {
+        let mut metrics = metrics();
+        for entries in [
+            // Gone, and not yet cleared up; then moved to those that are gone.
+            [drops(0, 10), drops(2, 30), drops(44, 50)],
+            [drops(0, 10), drops(2, 30), drops(DropKey::GONE, 50)],
+        ] {
+            metrics.set(&totals(90), &entries, name);
+            assert_eq!(["eth2", ""].map(|device| value(&metrics, device)), [30, 10]);
         }
+    }
+
+    #[test]
+    fn what_belongs_to_no_device_never_goes_back() {
+        let mut metrics = metrics();
+        metrics.set(&totals(20), &[drops(0, 20)], name);
+        // One packet more was counted by its device than by the total, which was read first.
+        metrics.set(&totals(20), &[drops(0, 20), drops(2, 1)], name);
+        assert_eq!(["eth2", ""].map(|device| value(&metrics, device)), [1, 20]);
     }
 }

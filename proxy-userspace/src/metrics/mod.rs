@@ -2,12 +2,13 @@
 //! ([`own`]), in Prometheus' text format 0.0.4.
 //!
 //! One registry a process: whoever did something says so to [`METRICS`]. What lives in a map is read from its pin when
-//! somebody asks ([`datapath`]).
+//! somebody asks ([`datapath`], [`services`]).
 
 pub mod client;
 pub mod datapath;
 mod own;
 mod proxy;
+mod services;
 
 use std::sync::{LazyLock, Mutex, PoisonError};
 
@@ -16,7 +17,7 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
 };
 
-use self::{client::ClientMetrics, datapath::DatapathMetrics};
+use self::{client::ClientMetrics, datapath::DatapathMetrics, services::ServiceMetrics};
 pub use self::{own::OwnMetrics, proxy::ProxyMetrics};
 
 /// The process's.
@@ -30,7 +31,14 @@ pub struct Metrics {
     pub client: ClientMetrics,
     pub own: OwnMetrics,
     /// Filled anew for each answer, by one at a time.
-    datapath: Mutex<DatapathMetrics>,
+    maps: Mutex<Maps>,
+}
+
+/// What is read from the pins.
+#[derive(Debug)]
+struct Maps {
+    datapath: DatapathMetrics,
+    services: ServiceMetrics,
 }
 
 impl Metrics {
@@ -43,21 +51,31 @@ impl Metrics {
             proxy: ProxyMetrics::new(&register),
             client: ClientMetrics::new(&register),
             own: OwnMetrics::new(&register),
-            datapath: Mutex::new(DatapathMetrics::new(&register)),
+            maps: Mutex::new(Maps {
+                datapath: DatapathMetrics::new(&register),
+                services: ServiceMetrics::default(),
+            }),
             registry,
         }
     }
 
-    /// The page; `pins` is where the maps are.
-    pub fn page(&self, pins: &crate::datapath::pins::Pins) -> String {
+    /// The page; `pins` is where the maps are, and so many service ports have series of their own.
+    pub fn page(&self, pins: &crate::datapath::pins::Pins, services_max: usize) -> String {
         // Two that ask at once: a counter that is filled must not be seen half.
-        let mut datapath = self.datapath.lock().unwrap_or_else(PoisonError::into_inner);
-        datapath.fill(pins, &self.own);
+        let mut maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
+        let pins = pins.clone().into();
+        maps.datapath.fill(&pins, &self.own);
         let mut text = String::new();
         match TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text) {
-            Ok(()) => text,
+            Ok(()) => text + &maps.services.text(&pins, services_max),
             Err(error) => format!("# {error}\n"),
         }
+    }
+
+    /// Does what readers of the maps must not see half.
+    pub fn while_nobody_reads<T>(&self, f: impl FnOnce() -> T) -> T {
+        let _held = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
+        f()
     }
 }
 
@@ -147,7 +165,7 @@ mod tests {
         metrics.own.map_fill("FRONTENDS", 5);
         metrics.own.conntrack(&[(("TCP", "ESTABLISHED"), 4)].into());
         metrics.own.events.with_label_values(&["sent"]).inc();
-        metrics.page(&Pins::under(Path::new("/does/not/exist")))
+        metrics.page(&Pins::under(Path::new("/does/not/exist")), 1000)
     }
 
     /// What promtool's lint asks for, and that every line can be read.

@@ -57,42 +57,6 @@ impl Protocol {
     }
 }
 
-/// Whether packets are refused or dropped for it. Every counter is named, so that a new one is thought of.
-pub const fn is_reason(counter: Counter) -> bool {
-    match counter {
-        Counter::NoBackend
-        | Counter::NoLocalEndpoints
-        | Counter::NoFlow
-        | Counter::ConntrackFull
-        | Counter::NoFreePort
-        | Counter::NoFreeSource
-        | Counter::BadSlot
-        | Counter::RewriteFailed
-        | Counter::FragmentDropped
-        | Counter::FragmentTiny
-        | Counter::SrcRange
-        | Counter::NoServicePort
-        | Counter::Unallocated
-        | Counter::RedirectDropped
-        | Counter::SctpPort
-        | Counter::TakingOver => true,
-        Counter::FlowNew
-        | Counter::FlowDirect
-        | Counter::FlowMasqueraded
-        | Counter::FlowPortChanged
-        | Counter::SocketTranslated
-        | Counter::PingAnswered
-        | Counter::FragmentHeld
-        | Counter::FragmentNotHeld
-        | Counter::FragmentLost
-        | Counter::XdpLocal
-        | Counter::XdpForwarded
-        | Counter::XdpLeft
-        | Counter::HalfOpenForgotten
-        | Counter::IcmpErrorTranslated => false,
-    }
-}
-
 /// An empty list, or one of it.
 fn any<T>(list: &[T], is: impl Fn(&T) -> bool) -> bool {
     list.is_empty() || list.iter().any(is)

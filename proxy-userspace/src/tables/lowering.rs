@@ -334,7 +334,10 @@ impl Lowering {
                 }
             }
             if !kept.contains(id) {
-                if !self.ids.retire(*id) {
+                if self.ids.retire(*id) {
+                    let gone = ServiceMeta { flags: ServiceMeta::GONE, ..service_meta(key, port) };
+                    self.tables.service_meta.set(*id, gone);
+                } else {
                     self.tables.service_meta.remove(id);
                 }
                 self.drop_ranges(*id);
@@ -367,6 +370,12 @@ impl Lowering {
     pub fn drop_held(&mut self) {
         for id in std::mem::take(&mut self.held) {
             self.drop_ranges(id);
+        }
+        // Deleted while no agent was there, or a second id of one port: two would be shown under one name.
+        for id in self.ids.take_unclaimed() {
+            if let Some(meta) = self.tables.service_meta.get(&id).copied() {
+                self.tables.service_meta.set(id, ServiceMeta { flags: ServiceMeta::GONE, ..meta });
+            }
         }
     }
 

@@ -29,6 +29,8 @@ pub struct ServiceIds {
     retired: HashMap<u32, Option<Instant>>,
     /// Ids that no written frontend has named yet.
     fresh: HashSet<u32>,
+    /// Found in the store, of ports that have not turned up yet.
+    adopted: HashSet<u32>,
 }
 
 impl ServiceIds {
@@ -39,6 +41,7 @@ impl ServiceIds {
             keys: HashMap::new(),
             retired: HashMap::new(),
             fresh: HashSet::new(),
+            adopted: HashSet::new(),
         }
     }
 
@@ -58,11 +61,13 @@ impl ServiceIds {
         self.keys.get(&id)
     }
 
-    /// The port's id; whether it is a new one. A port that comes back before its id was freed has it again.
+    /// The port's id; whether its counts begin anew. A port that comes back before its id was freed has it again, but
+    /// is another one to whoever counts, unless it was only this process that was away.
     pub fn acquire(&mut self, key: PortKey) -> Option<(u32, bool)> {
         if let Some(id) = self.get(&key) {
-            self.retired.remove(&id);
-            return Some((id, false));
+            let was_gone = self.retired.remove(&id).is_some();
+            let was_there = self.adopted.remove(&id);
+            return Some((id, was_gone && !was_there));
         }
         let id = self.pool.take()?;
         self.keys.insert(id, key.clone());
@@ -88,6 +93,7 @@ impl ServiceIds {
     }
 
     fn free(&mut self, id: u32) {
+        self.adopted.remove(&id);
         if let Some(key) = self.keys.remove(&id)
             && self.get(&key) == Some(id)
         {
@@ -119,6 +125,11 @@ impl ServiceIds {
         !self.retired.is_empty()
     }
 
+    /// Found in the store, and no port has turned up for them: what comes from now on is another one.
+    pub fn take_unclaimed(&mut self) -> HashSet<u32> {
+        std::mem::take(&mut self.adopted)
+    }
+
     /// Takes the ids found in the store, at start, before any other call; all count as retired until their
     /// port turns up. Of several ids of one port, which a write that stopped halfway may leave, the first
     /// given is the port's.
@@ -127,6 +138,7 @@ impl ServiceIds {
             self.ids.entry(key.clone()).or_insert(id);
             self.keys.insert(id, key);
             self.retired.insert(id, None);
+            self.adopted.insert(id);
         }
         self.pool.adopt(&self.keys.keys().copied().collect());
     }
@@ -155,11 +167,27 @@ mod tests {
         ids.flushed(now);
         assert!(ids.free_unused(now - Duration::from_secs(1), &HashSet::new()).is_empty(), "dump was before");
         assert!(ids.free_unused(now, &HashSet::from([id])).is_empty(), "still named");
+        assert_eq!(ids.acquire(key("a")), Some((id, true)), "the same id, counted anew");
         assert_eq!(ids.acquire(key("a")), Some((id, false)));
         ids.retire(id);
         ids.flushed(now);
         assert_eq!(ids.free_unused(now, &HashSet::new()), [id]);
         assert_eq!(ids.get(&key("a")), None);
+    }
+
+    #[test]
+    fn what_was_there_before_us_goes_on_counting() {
+        let mut ids = ServiceIds::new(10);
+        ids.adopt(vec![(4, key("a")), (5, key("b"))]);
+        assert_eq!(ids.acquire(key("a")), Some((4, false)));
+        assert_eq!(ids.take_unclaimed(), HashSet::from([5]));
+        ids.named();
+        ids.retire(4);
+        assert_eq!(ids.acquire(key("a")), Some((4, true)));
+        let now = Instant::now();
+        ids.flushed(now);
+        assert_eq!(ids.free_unused(now, &HashSet::new()), [5]);
+        assert!(ids.acquire(key("b")).is_some_and(|(_, is_new)| is_new));
     }
 
     #[test]

@@ -110,9 +110,11 @@ fn s3_3_policy_local_without_endpoints_is_counted() -> Result<()> {
     becomes(world.cluster.node(0), &series("external"), |value| value == 0.0);
     becomes(world.cluster.node(1), &series("internal"), |value| value == 0.0);
     world.pod().tcp(web(Family::V4)).timed_out();
-    becomes(world.cluster.node(0), "shunt_datapath_drops_total{reason=\"no_local_endpoints\"}", |value| {
-        value > 0.0
-    });
+    let series = format!(
+        "shunt_datapath_drops_total{{device=\"{}\",reason=\"no_local_endpoints\"}}",
+        world.client.device()
+    );
+    becomes(world.cluster.node(0), &series, |value| value > 0.0);
     Ok(())
 }
 

@@ -1,17 +1,19 @@
 //! `shunt service list|show`: each frontend with its backends and their connections, put together from the
 //! maps. How they are printed is in [`print`].
 
+mod counted;
 pub mod print;
 
 use std::collections::{BTreeMap, HashMap};
 
 use proxy_common::{
     Backend, BackendMeta, CtEntry, CtKey, Frontend, FrontendKey, FrontendKind, Proto, Service, ServiceMeta,
-    SourceRange, map, tcp,
+    ServiceStats, SourceRange, map, tcp,
 };
 use serde::Serialize;
 
-use super::{InspectError, pins::Pins, proto_name};
+pub use self::counted::{Statistics, Traffic};
+use super::{InspectError, pins::Pins, proto_name, statistics};
 
 /// One frontend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -56,17 +58,6 @@ pub struct ServiceBackend {
     pub id: u32,
 }
 
-/// What SERVICES counts for one service port, all its frontends together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Statistics {
-    /// New flows to the cluster-wide set, but for those of clients that stayed with their backend: also the round-robin
-    /// position.
-    pub cluster_flows: u64,
-    pub local_flows: u64,
-    pub refused: u64,
-    pub dropped: u64,
-}
-
 /// The entries that services are made of, as read from the maps.
 #[derive(Clone, Debug, Default)]
 pub struct ServiceMaps {
@@ -75,6 +66,8 @@ pub struct ServiceMaps {
     pub slots: HashMap<u32, u32>,
     pub backends: HashMap<u32, Backend>,
     pub services: HashMap<u32, Service>,
+    /// By service id; `None` where statistics are off.
+    pub traffic: Option<Vec<ServiceStats>>,
     pub service_meta: HashMap<u32, ServiceMeta>,
     pub backend_meta: HashMap<u32, BackendMeta>,
     pub conntrack: Vec<(CtKey, CtEntry)>,
@@ -85,11 +78,14 @@ impl ServiceMaps {
     /// Frontends are read first: the slots that a frontend names stay as they are for a while after it is
     /// replaced, so what is read later still fits what was read before.
     pub fn read(pins: &Pins) -> Result<Self, InspectError> {
+        let frontends: Vec<(FrontendKey, Frontend)> = pins.read(map::FRONTENDS)?;
+        let highest = frontends.iter().map(|(_, frontend)| frontend.service).max().unwrap_or(0);
         Ok(Self {
-            frontends: pins.read(map::FRONTENDS)?,
+            frontends,
             slots: pins.read(map::SLOTS)?.into_iter().collect(),
             backends: pins.read(map::BACKENDS)?.into_iter().collect(),
             services: pins.read(map::SERVICES)?.into_iter().collect(),
+            traffic: statistics::traffic(pins, highest.saturating_add(1))?,
             service_meta: pins.read(map::SERVICE_META)?.into_iter().collect(),
             backend_meta: pins.read(map::BACKEND_META)?.into_iter().collect(),
             conntrack: pins.read(map::CONNTRACK)?,
@@ -131,7 +127,6 @@ impl ServiceMaps {
     ) -> ServiceView {
         let meta = self.service_meta.get(&frontend.service);
         let text = |name: fn(&ServiceMeta) -> &str| meta.map_or("", name).to_owned();
-        let statistics = self.services.get(&frontend.service).copied();
         ServiceView {
             namespace: text(|meta| meta.namespace.as_str()),
             name: text(|meta| meta.name.as_str()),
@@ -147,12 +142,7 @@ impl ServiceMaps {
             has_endpoints: frontend.has(Frontend::HAS_ENDPOINTS),
             backends: self.backends_of(key, frontend, connections),
             id: frontend.service,
-            statistics: statistics.map_or_else(Statistics::default, |counts| Statistics {
-                cluster_flows: counts.cluster_next,
-                local_flows: counts.local_next,
-                refused: counts.refused,
-                dropped: counts.dropped,
-            }),
+            statistics: self.statistics_of(frontend.service),
         }
     }
 
@@ -313,6 +303,8 @@ mod tests {
             family: 4,
             flags: 0,
         };
+        let stats =
+            ServiceStats { flows: 6, packets_in: 60, bytes_in: 6000, packets_out: 50, bytes_out: 90_000 };
         let cluster_ip = FrontendKey::new(ip(100), Port::new(80), Proto::TCP);
         let node_port = FrontendKey::new(Addr::UNSPECIFIED_V4, Port::new(30080), Proto::TCP);
         let ping = FrontendKey::new(ip(100), Port::ZERO, Proto::ICMP);
@@ -330,6 +322,7 @@ mod tests {
             ]
             .into(),
             services: [(7, Service { cluster_next: 5, local_next: 1, refused: 2, dropped: 3 })].into(),
+            traffic: Some(vec![stats; 8]),
             service_meta: [(7, meta)].into(),
             backend_meta: [(1, BackendMeta::new("node-1")), (2, BackendMeta::new("node-2"))].into(),
             conntrack: vec![
@@ -356,7 +349,13 @@ mod tests {
         for name in ["address", "port", "node", "local", "ready", "terminating", "active", "inactive"] {
             assert!(!json["backends"][0][name].is_null(), "{name}");
         }
-        assert_eq!(json["statistics"]["refused"], 2);
+        assert_eq!(
+            (&json["statistics"]["refused"], &json["statistics"]["bytes_out"]),
+            (&2.into(), &90_000.into())
+        );
+        let off = ServiceMaps { traffic: None, ..maps() };
+        let json = serde_json::to_value(&off.views()[0]).unwrap();
+        assert!(json["statistics"]["flows"].is_null() && json["statistics"]["dropped"] == 3, "{json}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::{ServiceBackend, ServiceView};
+use super::{ServiceBackend, ServiceView, Traffic};
 use crate::inspect::table::print_table_into;
 
 impl ServiceView {
@@ -102,6 +102,16 @@ pub fn print_services_into(
     print_table_into(out, false, &[], rows)
 }
 
+/// What all frontends of the service port have carried.
+fn traffic(traffic: &Traffic) -> String {
+    let Traffic { flows, packets_in, bytes_in, packets_out, bytes_out } = *traffic;
+    let shown = || {
+        let incoming = format!("{} packets ({} bytes) in", packets_in?, bytes_in?);
+        Some(format!("{} flows, {incoming}, {} packets ({} bytes) out", flows?, packets_out?, bytes_out?))
+    };
+    shown().unwrap_or_else(|| "not counted (--service-stats=false)".to_owned())
+}
+
 /// Everything about one Service, a paragraph a frontend.
 pub fn print_service_into(out: &mut impl Write, views: &[ServiceView]) -> io::Result<()> {
     for (i, view) in views.iter().enumerate() {
@@ -120,6 +130,7 @@ pub fn print_service_into(out: &mut impl Write, views: &[ServiceView]) -> io::Re
             ("Scheduler", view.scheduler.to_owned()),
             ("Affinity", affinity),
             ("Sources", view.sources()),
+            ("Traffic", traffic(&counts.traffic)),
             ("New flows", format!("{} cluster-wide, {} local", counts.cluster_flows, counts.local_flows)),
             ("Refused", format!("{} (no endpoint)", counts.refused)),
             ("Dropped", format!("{} (no local endpoint)", counts.dropped)),
@@ -177,6 +188,8 @@ TCP    0.0.0.0:30080   default/web:http   rr          NodePort      Local
         print_service_into(&mut out, &maps().views()[..1]).unwrap();
         let text = String::from_utf8(out).unwrap();
         assert!(text.contains("Refused:    2 (no endpoint)"), "{text}");
+        let want = "Traffic:    6 flows, 60 packets (6000 bytes) in, 50 packets (90000 bytes) out\n";
+        assert!(text.contains(want), "{text}");
         assert!(text.contains("New flows:  5 cluster-wide, 1 local"), "{text}");
     }
 }
