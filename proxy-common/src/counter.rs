@@ -94,6 +94,8 @@ counters! {
     SctpPort = 28, Drop, "sctp_port";
     /// Dropped, to be sent again: TCP segments of no known flow, while another proxy's flows were being recorded.
     TakingOver = 29, Drop, "taking_over";
+    /// Direct flows to a backend's own address that could not be recorded, and pass all the same.
+    FlowUnrecorded = 30, Event, "flow_unrecorded";
 }
 
 /// A bit for each number of a [`Kind::Refusal`].

@@ -52,7 +52,8 @@ pod! {
         pub sport: Port,
         pub dport: Port,
         pub to_port: Port,
-        /// The port that the backend sees: the client's own unless that was taken.
+        /// The client's port behind the ingress hook: its own unless that was taken. Of a masqueraded flow the backend sees
+        /// another one, which the egress hook chooses later.
         pub client_port: Port,
         pub proto: u8,
         /// An [`EventKind`] by number.

@@ -84,8 +84,8 @@ pub fn record(work: &mut Work) -> Step {
         return match result {
             Ok(()) if work.out.peer_port != work.request.sport => Step::Translate,
             Ok(()) => Step::Pass,
-            Err(reason) => {
-                count(reason);
+            Err(_) => {
+                count(Counter::FlowUnrecorded);
                 Step::Pass
             }
         };

@@ -18,7 +18,7 @@ use crate::{
     begin::Work,
     count::count_number,
     globals,
-    maps::{DROPS, EVENTS, MONITOR, SERVICE_STATS},
+    maps::{COUNTERS, DROPS, EVENTS, MONITOR, SERVICE_STATS},
     odd,
     packet::{Aside, Link, ifindex, parse, skb},
 };
@@ -32,9 +32,12 @@ pub trait Measured {
 impl Measured for TcContext {
     #[inline(always)]
     fn packets(&self) -> u64 {
-        // 0 unless it is a super-packet.
-        let segments = skb(self).gso_segs;
-        if segments == 0 { 1 } else { u64::from(segments) }
+        // Both 0 unless it is a super-packet; of what a virtual machine sends only the size is known.
+        let (segments, size) = (skb(self).gso_segs, skb(self).gso_size);
+        if segments != 0 {
+            return u64::from(segments);
+        }
+        if size == 0 { 1 } else { u64::from(self.len().div_ceil(size)) }
     }
 
     #[inline(always)]
@@ -254,7 +257,10 @@ pub struct Asked<'a> {
 /// A socket's question is refused.
 #[inline(always)]
 pub fn refused(question: &Asked<'_>) {
-    count_number(question.reason);
+    if let Some(value) = COUNTERS.get_ptr_mut(question.reason) {
+        // SAFETY: a live map value, 8-byte aligned. Atomic, because a packet may interrupt a process.
+        unsafe { atomic::add_one(value) };
+    }
     count_drop(&DropKey { ifindex: 0, reason: question.reason });
     asked(question);
 }

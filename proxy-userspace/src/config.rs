@@ -189,7 +189,7 @@ pub struct MapSizes {
     pub backends: u32,
     pub slots: u32,
     pub services: u32,
-    /// Service ports that have statistics: all of `services`, or none.
+    /// Elements of SERVICE_STATS: ids below it have statistics; 0 and 1 are none, as no id is 0.
     pub stats: u32,
     pub affinity: u32,
     pub source_ranges: u32,
@@ -204,7 +204,7 @@ impl Default for MapSizes {
             backends: 131_072,
             slots: 524_288,
             services: 65_536,
-            stats: 65_536,
+            stats: 8192,
             affinity: 65_536,
             source_ranges: 65_536,
         }

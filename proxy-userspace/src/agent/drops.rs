@@ -12,7 +12,7 @@ use bytemuck::{bytes_of, pod_read_unaligned};
 use nix::net::if_::if_nameindex;
 use proxy_common::{DropKey, map};
 
-use crate::{bpf::map::RawMap, datapath::load::Loaded, metrics::METRICS};
+use crate::{bpf::map::RawMap, datapath::load::Loaded, inspect::counters::sum_of_cpus, metrics::METRICS};
 
 /// Removes them; how many there were.
 pub fn forget_gone(loaded: &Loaded) -> io::Result<usize> {
@@ -25,9 +25,12 @@ pub fn forget_gone(loaded: &Loaded) -> io::Result<usize> {
     if gone.is_empty() {
         return Ok(0);
     }
-    // In between their counts stand nowhere, which a scrape would see as drops of no device.
-    METRICS.while_nobody_reads(|| fold(drops, &gone))?;
-    Ok(gone.len())
+    // In between their counts stand nowhere, which a scrape would see as drops of no device. Next time, where one is
+    // under way.
+    match METRICS.unless_somebody_reads(|| fold(drops, &gone)) {
+        Some(done) => done.map(|()| gone.len()),
+        None => Ok(0),
+    }
 }
 
 fn is_gone(ifindex: u32, devices: &HashSet<u32>) -> bool {
@@ -51,10 +54,6 @@ fn fold(drops: &RawMap, gone: &[(DropKey, u64)]) -> io::Result<()> {
         drops.update(bytes_of(&key), &value)?;
     }
     Ok(())
-}
-
-fn sum_of_cpus(value: &[u8]) -> u64 {
-    value.chunks_exact(size_of::<u64>()).map(pod_read_unaligned::<u64>).fold(0, u64::wrapping_add)
 }
 
 #[cfg(test)]

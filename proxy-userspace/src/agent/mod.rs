@@ -179,6 +179,7 @@ impl Agent {
         keep_size(&mut config.sizes, &pins);
         let globals = Globals::new(&features, &config)?;
         let mut loaded = load(&pins, &globals, &config.sizes, config.xdp != Xdp::Off)?;
+        METRICS.begin(&pins);
         if config.trace {
             trace::start(loaded.ebpf_mut()).map_err(io_error("starting the trace"))?;
         }

@@ -373,9 +373,10 @@ pub struct SizeArgs {
     /// Service ports, by family
     #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(64..=1 << 24))]
     pub services_max: u32,
-    /// Count packets and bytes of each Service, for `shunt top` and the metrics: 40 bytes a CPU and service port
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_value = "true", default_missing_value = "true", value_parser = go_bool, action = ArgAction::Set)]
-    pub service_stats: bool,
+    /// Service ports, by family, whose flows, packets and bytes are counted; 0 is none. Each takes 40 bytes for every CPU
+    /// that the machine may have
+    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(0..=1 << 24))]
+    pub service_stats_max: u32,
     /// Clients with session affinity
     #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(64..=1 << 24))]
     pub affinity_max: u32,

@@ -313,7 +313,7 @@ fn sizes(sizes: &SizeArgs, flags: &KubeProxyArgs, cpus: u32) -> MapSizes {
         backends: sizes.backends_max,
         slots: sizes.slots_max,
         services: sizes.services_max,
-        stats: if sizes.service_stats { sizes.services_max } else { 0 },
+        stats: sizes.service_stats_max.min(sizes.services_max),
         affinity: sizes.affinity_max,
         source_ranges: sizes.source_ranges_max,
     }

@@ -31,7 +31,7 @@ pub fn run(pins: &Pins, output: &Output, args: &TopArgs) -> Result<(), Failure> 
     let overview = top::once(pins, &options)?;
     if !overview.service_stats {
         eprintln!(
-            "note: flows, packets and bytes of Services are not counted: the agent runs with --service-stats=false"
+            "note: flows, packets and bytes of Services are not counted: the agent runs with --service-stats-max 0"
         );
     }
     output.print_view(&[&overview], |out| {

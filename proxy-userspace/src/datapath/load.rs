@@ -89,7 +89,7 @@ impl Globals {
             trace: config.trace.into(),
             csum_ipv6: if features.csum_ipv6 { BPF_F_IPV6 } else { 0 },
             set_retval: features.set_retval.into(),
-            stats: (config.sizes.stats != 0).into(),
+            stats: (config.sizes.stats > 1).into(),
         })
     }
 }
@@ -269,6 +269,7 @@ fn last_lines(log: &impl Display) -> String {
 fn check_pins(pins: &Pins, sizes: &[(&'static str, u32)]) -> Result<(), DatapathError> {
     let object = aya_obj::Object::parse(OBJECT)
         .map_err(|e| DatapathError::Object { source: Box::new(aya::EbpfError::ParseError(e)) })?;
+    let mut outgrown = None;
     for name in pinned_maps() {
         let wanted = object.maps.get(name).ok_or(DatapathError::Incomplete { name })?;
         let wanted = Layout {
@@ -285,13 +286,15 @@ fn check_pins(pins: &Pins, sizes: &[(&'static str, u32)]) -> Result<(), Datapath
         };
         match Layout::from(pinned.info()).serves(&wanted) {
             // Statistics begin anew; nothing else hangs on them.
-            Err(Mismatch::Size { .. }) if name == map::SERVICE_STATS => {
-                std::fs::remove_file(&path).map_err(|e| DatapathError::pin(&path, e))?;
-            }
+            Err(Mismatch::Size { .. }) if name == map::SERVICE_STATS => outgrown = Some(path),
             other => other.map_err(|reason| DatapathError::Layout { path, reason })?,
         }
     }
-    Ok(())
+    // Not before everything else is known to fit: a start that fails leaves the programs that run their map.
+    match outgrown {
+        Some(path) => std::fs::remove_file(&path).map_err(|e| DatapathError::pin(&path, e)),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

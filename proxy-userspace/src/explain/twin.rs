@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// Hashes whose entries are copied one by one, and how many there is room for.
-const SMALL: [(&str, u32); 10] = [
+const SMALL: [(&str, u32); 11] = [
     (map::FRONTENDS, 64),
     (map::CONNTRACK, 8192),
     (map::BACKEND_ADDRS, 64),
@@ -42,6 +42,7 @@ const SMALL: [(&str, u32); 10] = [
     (map::SOCK_BACKEND, 256),
     (map::FRAGMENTS, 256),
     (map::HELD, 1),
+    (map::SERVICE_STATS, 1),
 ];
 
 /// Not pinned; a ring that one flow takes one place of, behind the element that counts.

@@ -49,7 +49,7 @@ fn of_device(drops: &DeviceDrops) -> Option<CounterView> {
 }
 
 /// One CPU's count after the other.
-pub(super) fn sum_of_cpus(value: &[u8]) -> u64 {
+pub(crate) fn sum_of_cpus(value: &[u8]) -> u64 {
     value.chunks_exact(8).map(bytemuck::pod_read_unaligned::<u64>).fold(0, u64::wrapping_add)
 }
 

@@ -90,8 +90,12 @@ impl Figures<u64> {
         self.get(Count::Flows).is_some()
     }
 
+    /// Both together; what one of them does not know is left out.
     pub fn plus(&self, other: &Self) -> Self {
-        Self(std::array::from_fn(|i| Some(self.0[i]?.wrapping_add(other.0[i]?))))
+        Self(std::array::from_fn(|i| match (self.0[i], other.0[i]) {
+            (Some(a), Some(b)) => Some(a.wrapping_add(b)),
+            (a, b) => a.or(b),
+        }))
     }
 }
 
@@ -255,7 +259,8 @@ pub(crate) mod tests {
             (&serde_json::Value::Null, &serde_json::Value::Null)
         );
         assert_eq!((&json["refused"], &json["dropped"]), (&2.into(), &3.into()));
-        assert_eq!(Figures::new(service, None).plus(&Figures::zero(true)).get(Count::Flows), None);
+        assert_eq!(Figures::new(service, None).plus(&Figures::zero(false)).get(Count::Flows), None);
+        assert_eq!(Figures::new(service, None).plus(&figures([1; 7])).get(Count::Flows), Some(1));
     }
 
     #[test]

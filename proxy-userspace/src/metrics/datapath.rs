@@ -22,13 +22,14 @@ pub struct DatapathMetrics {
     drops: IntCounterVec,
     refusals: IntCounterVec,
     max_entries: IntGaugeVec,
-    /// What was last said of no device, by reason.
-    nowhere: HashMap<u32, u64>,
+    /// What no device stands for, by reason: the most that was read, and what of that was counted since this process
+    /// began.
+    nowhere: HashMap<u32, (u64, u64)>,
 }
 
 /// Hashes that neither the controller nor the collector counts.
-const READ_HERE: [&str; 5] =
-    [map::AFFINITY, map::DEVICES, map::SOCK_REVNAT, map::SOCK_BACKEND, map::FRAGMENTS];
+const READ_HERE: [&str; 6] =
+    [map::AFFINITY, map::DEVICES, map::SOCK_REVNAT, map::SOCK_BACKEND, map::FRAGMENTS, map::DROPS];
 
 impl DatapathMetrics {
     pub(super) fn new(register: &Register<'_>) -> Self {
@@ -71,6 +72,14 @@ impl DatapathMetrics {
         }
     }
 
+    /// What an earlier run counted is no news.
+    pub(super) fn begin(&mut self, pins: &Pins) {
+        // What cannot be read is not there yet.
+        if self.fill_counters(pins).is_ok() {
+            self.nowhere.values_mut().for_each(|(_, since)| *since = 0);
+        }
+    }
+
     /// The totals first: what is refused or dropped meanwhile is some device's then, and no difference of the two.
     fn fill_counters(&mut self, pins: &Pins) -> Result<(), InspectError> {
         let totals = counters::totals(pins)?;
@@ -104,9 +113,10 @@ impl DatapathMetrics {
                     vec.with_label_values(&[counter.name(), &*device]).inc_by(entry.packets);
                 }
             }
-            let last = self.nowhere.entry(*counter as u32).or_default();
-            *last = nowhere.max(*last);
-            vec.with_label_values(&[counter.name(), ""]).inc_by(*last);
+            let (most, since) = self.nowhere.entry(*counter as u32).or_default();
+            *since += nowhere.saturating_sub(*most);
+            *most = nowhere.max(*most);
+            vec.with_label_values(&[counter.name(), ""]).inc_by(*since);
         }
     }
 

@@ -10,7 +10,7 @@ mod own;
 mod proxy;
 mod services;
 
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError, TryLockError};
 
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
@@ -72,10 +72,21 @@ impl Metrics {
         }
     }
 
-    /// Does what readers of the maps must not see half.
-    pub fn while_nobody_reads<T>(&self, f: impl FnOnce() -> T) -> T {
-        let _held = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
-        f()
+    /// Remembers what an earlier run's counts were, before this one's begin: what is added up here begins at 0.
+    pub fn begin(&self, pins: &crate::datapath::pins::Pins) {
+        let mut maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
+        let pins = pins.clone().into();
+        maps.datapath.begin(&pins);
+        maps.services.begin(&pins);
+    }
+
+    /// Does what readers of the maps must not see half; `None` while one of them reads, for whom nobody shall wait.
+    pub fn unless_somebody_reads<T>(&self, f: impl FnOnce() -> T) -> Option<T> {
+        match self.maps.try_lock() {
+            Ok(_held) => Some(f()),
+            Err(TryLockError::Poisoned(_held)) => Some(f()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 }
 

@@ -45,11 +45,18 @@ const METRICS: [Metric; 5] = [
 pub struct ServiceMetrics {
     /// What was last seen of each, by id: which of them have series of their own changes as others come and go.
     last: HashMap<u32, Figures<u64>>,
-    /// What they have counted while they had none. Their sum would go back with each that goes or gets series of its own.
+    /// What they have counted while they had none, since this process began. Their sum would go back with each that goes or gets series of its own.
     other: Option<Figures<u64>>,
 }
 
 impl ServiceMetrics {
+    /// What was counted before this process began is none of the others' sum, which then begins at 0.
+    pub(super) fn begin(&mut self, pins: &Pins) {
+        if let Ok(statistics) = Statistics::read(pins) {
+            self.last = statistics.ports.iter().map(|port| (port.id, port.totals)).collect();
+        }
+    }
+
     /// The text; without series where nothing can be read, as before the maps are pinned.
     pub(super) fn text(&mut self, pins: &Pins, max: usize) -> String {
         if max == 0 {
@@ -75,9 +82,6 @@ impl ServiceMetrics {
     /// Adds what those behind the first `own` have counted since the last time.
     fn take(&mut self, statistics: &Statistics, own: usize) {
         let zero = Figures::zero(statistics.has_traffic);
-        if self.other.is_some_and(|other| other.knows_traffic() != statistics.has_traffic) {
-            *self = Self::default();
-        }
         let mut seen = HashMap::with_capacity(statistics.ports.len());
         for (nth, port) in statistics.ports.iter().enumerate() {
             seen.insert(port.id, port.totals);

@@ -4,14 +4,13 @@
 
 use std::{collections::HashMap, rc::Rc};
 
-use nix::net::if_::if_indextoname;
 use proxy_common::{
     Addr, FlowEvent, Frontend, FrontendKey, FrontendKind, Port, Proto, ServiceMeta, map, node::role,
 };
 
 use crate::{
     bpf::map::RawMap,
-    inspect::{InspectError, pins::Pins},
+    inspect::{InspectError, drops::device_text, pins::Pins},
 };
 
 /// A Service, as far as the event says which of its ports.
@@ -156,15 +155,12 @@ impl Names {
         Ok(value.map(|bytes| bytemuck::pod_read_unaligned(&bytes)))
     }
 
-    /// The device with this index in this network namespace; `if7` where it is gone. 0 is none.
+    /// The device with this index in this network namespace; `#7` where it is gone. 0 is none.
     pub fn device(&mut self, ifindex: u32) -> Option<Rc<str>> {
         if ifindex == 0 {
             return None;
         }
-        let name = self.devices.entry(ifindex).or_insert_with(|| match if_indextoname(ifindex) {
-            Ok(name) => name.to_string_lossy().into(),
-            Err(_) => format!("if{ifindex}").into(),
-        });
+        let name = self.devices.entry(ifindex).or_insert_with(|| device_text(ifindex).into());
         Some(name.clone())
     }
 }

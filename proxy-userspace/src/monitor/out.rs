@@ -1,9 +1,16 @@
 //! Standard output for a process that must do something else while nobody reads it: renew the lease, end on a signal. It is
 //! written to only where the kernel says that there is room.
+//!
+//! A pipe that has room takes [`CHUNK`] bytes at once; a terminal may have room for one byte only and then makes its writer
+//! wait, so it is opened anew without that. Standard output itself is shared with others, who count on waiting.
 
 use std::{
-    io,
-    os::fd::{AsFd as _, BorrowedFd},
+    fs::File,
+    io::{self, IsTerminal as _},
+    os::{
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        unix::fs::OpenOptionsExt as _,
+    },
 };
 
 use nix::{errno::Errno, poll::PollFlags, unistd::write};
@@ -13,14 +20,24 @@ const CHUNK: usize = 4096;
 
 /// What is to be written, and how far that has come.
 pub struct Out {
-    stdout: io::Stdout,
+    stdout: OwnedFd,
     text: Vec<u8>,
     written: usize,
 }
 
 impl Out {
-    pub fn new() -> Self {
-        Self { stdout: io::stdout(), text: Vec::new(), written: 0 }
+    pub fn new() -> io::Result<Self> {
+        let stdout = io::stdout();
+        let anew = || {
+            let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+            File::options().write(true).custom_flags(flags).open("/proc/self/fd/1").ok()
+        };
+        // Without /proc, or where the terminal is another user's, writing may wait.
+        let stdout = match stdout.is_terminal().then(anew).flatten() {
+            Some(terminal) => terminal.into(),
+            None => stdout.as_fd().try_clone_to_owned()?,
+        };
+        Ok(Self { stdout, text: Vec::new(), written: 0 })
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {
@@ -75,7 +92,7 @@ mod tests {
 
     #[test]
     fn what_is_written_makes_room_and_what_is_not_stays() {
-        let mut out = Out::new();
+        let mut out = Out::new().unwrap();
         assert!(out.is_empty() && out.interest().is_empty());
         out.text().extend(b"one");
         assert_eq!(out.interest(), PollFlags::POLLOUT);
@@ -88,7 +105,7 @@ mod tests {
 
     #[test]
     fn a_reader_that_is_gone_is_a_broken_pipe() {
-        let mut out = Out::new();
+        let mut out = Out::new().unwrap();
         assert!(out.write(PollFlags::empty()).is_ok());
         let gone = out.write(PollFlags::POLLERR).unwrap_err();
         assert_eq!(gone.kind(), io::ErrorKind::BrokenPipe);

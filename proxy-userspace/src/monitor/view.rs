@@ -35,7 +35,7 @@ pub struct EventView {
     pub local: Option<bool>,
     /// An address of this node stands for the client's.
     pub masqueraded: Option<bool>,
-    /// The port that the backend sees, where the client's own was taken.
+    /// The port that the backend sees, where the client's own was taken; unknown of a masqueraded flow.
     pub client_port: Option<u16>,
     /// By which counter it was refused or dropped.
     pub reason: Option<&'static str>,
@@ -70,7 +70,8 @@ impl EventView {
             local: is_flow.then(|| event.has(FlowEvent::LOCAL)),
             // What becomes of a socket's source is the route's business.
             masqueraded: (is_flow && !is_socket).then(|| event.has(FlowEvent::MASQUERADED)),
-            client_port: (is_flow && event.client_port != event.sport).then(|| event.client_port.host()),
+            client_port: (is_flow && !event.has(FlowEvent::MASQUERADED) && event.client_port != event.sport)
+                .then(|| event.client_port.host()),
             reason: (!is_flow).then(|| reason(event.reason)),
             pid: is_socket.then_some(event.pid),
             process: is_socket.then(|| event.comm().to_owned()).filter(|name| !name.is_empty()),

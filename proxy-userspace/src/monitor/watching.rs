@@ -55,7 +55,7 @@ impl<'a, S: FnMut(&EventView, &mut Vec<u8>) -> io::Result<()>> Watching<'a, S> {
         let deadline = wanted.duration.and_then(|duration| now.checked_add(duration));
         lease.begin(wanted.filter.kinds(), wanted.one_in)?;
         let renewal = now + lease::RENEWED_EVERY;
-        let out = Out::new();
+        let out = Out::new().map_err(MonitorError::Output)?;
         say(format_args!("watching; Ctrl-C ends"));
         if let Some(service) = &wanted.filter.service
             && !names.knows(service)?

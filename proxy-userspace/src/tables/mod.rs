@@ -16,7 +16,7 @@ mod service_ids;
 mod slots;
 mod table;
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use proxy_common::{
     Addr, Backend, BackendMeta, Frontend, FrontendKey, NodeConfig, Service, ServiceMeta, SetMember,
@@ -51,9 +51,9 @@ pub struct Tables {
     pub node_config: Table<u32, NodeConfig>,
     /// Service ids whose element of SERVICES must be cleared before anything names them; the datapath owns
     /// what stands there after.
-    clear: Vec<u32>,
+    clear: BTreeSet<u32>,
     /// The same of SERVICE_STATS.
-    clear_stats: Vec<u32>,
+    clear_stats: BTreeSet<u32>,
 }
 
 /// Value of BACKEND_META, kept as the short name it is: there are as many as backends.
@@ -113,8 +113,8 @@ impl Default for Tables {
             ports: Table::array(map::PORTS),
             node_addrs: Table::hash(map::NODE_ADDRS),
             node_config: Table::array(map::NODE_CONFIG),
-            clear: Vec::new(),
-            clear_stats: Vec::new(),
+            clear: BTreeSet::new(),
+            clear_stats: BTreeSet::new(),
         }
     }
 }
@@ -145,9 +145,9 @@ impl Tables {
 
     /// SERVICES[id] is zeroed with the next ops, and so is SERVICE_STATS[id] where there is such an element.
     pub fn clear_service(&mut self, id: u32, has_stats: bool) {
-        self.clear.push(id);
+        self.clear.insert(id);
         if has_stats {
-            self.clear_stats.push(id);
+            self.clear_stats.insert(id);
         }
     }
 
@@ -209,8 +209,9 @@ impl Tables {
                 _ => None,
             };
             if let Some(cleared) = cleared {
-                let id = <u32 as Record>::from_bytes(op.key());
-                cleared.retain(|cleared| Some(*cleared) != id);
+                if let Some(id) = <u32 as Record>::from_bytes(op.key()) {
+                    cleared.remove(&id);
+                }
                 continue;
             }
             each!(&mut *self, table => if table.map() == name { table.commit(op); continue });

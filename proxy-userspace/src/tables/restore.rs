@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use proxy_common::Frontend;
+use proxy_common::{Frontend, ServiceMeta};
 
 use super::{
     lowering::{Lowering, Ranges, port_key_of},
@@ -34,11 +34,11 @@ impl Lowering {
         for (id, meta) in self.tables.service_meta.applied_entries() {
             if let Some(key) = port_key_of(&meta).filter(|_| self.ids.is_valid(id)) {
                 self.tables.service_meta.set(id, meta);
-                found.push((id, key));
+                found.push((id, key, meta.flags & ServiceMeta::GONE != 0));
             }
         }
         // Where a port has two ids, the one that packets may meet goes first.
-        found.sort_by_key(|(id, _)| (!named.contains(id), *id));
+        found.sort_by_key(|(id, ..)| (!named.contains(id), *id));
         self.ids.adopt(found);
     }
 

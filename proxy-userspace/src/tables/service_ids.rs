@@ -131,14 +131,16 @@ impl ServiceIds {
     }
 
     /// Takes the ids found in the store, at start, before any other call; all count as retired until their
-    /// port turns up. Of several ids of one port, which a write that stopped halfway may leave, the first
-    /// given is the port's.
-    pub fn adopt(&mut self, found: Vec<(u32, PortKey)>) {
-        for (id, key) in found {
+    /// port turns up, those whose port was gone already (`true`) as another one's then. Of several ids of one port, which a
+    /// write that stopped halfway may leave, the first given is the port's.
+    pub fn adopt(&mut self, found: Vec<(u32, PortKey, bool)>) {
+        for (id, key, was_gone) in found {
             self.ids.entry(key.clone()).or_insert(id);
             self.keys.insert(id, key);
             self.retired.insert(id, None);
-            self.adopted.insert(id);
+            if !was_gone {
+                self.adopted.insert(id);
+            }
         }
         self.pool.adopt(&self.keys.keys().copied().collect());
     }
@@ -178,8 +180,9 @@ mod tests {
     #[test]
     fn what_was_there_before_us_goes_on_counting() {
         let mut ids = ServiceIds::new(10);
-        ids.adopt(vec![(4, key("a")), (5, key("b"))]);
+        ids.adopt(vec![(4, key("a"), false), (5, key("b"), false), (6, key("c"), true)]);
         assert_eq!(ids.acquire(key("a")), Some((4, false)));
+        assert_eq!(ids.acquire(key("c")), Some((6, true)), "it was gone before we were");
         assert_eq!(ids.take_unclaimed(), HashSet::from([5]));
         ids.named();
         ids.retire(4);

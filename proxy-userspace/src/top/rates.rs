@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use proxy_common::{Counter, ServiceMeta, counter::Kind};
+use proxy_common::{Counter, DropKey, ServiceMeta, counter::Kind};
 use serde::Serialize;
 
 use super::sample::Sample;
@@ -18,7 +18,7 @@ use crate::inspect::{
 pub struct Overview {
     /// How far apart they are.
     pub interval_seconds: f64,
-    /// Flows, packets and bytes of Services are counted (`--service-stats`); without, these are `null`.
+    /// Flows, packets and bytes of Services are counted (`--service-stats-max`); without, these are `null`.
     pub service_stats: bool,
     pub node: NodeRates,
     /// Why and where packets were refused and dropped, most first.
@@ -123,7 +123,11 @@ fn drops(before: &Sample, now: &Sample, seconds: f64) -> Vec<DropRow> {
         .iter()
         .filter_map(|entry| {
             let reason = entry.reason()?;
-            let before = old.get(&(entry.ifindex, entry.reason)).copied().unwrap_or(0);
+            // What devices that are gone have dropped is added to their entry at once, and was long ago.
+            let before = match entry.ifindex {
+                DropKey::GONE => entry.packets,
+                ifindex => old.get(&(ifindex, entry.reason)).copied().unwrap_or(0),
+            };
             Some(DropRow {
                 reason: reason.name(),
                 device: device_text(entry.ifindex),

@@ -102,7 +102,7 @@ fn head(overview: &Overview, screen: &Screen, colour: bool) -> Vec<Line<'static>
         title.push(format!("   only {:?}", screen.filter).into());
     }
     let rates = format!(
-        "node: {} new/s in packets, {} new/s at sockets, {} refused/s, {} dropped/s",
+        "node: {} new/s in packets, {} translated/s at sockets, {} refused/s, {} dropped/s",
         shown(node.flows),
         shown(node.sockets),
         shown(node.refused),
@@ -111,7 +111,7 @@ fn head(overview: &Overview, screen: &Screen, colour: bool) -> Vec<Line<'static>
     let mut lines = vec![Line::from(title), Line::from(rates), drops(&overview.drops, colour)];
     if !overview.service_stats {
         lines.push(
-            Line::from("flows, packets and bytes of Services are not counted: the agent runs with --service-stats=false")
+            Line::from("flows, packets and bytes of Services are not counted: the agent runs with --service-stats-max 0")
                 .bold(),
         );
     }
@@ -245,7 +245,10 @@ mod tests {
         sort::sort(&mut overview.services, SortKey::Rate(Count::Flows), false);
         let lines = drawn(116, 9, &overview, &mut screen());
         assert_eq!(lines[0], "shunt top   every 1s");
-        assert_eq!(lines[1], "node: 35 new/s in packets, 0 new/s at sockets, 0 refused/s, 3 dropped/s");
+        assert_eq!(
+            lines[1],
+            "node: 35 new/s in packets, 0 translated/s at sockets, 0 refused/s, 3 dropped/s"
+        );
         assert_eq!(lines[2], "ended: no_local_endpoints lo 3/s (6), no_backend (sockets) 0/s (1000)");
         let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(words(&lines[3])[..4], ["SERVICE", "PROT", "FAM", "NEW/sv"]);
@@ -284,7 +287,7 @@ mod tests {
         let mut overview = overview();
         overview.service_stats = false;
         let lines = drawn(120, 9, &overview, &mut screen());
-        assert!(lines[3].contains("--service-stats=false"), "{lines:#?}");
+        assert!(lines[3].contains("--service-stats-max 0"), "{lines:#?}");
     }
 
     #[test]

@@ -19,15 +19,15 @@ use std::{
 use anyhow::{Context, Result, bail};
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, PerCpuValues, ProgramArray},
+    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues, ProgramArray},
     programs::{Program, SchedClassifier, Xdp},
     util::nr_cpus,
 };
 use bytemuck::Zeroable as _;
 use nix::net::if_::if_nametoindex;
 use proxy_common::{
-    Addr, Affinity, AffinityKey, Backend, Counter, CtEntry, CtKey, Device, Fragment, FragmentKey, Frontend,
-    FrontendKey, NodeConfig, Service, SetMember, map,
+    Addr, Affinity, AffinityKey, Backend, Counter, CtEntry, CtKey, Device, DropKey, Fragment, FragmentKey,
+    Frontend, FrontendKey, NodeConfig, Service, ServiceStats, SetMember, map,
 };
 
 use super::{
@@ -115,6 +115,8 @@ pub struct Datapath {
     pub source_ranges: LpmTrie<MapData, [u32; 5], u32>,
     pub fragments: HashMap<MapData, FragmentKey, Fragment>,
     counters: PerCpuArray<MapData, u64>,
+    stats: PerCpuArray<MapData, ServiceStats>,
+    drops: PerCpuHashMap<MapData, DropKey, u64>,
     netns: Netns,
     /// Keeps the XDP program on the uplink, once there is one.
     lane: Option<OwnedFd>,
@@ -187,6 +189,8 @@ impl Datapath {
             source_ranges: ebpf.take_map(map::SOURCE_RANGES).context("no map SOURCE_RANGES")?.try_into()?,
             fragments: hash(&mut ebpf, map::FRAGMENTS)?,
             counters: ebpf.take_map(map::COUNTERS).context("no map COUNTERS")?.try_into()?,
+            stats: ebpf.take_map(map::SERVICE_STATS).context("no map SERVICE_STATS")?.try_into()?,
+            drops: ebpf.take_map(map::DROPS).context("no map DROPS")?.try_into()?,
             ebpf,
             uplink,
             pod,
@@ -215,14 +219,18 @@ impl Datapath {
         for port in self.marked.drain(..) {
             self.ports.set(u32::from(port), 0, 0)?;
         }
+        let cpus = nr_cpus().map_err(|(_, error)| error)?;
         for id in 0..=self.last.service {
             self.services.set(id, Service::zeroed(), 0)?;
+            self.stats.set(id, PerCpuValues::try_from(vec![ServiceStats::zeroed(); cpus])?, 0)?;
         }
+        let counted: Vec<DropKey> = self.drops.keys().collect::<Result<_, _>>()?;
+        counted.iter().try_for_each(|key| self.drops.remove(key))?;
         for id in 0..=self.last.backend {
             self.backends.set(id, Backend::zeroed(), 0)?;
         }
         for counter in Counter::ALL {
-            let zeros = PerCpuValues::try_from(vec![0; nr_cpus().map_err(|(_, error)| error)?])?;
+            let zeros = PerCpuValues::try_from(vec![0; cpus])?;
             self.counters.set(*counter as u32, zeros, 0)?;
         }
         self.last = Last::default();
@@ -329,6 +337,30 @@ impl Datapath {
     /// Sum of a counter over the CPUs.
     pub fn counter(&self, counter: Counter) -> u64 {
         self.counters.get(&(counter as u32), 0).expect("every counter has an element").iter().sum()
+    }
+
+    /// What a service port has carried, over all CPUs.
+    pub fn stats(&self, service: u32) -> Result<ServiceStats> {
+        let mut sum = ServiceStats::zeroed();
+        for cpu in self.stats.get(&service, 0)?.iter() {
+            sum.flows += cpu.flows;
+            sum.packets_in += cpu.packets_in;
+            sum.bytes_in += cpu.bytes_in;
+            sum.packets_out += cpu.packets_out;
+            sum.bytes_out += cpu.bytes_out;
+        }
+        Ok(sum)
+    }
+
+    /// DROPS, over all CPUs: device and reason, sorted.
+    pub fn drops(&self) -> Result<Vec<((u32, u32), u64)>> {
+        let mut all = Vec::new();
+        for entry in self.drops.iter() {
+            let (key, values) = entry?;
+            all.push(((key.ifindex, key.reason), values.iter().sum()));
+        }
+        all.sort_unstable();
+        Ok(all)
     }
 
     /// Every program of the object, loaded for its name and the instructions that the verifier walked.

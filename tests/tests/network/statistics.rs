@@ -162,7 +162,7 @@ fn without_statistics_it_is_said_that_nobody_counts() -> Result<()> {
         "services.yaml",
         &[world.web().yaml(), Service::new("empty", vip(11)).tcp(PORT, TARGET).yaml()].join("---\n"),
     )?;
-    world.cluster.start(&["--service-stats=false"])?;
+    world.cluster.start(&["--service-stats-max=0"])?;
     let node = world.cluster.node(0);
     world.pod().tcp(web(Family::V4)).answered();
     world.pod().tcp(at(vip(11), Family::V4, PORT)).refused();
@@ -175,7 +175,7 @@ fn without_statistics_it_is_said_that_nobody_counts() -> Result<()> {
     assert_eq!((known.len(), known["refused"], known["dropped"]), (2, 1, 0), "{known:?}");
     let output = node.shunt_output(&["top", "--once", "--interval", "100ms"])?;
     assert!(
-        output.status.success() && String::from_utf8_lossy(&output.stderr).contains("--service-stats=false")
+        output.status.success() && String::from_utf8_lossy(&output.stderr).contains("--service-stats-max 0")
     );
     let page = page(node)?;
     assert!(series(&page, "shunt_service_flows_total", &[]).is_empty());

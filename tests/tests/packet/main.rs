@@ -7,6 +7,7 @@ mod affinity;
 mod balance;
 mod case;
 mod cluster_ip;
+mod counted;
 mod differential;
 mod extension;
 mod flows;

@@ -109,7 +109,7 @@ fn traffic(traffic: &Traffic) -> String {
         let incoming = format!("{} packets ({} bytes) in", packets_in?, bytes_in?);
         Some(format!("{} flows, {incoming}, {} packets ({} bytes) out", flows?, packets_out?, bytes_out?))
     };
-    shown().unwrap_or_else(|| "not counted (--service-stats=false)".to_owned())
+    shown().unwrap_or_else(|| "not counted (--service-stats-max)".to_owned())
 }
 
 /// Everything about one Service, a paragraph a frontend.
