@@ -35,6 +35,7 @@ use self::{
     flows::{Flows, Report},
     hooks::{DeviceHooks, EventError, Outcome},
     stop::Stop,
+    takeover::Taken,
 };
 use crate::{
     bpf::{
@@ -95,6 +96,7 @@ pub fn run(config: Config) -> Result<(), AgentError> {
     start_logging(config.verbosity);
     config.notes.iter().for_each(|note| tracing::warn!("{note}"));
     stop::set_oom_score(config.oom_score_adj);
+    stop::raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -382,8 +384,16 @@ impl Agent {
         }
         let began = Instant::now();
         match takeover::record(&self.loaded, self.controller.tables()) {
-            Ok(0) => {}
-            Ok(flows) => tracing::info!(flows, took = ?began.elapsed(), "connections of another proxy go on"),
+            Ok(Taken { new: 0, left: 0 }) => {}
+            Ok(Taken { new, left: 0 }) => {
+                tracing::info!(flows = new, took = ?began.elapsed(), "connections of another proxy go on");
+            }
+            Ok(Taken { new, left }) => tracing::warn!(
+                flows = new,
+                left,
+                "connections of another proxy go on, but not all: they may take three quarters of CONNTRACK \
+                 (--conntrack-max), and the others will be reset"
+            ),
             Err(error) => {
                 tracing::warn!(%error, "reading netfilter's connections failed: another proxy's will be reset");
             }
@@ -446,6 +456,7 @@ impl Agent {
 
     /// Says in AGENT that we live.
     fn beat(&mut self) {
+        self.health.beat();
         self.state.heartbeat = unix_now();
         let op = Op::Put { map: map::AGENT, key: vec![0; 4], value: bytes_of(&self.state).to_vec() };
         if let Err((_, error)) = self.loaded.store.write(&[op]) {

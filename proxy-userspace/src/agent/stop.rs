@@ -3,6 +3,7 @@
 
 use std::{fs, io};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::kube_proxy_config::{ConfigFile, Watcher};
@@ -41,6 +42,16 @@ impl Stop {
             _ = self.int.recv() => "SIGINT".to_owned(),
             why = changed => why,
         }
+    }
+}
+
+/// As many open files as the machine allows: programs, maps and links of each device are files, and so are connections. Some
+/// runtimes start processes with 1024.
+pub fn raise_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::info!(%error, "the limit of open files stays as it is");
     }
 }
 

@@ -8,7 +8,7 @@
 use std::io;
 
 use bytemuck::{Zeroable as _, bytes_of};
-use proxy_common::{CtEntry, CtKey, FrontendKey, Half, Proto, map, node::role};
+use proxy_common::{CtEntry, CtKey, FrontendKey, Half, Proto, map, node::role, tcp};
 
 use crate::{
     bpf::prog,
@@ -19,30 +19,52 @@ use crate::{
     tables::Tables,
 };
 
-/// Records the flows that netfilter translates to backends of Services we serve; how many are new.
-pub fn record(loaded: &Loaded, tables: &Tables) -> io::Result<usize> {
-    let flows = nf_conntrack::translated()?;
+/// What became of another proxy's flows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Recorded now.
+    pub new: usize,
+    /// Left out for want of room.
+    pub left: usize,
+}
+
+/// Records the flows that netfilter translates to backends of Services we serve, established connections first. They take
+/// three quarters of CONNTRACK at most: a node that takes no new flows is worse off than one that resets some old ones.
+pub fn record(loaded: &Loaded, tables: &Tables) -> io::Result<Taken> {
+    let mut flows = nf_conntrack::translated()?;
+    let mut taken = Taken::default();
     if flows.is_empty() {
-        return Ok(0);
+        return Ok(taken);
     }
+    flows.sort_by_key(|flow| !is_established(flow));
     let clock = loaded.program("clock").map_err(io::Error::other)?;
     let now = prog::test_run(clock, &[0; 64])?;
     let conntrack = loaded.store.map(map::CONNTRACK).map_err(io::Error::other)?;
-    let mut new = 0;
+    // Two halves each.
+    let room = conntrack.info().max_entries as usize / 8 * 3;
     for flow in &flows {
         let Some([reply, request]) = halves(flow, tables, now) else { continue };
+        if taken.new >= room {
+            taken.left += 1;
+            continue;
+        }
         // The reply half first, as always: a request half that packets find has one. Where either is there already, the
         // flow is known.
         if !conntrack.insert(bytes_of(&reply.0), bytes_of(&reply.1))? {
             continue;
         }
         if conntrack.insert(bytes_of(&request.0), bytes_of(&request.1))? {
-            new += 1;
+            taken.new += 1;
         } else {
             conntrack.delete(bytes_of(&reply.0))?;
         }
     }
-    Ok(new)
+    Ok(taken)
+}
+
+/// Open, and with an answer.
+fn is_established(flow: &Translated) -> bool {
+    flow.state & tcp::CONFIRMED != 0 && !tcp::is_closed(flow.state)
 }
 
 /// Reply and request half of a flow; nothing where it is none of our business.

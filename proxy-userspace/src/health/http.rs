@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
+    sync::Semaphore,
     task::JoinHandle,
     time::timeout,
 };
@@ -13,6 +14,8 @@ use tokio::{
 /// A request longer than this, or slower, is no probe.
 const MAX_REQUEST: usize = 8192;
 const MAX_WAIT: Duration = Duration::from_secs(5);
+/// Connections at a time, of one listener: whoever holds more open waits, and takes no descriptors from the agent.
+const MAX_CONNECTIONS: usize = 256;
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,11 +32,17 @@ pub type Answer = Arc<dyn Fn(&str) -> Response + Send + Sync>;
 
 /// Answers at `listener`, which the task owns: it is closed when the task is aborted.
 pub fn accept(listener: TcpListener, answer: Answer) -> JoinHandle<()> {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     tokio::spawn(async move {
-        loop {
+        // Never closed.
+        while let Ok(place) = places.clone().acquire_owned().await {
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    tokio::spawn(serve(stream, answer.clone()));
+                    let answer = answer.clone();
+                    tokio::spawn(async move {
+                        serve(stream, answer).await;
+                        drop(place);
+                    });
                 }
                 Err(error) => {
                     // Out of descriptors: those in use come back.

@@ -10,12 +10,13 @@ mod state;
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{Ipv6Addr, SocketAddr},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::net::TcpListener;
+use nix::sys::socket::{setsockopt, sockopt::Ipv6V6Only};
+use tokio::net::{TcpListener, TcpSocket};
 
 pub use self::{
     pages::{MetricsPages, Page},
@@ -53,13 +54,31 @@ pub async fn keep_listening(addr: SocketAddr, what: &'static str, page: Page) ->
     Err(error)
 }
 
-/// Binds `addr` and answers there until the runtime ends.
+/// Binds `addr` and answers there until the runtime ends. 0.0.0.0 is every address of the node, as in kube-proxy: IPv6
+/// ones too, where there is IPv6.
 pub async fn listen(addr: SocketAddr, page: Page) -> io::Result<SocketAddr> {
-    let listener = TcpListener::bind(addr).await?;
+    let listener = match addr {
+        SocketAddr::V4(v4) if v4.ip().is_unspecified() => match both_families(v4.port()) {
+            Ok(listener) => listener,
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
+            Err(_) => TcpListener::bind(addr).await?,
+        },
+        _ => TcpListener::bind(addr).await?,
+    };
     let bound = listener.local_addr()?;
     // Lives as long as the runtime.
     drop(http::accept(listener, Arc::new(move |path: &str| page.answer(path))));
     Ok(bound)
+}
+
+/// A listener at `[::]` that takes IPv4 connections as well.
+fn both_families(port: u16) -> io::Result<TcpListener> {
+    const BACKLOG: u32 = 1024;
+    let socket = TcpSocket::new_v6()?;
+    setsockopt(&socket, Ipv6V6Only, &false)?;
+    socket.set_reuseaddr(true)?;
+    socket.bind((Ipv6Addr::UNSPECIFIED, port).into())?;
+    socket.listen(BACKLOG)
 }
 
 #[cfg(test)]
@@ -85,6 +104,16 @@ mod tests {
             answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("{\"ready\":true}"),
             "{answer}"
         );
+    }
+
+    #[tokio::test]
+    async fn every_address_means_both_families() {
+        let any = "0.0.0.0:0".parse().unwrap();
+        let bound = listen(any, Page::Health(Arc::default())).await.unwrap();
+        TcpStream::connect((std::net::Ipv4Addr::LOCALHOST, bound.port())).await.unwrap();
+        TcpStream::connect((Ipv6Addr::LOCALHOST, bound.port())).await.unwrap();
+        let taken = listen(SocketAddr::new(any.ip(), bound.port()), Page::Health(Arc::default())).await;
+        assert_eq!(taken.unwrap_err().kind(), io::ErrorKind::AddrInUse);
     }
 
     #[tokio::test]

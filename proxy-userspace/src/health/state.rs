@@ -3,7 +3,7 @@
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
@@ -26,6 +26,8 @@ struct State {
     last_sync: Option<Timestamp>,
     /// Since when an update waits to be written.
     waiting_since: Option<Timestamp>,
+    /// When the agent's task last said that it lives: while it hangs, it cannot say that anything waits.
+    last_beat: Option<Instant>,
 }
 
 /// kube-proxy's body; the order of the fields is its own.
@@ -112,6 +114,11 @@ impl Health {
         (if is_good { 200 } else { 503 }, text)
     }
 
+    /// The agent's task lives: once a second, from when it is attached.
+    pub fn beat(&self) {
+        self.lock().last_beat = Some(Instant::now());
+    }
+
     /// The status and the body of `/readyz`.
     pub fn readiness(&self) -> (u16, String) {
         let ready = self.lock().ready;
@@ -122,6 +129,9 @@ impl Health {
 impl State {
     /// Healthy while starting: a proxy that has never written anything is `/readyz`' business.
     fn is_healthy(&self, now: Timestamp) -> bool {
+        if self.last_beat.is_some_and(|beat| beat.elapsed() >= STALE) {
+            return false;
+        }
         match (self.last_sync, self.waiting_since) {
             (None, _) | (_, None) => true,
             (Some(_), Some(since)) => now.duration_since(since).unsigned_abs() < STALE || now < since,
@@ -135,6 +145,17 @@ mod tests {
 
     fn at(second: i64) -> Timestamp {
         Timestamp::new(second, 250_000_000).unwrap()
+    }
+
+    #[test]
+    fn an_agent_that_hangs_is_not_healthy() {
+        let health = Health::default();
+        health.beat();
+        assert_eq!(health.answer(false, at(1)).0, 200);
+        health.lock().last_beat = Instant::now().checked_sub(STALE);
+        assert_eq!(health.answer(false, at(1)).0, 503);
+        health.beat();
+        assert_eq!(health.answer(false, at(1)).0, 200);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! How long to wait before asking again: longer from failure to failure, never the same for two nodes.
 //!
 //! A server that is away is asked often: what changed meanwhile is to be here seconds after it is back, and a
-//! refused connection costs nobody much. One that is there and refuses is left alone for longer.
+//! refused connection costs nobody much. One that is there and refuses, or says that it cannot cope, is left alone for longer: every
+//! node of the cluster would ask it for all of its lists.
 
 use std::{
     hash::{BuildHasher as _, Hasher as _, RandomState},
@@ -33,8 +34,8 @@ impl Backoff {
 
     /// How long to wait after this failure.
     pub fn after(&mut self, error: &RequestError) -> Duration {
-        // 5xx: a load balancer in front of a server that is away, or one that is just starting.
-        let is_refused = error.code().is_some_and(|code| code < 500);
+        // 502 and 503: a load balancer in front of a server that is away, or one that is just starting.
+        let is_refused = error.code().is_some_and(|code| !matches!(code, 502 | 503));
         if is_refused != std::mem::replace(&mut self.was_refused, is_refused) {
             // A server that was away for long and says no now has said it once.
             self.failures = 0;
@@ -69,7 +70,12 @@ mod tests {
     #[test]
     fn waits_grow_to_a_limit_that_depends_on_the_failure() {
         let away = RequestError::Unreachable("refused".into());
-        for (error, limit) in [(away, AWAY), (refused(503, None), AWAY), (refused(403, None), REFUSED)] {
+        for (error, limit) in [
+            (away, AWAY),
+            (refused(503, None), AWAY),
+            (refused(403, None), REFUSED),
+            (refused(504, None), REFUSED),
+        ] {
             let mut backoff = Backoff::default();
             assert!(backoff.after(&error) <= FIRST.mul_f64(1.25));
             let waits: Vec<Duration> = (0..20).map(|_| backoff.after(&error)).collect();
