@@ -106,7 +106,7 @@ fn rbac_grants_what_is_asked_for_and_nothing_else() -> Result<()> {
                 {"apiGroups": [""], "resources": ["services", "nodes"], "verbs": read},
                 {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": read},
                 {"apiGroups": ["networking.k8s.io"], "resources": ["servicecidrs"], "verbs": read},
-                {"apiGroups": ["", "events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch", "update"]},
+                {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
             ])
         );
         let binding = &objects[kustomize::position(&objects, "ClusterRoleBinding", "shunt")?];
