@@ -305,6 +305,42 @@ fn by_label_only_the_selector_differs() -> Result<()> {
     Ok(())
 }
 
+/// Files, overlays, components and values that the pages tell people to use are there.
+#[test]
+fn what_the_pages_name_exists() -> Result<()> {
+    let root = repository();
+    let mut pages = vec![root.join("README.md"), root.join("manifests/README.md")];
+    for entry in std::fs::read_dir(root.join("docs"))? {
+        pages.push(entry?.path());
+    }
+    let values = kustomize::documents(&root.join("manifests/helm/shunt/values.yaml"))?;
+    let mut seen = 0;
+    for page in pages {
+        let text = std::fs::read_to_string(&page)?;
+        let page = page.display();
+        for word in text.split(|c: char| !(c.is_ascii_alphanumeric() || "/.-_".contains(c))) {
+            let path = word.trim_end_matches(['.', '/']);
+            let inside = ["manifests/", "overlays/", "components/", "monitoring/"]
+                .iter()
+                .filter_map(|part| path.find(part).map(|at| &path[at..]))
+                .max_by_key(|rest| rest.len());
+            let Some(rest) = inside else { continue };
+            let path = root.join("manifests").join(rest.trim_start_matches("manifests/"));
+            assert!(path.exists(), "{page}: {word}");
+            seen += 1;
+        }
+        let words: Vec<&str> = text.split([' ', '`', '\n', ',']).collect();
+        for pair in words.windows(2).filter(|pair| pair[0] == "--set" && pair[1].contains('=')) {
+            let name = pair[1].split('=').next().unwrap_or_default();
+            let pointer = format!("/{}", name.replace('.', "/"));
+            assert!(values[0].pointer(&pointer).is_some(), "{page}: no value {name}");
+            seen += 1;
+        }
+    }
+    assert!(seen > 20, "{seen}");
+    Ok(())
+}
+
 /// kind's nodes find each other by name, and `kind load` brings the image.
 #[test]
 fn kind_asks_its_control_plane() -> Result<()> {
