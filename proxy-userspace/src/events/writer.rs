@@ -154,8 +154,7 @@ impl Writer {
             if !may_pass || begun.elapsed() > STALE {
                 if !std::mem::replace(&mut self.was_refused, true) {
                     tracing::warn!(
-                        "an event could not be sent: {error} (events need create, patch and update of events in \
-                         events.k8s.io)"
+                        "an event could not be sent: {error} (they need create and patch of events in events.k8s.io)"
                     );
                 }
                 METRICS.own.events.with_label_values(&["failed"]).inc();

@@ -152,7 +152,6 @@ mod tests {
             ("GET", &format!("/api/v1/nodes?{mine}")),
             ("GET", &format!("/api/v1/nodes?watch=true&{mine}")),
             ("POST", "/apis/events.k8s.io/v1/namespaces/default/events"),
-            ("POST", "/api/v1/namespaces/default/events"),
             ("PATCH", "/apis/events.k8s.io/v1/namespaces/default/events/a"),
         ] {
             assert_eq!(objection(&grants, method, target), None, "{method} {target}");
@@ -164,7 +163,13 @@ mod tests {
             ("GET", "/api/v1/endpoints"),
             ("GET", "/api/v1/namespaces/default/secrets/a"),
             ("GET", "/apis/discovery.k8s.io/v1/services"),
+            ("GET", "/api/v1/nodes/node-1"),
+            ("GET", "/api/v1/namespaces/default/services/a"),
             ("GET", "/apis/events.k8s.io/v1/namespaces/default/events"),
+            ("PUT", "/apis/events.k8s.io/v1/namespaces/default/events/a"),
+            ("DELETE", "/apis/events.k8s.io/v1/namespaces/default/events/a"),
+            ("POST", "/api/v1/namespaces/default/events"),
+            ("PATCH", "/api/v1/namespaces/default/events/a"),
             ("PUT", "/api/v1/namespaces/default/services/a"),
             ("PATCH", "/api/v1/nodes/node-1/status"),
             ("DELETE", "/api/v1/namespaces/default/services/a"),

@@ -3,13 +3,20 @@
 //! Its templates keep to a handful of constructs, which this file renders; any other is an error. That helm itself makes
 //! the same of them was tried by hand with helm 4 and is worth trying again after a change.
 
-use std::{fs, iter::Peekable};
+use std::{
+    fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    iter::Peekable,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tests::net::cluster::repository;
 
-use crate::{kustomize, overlay};
+use crate::{kustomize, overlay, with};
+
+const SERVER: &str = "https://192.168.8.201:6443";
+const CHECKSUM: &str = "checksum/api-servers";
 
 /// A template in pieces.
 #[derive(Debug, PartialEq)]
@@ -74,12 +81,26 @@ fn render(
 }
 
 fn holds(condition: &str, values: &Value) -> Result<bool> {
+    if let Some(rest) = condition.strip_prefix("semverCompare ") {
+        let (wanted, path) = rest.split_once(' ').with_context(|| format!("{condition}: no version"))?;
+        let wanted = wanted.strip_prefix("\">=").and_then(|it| it.strip_suffix("-0\""));
+        let wanted = wanted.with_context(|| format!("{condition}: not \">=MAJOR.MINOR-0\""))?;
+        let version = look_up(path, values)?.as_str().context("a version is a word")?;
+        return Ok(minor(version)? >= minor(wanted)?);
+    }
     let (path, wanted) = condition.strip_prefix("not ").map_or((condition, true), |path| (path, false));
     Ok(match look_up(path, values)? {
         Value::Bool(is) => *is == wanted,
         Value::Array(list) => list.is_empty() != wanted,
         other => bail!("`if {condition}`: {other} is neither a boolean nor a list"),
     })
+}
+
+/// Major and minor of `1.30` or `v1.30.2`.
+fn minor(version: &str) -> Result<(u32, u32)> {
+    let mut numbers = version.trim_start_matches('v').split('.').map(str::parse);
+    let mut next = || numbers.next().with_context(|| format!("{version}: no version"));
+    Ok((next()??, next()??))
 }
 
 fn value(action: &str, values: &Value) -> Result<String> {
@@ -93,8 +114,20 @@ fn value(action: &str, values: &Value) -> Result<String> {
             other => format!("\n{indent}{other}"),
         });
     }
-    if let Some(path) = action.strip_prefix("quote ") {
-        return Ok(Value::from(look_up(path, values)?.as_str().context("quote of a word")?).to_string());
+    if let Some(action) = action.strip_suffix(" | quote") {
+        return Ok(Value::from(value(action, values)?).to_string());
+    }
+    if let Some(action) = action.strip_suffix(" | sha256sum") {
+        // Only that it is another one for another word matters here.
+        let mut hasher = DefaultHasher::new();
+        value(action, values)?.hash(&mut hasher);
+        return Ok(format!("{:064x}", hasher.finish()));
+    }
+    if let Some(rest) = action.strip_prefix("required \"") {
+        let (message, path) = rest.split_once("\" ").with_context(|| format!("{action}: no message"))?;
+        let word = value(path, values)?;
+        ensure!(!word.is_empty(), "{message}");
+        return Ok(word);
     }
     match look_up(action, values)? {
         Value::String(word) => Ok(word.clone()),
@@ -110,12 +143,20 @@ fn look_up<'a>(path: &str, values: &'a Value) -> Result<&'a Value> {
 
 /// The chart's objects with some values changed.
 fn chart(changes: Value) -> Result<Vec<Value>> {
+    chart_for("v1.37.0", changes)
+}
+
+fn chart_for(kubernetes: &str, changes: Value) -> Result<Vec<Value>> {
     let dir = repository().join("manifests/helm/shunt");
     let mut values = kustomize::documents(&dir.join("values.yaml"))?.pop().context("values")?;
     for (field, value) in changes.as_object().context("a map")? {
         *values.get_mut(field).with_context(|| format!("values.yaml has no {field}"))? = value.clone();
     }
-    let values = json!({"Values": values, "Release": {"Namespace": "kube-system"}});
+    let values = json!({
+        "Values": values,
+        "Release": {"Namespace": "kube-system"},
+        "Capabilities": {"KubeVersion": {"Version": kubernetes}},
+    });
     let mut objects = Vec::new();
     for entry in fs::read_dir(dir.join("templates"))? {
         let path = entry?.path();
@@ -145,8 +186,40 @@ fn plain(mut objects: Vec<Value>) -> Result<Value> {
 
 #[test]
 fn the_chart_is_the_base() -> Result<()> {
-    let base = kustomize::build(&repository().join("manifests/base"))?;
-    assert_eq!(plain(chart(json!({}))?)?, plain(base)?);
+    let mut base = kustomize::build(&repository().join("manifests/base"))?;
+    // The base names no API server; of the chart that is asked when it is rendered.
+    let error = chart(json!({})).err().context("refused")?;
+    assert!(error.to_string().starts_with("apiServers: "), "{error}");
+    let at = kustomize::position(&base, "ConfigMap", "shunt")?;
+    base[at]["data"]["api-servers"] = SERVER.into();
+    let mut objects = chart(json!({"apiServers": SERVER}))?;
+    let checksum = annotations(&mut objects)?.remove(CHECKSUM);
+    assert_eq!(plain(objects)?, plain(base)?);
+    // Another address starts the pods anew; kustomize has no such means.
+    let mut others = chart(json!({"apiServers": "https://192.168.8.202:6443"}))?;
+    assert!(checksum.is_some() && annotations(&mut others)?.remove(CHECKSUM) != checksum);
+    Ok(())
+}
+
+fn annotations(objects: &mut [Value]) -> Result<&mut Map<String, Value>> {
+    let at = kustomize::position(objects, "DaemonSet", "shunt")?;
+    objects[at]["spec"]["template"]["metadata"]["annotations"].as_object_mut().context("annotations")
+}
+
+#[test]
+fn before_1_30_it_is_the_component() -> Result<()> {
+    let older = chart_for("v1.29.14", json!({"kubeadm": true}))?;
+    assert_eq!(plain(older)?, plain(with(overlay("kubeadm")?, "before-1.30")?)?);
+    Ok(())
+}
+
+#[test]
+fn its_pod_monitor_is_the_one_of_monitoring() -> Result<()> {
+    let is_it = |object: &Value| object["kind"] == "PodMonitor";
+    assert!(!chart(json!({"kubeadm": true}))?.iter().any(is_it));
+    let objects = chart(json!({"kubeadm": true, "podMonitor": true}))?;
+    let plain = kustomize::documents(&repository().join("manifests/monitoring/podmonitor.yaml"))?;
+    assert_eq!(objects.iter().find(|it| is_it(it)), plain.first());
     Ok(())
 }
 
@@ -161,14 +234,14 @@ fn its_values_are_the_overlays() -> Result<()> {
 #[test]
 fn what_is_set_arrives() -> Result<()> {
     let objects = chart(json!({
-        "apiServers": "https://192.168.8.201:6443",
+        "apiServers": SERVER,
         "image": {"repository": "registry.example/shunt", "tag": "1", "pullPolicy": "Always"},
         "extraArgs": ["--xdp=native"],
         "extraEnv": [{"name": "SHUNT_LOG", "value": "debug"}],
         "resources": {},
     }))?;
     let config = &objects[kustomize::position(&objects, "ConfigMap", "shunt")?];
-    assert_eq!(config["data"]["api-servers"], "https://192.168.8.201:6443");
+    assert_eq!(config["data"]["api-servers"], SERVER);
     let daemon_set = &objects[kustomize::position(&objects, "DaemonSet", "shunt")?];
     let container = &daemon_set["spec"]["template"]["spec"]["containers"][0];
     assert_eq!(container["image"], "registry.example/shunt:1");
@@ -200,5 +273,7 @@ fn constructs_it_does_not_know_are_refused() {
     assert_eq!(text("x\n  {{- if .Values.a }}\ny\n{{- else }}\nz\n{{- end }}\n").unwrap(), "x\ny\n");
     assert!(text("{{ include \"x\" . }}").is_err());
     assert!(text("{{ .Values.b }}").is_err());
+    assert!(text("{{ .Values.a | upper }}").is_err());
+    assert!(text("{{ if semverCompare \"<1.30-0\" .Values.a }}{{ end }}").is_err());
     assert!(text("{{ if .Values.a }}").is_err());
 }

@@ -1,4 +1,4 @@
-//! As much of kustomize as `manifests/` uses: resources, components, strategic merge patches, images. What it does
+//! As much of kustomize as `manifests/` uses: resources, components, strategic merge patches, patches of one kind, images. What it does
 //! not know it refuses, so that a manifest never passes because it was not understood.
 //!
 //! That it does as kustomize does is shown by `tests/deploy/*.yaml`, which `kubectl kustomize` wrote.
@@ -32,7 +32,8 @@ pub fn position(objects: &[Value], kind: &str, name: &str) -> Result<usize> {
     found.with_context(|| format!("there is no {kind} {name}"))
 }
 
-fn extend(objects: &mut Vec<Value>, dir: &Path) -> Result<()> {
+/// Adds what a kustomization or component makes of the objects there are.
+pub fn extend(objects: &mut Vec<Value>, dir: &Path) -> Result<()> {
     let file = documents(&dir.join("kustomization.yaml"))?;
     let [kustomization] = &file[..] else { bail!("a kustomization is one document") };
     let fields = kustomization.as_object().context("a kustomization is a map")?;
@@ -75,10 +76,25 @@ fn namespace(objects: &mut [Value], name: &Value) {
 
 fn patches(objects: &mut Vec<Value>, dir: &Path, list: &Value) -> Result<()> {
     for entry in list.as_array().context("patches: a list")? {
-        let (Some(path), 1) = (entry["path"].as_str(), entry.as_object().map_or(0, Map::len)) else {
-            bail!("a patch is a path here, and nothing else: {entry}");
+        let fields = entry.as_object().map_or(0, Map::len);
+        let target = entry.get("target");
+        let (Some(path), true) = (entry["path"].as_str(), fields == 1 + usize::from(target.is_some())) else {
+            bail!("a patch is a path here, and at most a target: {entry}");
         };
         for patch in documents(&dir.join(path))? {
+            if let Some(target) = target {
+                let (Some(kind), 1) = (target["kind"].as_str(), target.as_object().map_or(0, Map::len))
+                else {
+                    bail!("a target is a kind here: {entry}");
+                };
+                // Kind and name of such a patch do not count.
+                let mut patch = patch;
+                patch["metadata"] = Value::Object(Map::new());
+                for object in objects.iter_mut().filter(|it| it["kind"] == kind) {
+                    merge(object, &patch, "")?;
+                }
+                continue;
+            }
             let (kind, name) = (patch["kind"].as_str(), patch["metadata"]["name"].as_str());
             let at = position(objects, kind.unwrap_or_default(), name.unwrap_or_default())?;
             if patch["$patch"] == "delete" {

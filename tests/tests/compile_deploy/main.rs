@@ -20,7 +20,9 @@ use serde_json::{Value, json};
 use tests::net::cluster::repository;
 
 /// Every directory of `manifests/overlays`.
-const OVERLAYS: [&str; 3] = ["dev", "kubeadm", "privileged"];
+const OVERLAYS: [&str; 6] = ["cleanup", "dev", "kind", "kubeadm", "kubeadm-by-label", "privileged"];
+/// The one that runs no agent.
+const CLEANUP: &str = "cleanup";
 
 fn manifests() -> PathBuf {
     repository().join("manifests")
@@ -37,6 +39,11 @@ fn all() -> Result<Vec<(&'static str, Vec<Value>)>> {
     overlays.chain([base]).collect()
 }
 
+/// What installs shunt: all but [`CLEANUP`].
+fn agents() -> Result<Vec<(&'static str, Vec<Value>)>> {
+    Ok(all()?.into_iter().filter(|(name, _)| *name != CLEANUP).collect())
+}
+
 /// As the API's type, which must know every field: one that is misspelt would be dropped silently.
 fn typed<T: DeserializeOwned + Serialize>(object: &Value) -> Result<T> {
     let parsed: T = serde_json::from_value(object.clone())?;
@@ -45,7 +52,11 @@ fn typed<T: DeserializeOwned + Serialize>(object: &Value) -> Result<T> {
 }
 
 fn pod(objects: &[Value]) -> Result<(PodSpec, Container)> {
-    let daemon_set: DaemonSet = typed(&objects[kustomize::position(objects, "DaemonSet", "shunt")?])?;
+    pod_of(objects, "shunt")
+}
+
+fn pod_of(objects: &[Value], name: &str) -> Result<(PodSpec, Container)> {
+    let daemon_set: DaemonSet = typed(&objects[kustomize::position(objects, "DaemonSet", name)?])?;
     let pod = daemon_set.spec.template.spec.context("a pod")?;
     let [container] = &pod.containers[..] else { panic!("one container") };
     let container = container.clone();
@@ -97,7 +108,7 @@ fn every_object_is_one_the_api_knows() -> Result<()> {
 
 #[test]
 fn rbac_grants_what_is_asked_for_and_nothing_else() -> Result<()> {
-    for (_, objects) in all()? {
+    for (_, objects) in agents()? {
         let role = &objects[kustomize::position(&objects, "ClusterRole", "shunt")?];
         let read = json!(["list", "watch"]);
         assert_eq!(
@@ -106,7 +117,7 @@ fn rbac_grants_what_is_asked_for_and_nothing_else() -> Result<()> {
                 {"apiGroups": [""], "resources": ["services", "nodes"], "verbs": read},
                 {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": read},
                 {"apiGroups": ["networking.k8s.io"], "resources": ["servicecidrs"], "verbs": read},
-                {"apiGroups": ["", "events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch", "update"]},
+                {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
             ])
         );
         let binding = &objects[kustomize::position(&objects, "ClusterRoleBinding", "shunt")?];
@@ -122,23 +133,27 @@ fn rbac_grants_what_is_asked_for_and_nothing_else() -> Result<()> {
 
 #[test]
 fn privileges_are_the_least_that_do() -> Result<()> {
-    for (name, objects) in all()? {
+    for (name, objects) in agents()? {
         let (pod, container) = pod(&objects)?;
         let context = serde_json::to_value(container.security_context)?;
         let of_pod = serde_json::to_value(pod.security_context)?;
-        if name == "privileged" {
-            let want =
-                json!({"runAsUser": 0, "runAsGroup": 0, "readOnlyRootFilesystem": true, "privileged": true});
+        if ["privileged", "kind"].contains(&name) {
+            let want = json!({"runAsUser": 0, "runAsGroup": 0, "readOnlyRootFilesystem": true, "privileged": true,
+                    "appArmorProfile": {"type": "Unconfined"}});
             assert_eq!(context, want, "{name}");
             assert_eq!(of_pod, json!({}), "{name}");
         } else {
             let want = json!({
                 "runAsUser": 0, "runAsGroup": 0, "readOnlyRootFilesystem": true, "allowPrivilegeEscalation": false,
                 "capabilities": {"drop": ["ALL"], "add": ["BPF", "NET_ADMIN", "PERFMON"]},
+                "appArmorProfile": {"type": "Unconfined"},
             });
             assert_eq!(context, want, "{name}");
             assert_eq!(of_pod, json!({"seccompProfile": {"type": "RuntimeDefault"}}), "{name}");
         }
+        // For API servers before 1.30.
+        let daemon_set = &objects[kustomize::position(&objects, "DaemonSet", "shunt")?];
+        assert_eq!(daemon_set["spec"]["template"]["metadata"]["annotations"], annotation(), "{name}");
         assert!(pod.host_pid.is_none() && pod.host_ipc.is_none() && pod.init_containers.is_none(), "{name}");
     }
     Ok(())
@@ -146,7 +161,7 @@ fn privileges_are_the_least_that_do() -> Result<()> {
 
 #[test]
 fn every_node_has_one_and_loses_one_at_a_time() -> Result<()> {
-    for (name, objects) in all()? {
+    for (name, objects) in agents()? {
         let (pod, container) = pod(&objects)?;
         assert_eq!(pod.host_network, Some(true), "{name}");
         assert_eq!(pod.priority_class_name.as_deref(), Some("system-node-critical"), "{name}");
@@ -171,7 +186,7 @@ fn every_node_has_one_and_loses_one_at_a_time() -> Result<()> {
 
 #[test]
 fn only_bpffs_can_be_written_to() -> Result<()> {
-    for (name, objects) in all()? {
+    for (name, objects) in agents()? {
         let (pod, container) = pod(&objects)?;
         let volumes = serde_json::to_value(pod.volumes)?;
         for (volume, path) in [("bpffs", "/sys/fs/bpf"), ("cgroup", "/sys/fs/cgroup")] {
@@ -195,7 +210,7 @@ fn only_bpffs_can_be_written_to() -> Result<()> {
 #[test]
 fn arguments_are_shunts_own() -> Result<()> {
     use clap::Parser as _;
-    for (name, objects) in all()? {
+    for (name, objects) in agents()? {
         let (_, container) = pod(&objects)?;
         assert_eq!(container.command, None, "{name}: the image's entry point");
         let args = container.args.context("arguments")?;
@@ -216,5 +231,124 @@ fn arguments_are_shunts_own() -> Result<()> {
             assert!(env.iter().any(|var| var.name == word), "{name}: ${word} is not set");
         }
     }
+    Ok(())
+}
+
+fn annotation() -> Value {
+    json!({"container.apparmor.security.beta.kubernetes.io/shunt": "unconfined"})
+}
+
+/// An overlay with a component, as `components:` in an overlay of one's own has it.
+pub fn with(mut objects: Vec<Value>, component: &str) -> Result<Vec<Value>> {
+    kustomize::extend(&mut objects, &manifests().join("components").join(component))?;
+    Ok(objects)
+}
+
+#[test]
+fn older_api_servers_get_no_field_they_do_not_know() -> Result<()> {
+    for (name, objects) in all()? {
+        let objects = with(objects, "before-1.30")?;
+        let text = serde_json::to_string(&objects)?;
+        assert!(!text.contains("appArmorProfile"), "{name}: {text}");
+        let daemon_set = objects.iter().find(|it| it["kind"] == "DaemonSet").context("a DaemonSet")?;
+        assert_eq!(daemon_set["spec"]["template"]["metadata"]["annotations"], annotation(), "{name}");
+    }
+    Ok(())
+}
+
+/// It does its work as soon as a node has the label and no agent, with no more than the agent may do.
+#[test]
+fn cleanup_cleans_up_where_a_label_says_so() -> Result<()> {
+    use clap::Parser as _;
+    let objects = overlay(CLEANUP)?;
+    assert_eq!(objects.len(), 1);
+    let (pod, container) = pod_of(&objects, "shunt-cleanup")?;
+    assert_eq!(
+        serde_json::to_value(&pod.node_selector)?,
+        json!({"kubernetes.io/os": "linux", "shunt-cleanup": "true"})
+    );
+    assert_eq!(serde_json::to_value(&pod.tolerations)?, json!([{"operator": "Exists"}]));
+    assert_eq!((pod.host_network, pod.automount_service_account_token), (Some(true), Some(false)));
+    let args = container.args.clone().context("arguments")?;
+    let cli = shunt::cli::args::Cli::try_parse_from(["shunt".to_owned()].into_iter().chain(args))?;
+    let shunt::cli::args::Command::Cleanup(cleanup) = cli.command else { panic!("no cleanup") };
+    assert!(!cleanup.force && !cleanup.kube_proxy);
+
+    let (base_pod, base) = self::pod(&kustomize::build(&manifests().join("base"))?)?;
+    assert_eq!(container.image, base.image);
+    assert_eq!(container.security_context, base.security_context);
+    assert_eq!(pod.security_context, base_pod.security_context);
+    for mount in container.volume_mounts.context("mounts")? {
+        assert!(base.volume_mounts.as_ref().is_some_and(|list| list.contains(&mount)), "{mount:?}");
+    }
+    for volume in pod.volumes.context("volumes")? {
+        assert!(base_pod.volumes.as_ref().is_some_and(|list| list.contains(&volume)), "{volume:?}");
+    }
+    // Its pods are not those of the agent.
+    let daemon_set = &objects[0]["spec"];
+    assert_eq!(daemon_set["selector"]["matchLabels"], json!({"app.kubernetes.io/name": "shunt-cleanup"}));
+
+    let (_, privileged) = pod_of(&with(objects, "privileged")?, "shunt-cleanup")?;
+    assert_eq!(privileged.security_context.and_then(|it| it.privileged), Some(true));
+    Ok(())
+}
+
+/// Node by node: shunt where the label says shunt, and otherwise what the plain overlay is.
+#[test]
+fn by_label_only_the_selector_differs() -> Result<()> {
+    let mut objects = overlay("kubeadm-by-label")?;
+    let at = kustomize::position(&objects, "DaemonSet", "shunt")?;
+    let selector = &mut objects[at]["spec"]["template"]["spec"]["nodeSelector"];
+    assert_eq!(*selector, json!({"kubernetes.io/os": "linux", "service-proxy": "shunt"}));
+    *selector = json!({"kubernetes.io/os": "linux"});
+    assert_eq!(objects, overlay("kubeadm")?);
+    Ok(())
+}
+
+/// Files, overlays, components and values that the pages tell people to use are there.
+#[test]
+fn what_the_pages_name_exists() -> Result<()> {
+    let root = repository();
+    let mut pages = vec![root.join("README.md"), root.join("manifests/README.md")];
+    for entry in std::fs::read_dir(root.join("docs"))? {
+        pages.push(entry?.path());
+    }
+    let values = kustomize::documents(&root.join("manifests/helm/shunt/values.yaml"))?;
+    let mut seen = 0;
+    for page in pages {
+        let text = std::fs::read_to_string(&page)?;
+        let page = page.display();
+        for word in text.split(|c: char| !(c.is_ascii_alphanumeric() || "/.-_".contains(c))) {
+            let path = word.trim_end_matches(['.', '/']);
+            let inside = ["manifests/", "overlays/", "components/", "monitoring/"]
+                .iter()
+                .filter_map(|part| path.find(part).map(|at| &path[at..]))
+                .max_by_key(|rest| rest.len());
+            let Some(rest) = inside else { continue };
+            let path = root.join("manifests").join(rest.trim_start_matches("manifests/"));
+            assert!(path.exists(), "{page}: {word}");
+            seen += 1;
+        }
+        let words: Vec<&str> = text.split([' ', '`', '\n', ',']).collect();
+        for pair in words.windows(2).filter(|pair| pair[0] == "--set" && pair[1].contains('=')) {
+            let name = pair[1].split('=').next().unwrap_or_default();
+            let pointer = format!("/{}", name.replace('.', "/"));
+            assert!(values[0].pointer(&pointer).is_some(), "{page}: no value {name}");
+            seen += 1;
+        }
+    }
+    assert!(seen > 20, "{seen}");
+    Ok(())
+}
+
+/// kind's nodes find each other by name, and `kind load` brings the image.
+#[test]
+fn kind_asks_its_control_plane() -> Result<()> {
+    let objects = overlay("kind")?;
+    let config = &objects[kustomize::position(&objects, "ConfigMap", "shunt")?];
+    assert_eq!(config["data"]["api-servers"], "https://kind-control-plane:6443");
+    let (_, container) = pod(&objects)?;
+    assert_eq!(container.image.as_deref(), Some("localhost/shunt:dev"));
+    assert_eq!(container.image_pull_policy.as_deref(), Some("Never"));
     Ok(())
 }

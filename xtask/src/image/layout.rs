@@ -4,8 +4,9 @@
 //! into every build of xtask. `skopeo inspect` and `umoci` read what comes of it.
 
 use std::{
-    fs,
+    fs::{self, Permissions},
     io::Write,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -39,6 +40,20 @@ impl Entry {
     pub fn program(path: &'static str, content: Vec<u8>) -> Self {
         Self { path, mode: 0o755, content }
     }
+}
+
+/// Writes the layer's files below `dir`, which begins anew: for engines that copy them.
+pub fn unpack(image: &Image, dir: &Path) -> Result<()> {
+    if dir.exists() {
+        fs::remove_dir_all(dir)?;
+    }
+    for entry in &image.entries {
+        let path = dir.join(entry.path);
+        fs::create_dir_all(path.parent().context("a file lies in a directory")?)?;
+        fs::write(&path, &entry.content).with_context(|| format!("writing {}", path.display()))?;
+        fs::set_permissions(&path, Permissions::from_mode(entry.mode))?;
+    }
+    Ok(())
 }
 
 /// Writes the layout into a new directory; returns the manifest's digest, which is the image's.

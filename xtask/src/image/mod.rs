@@ -21,7 +21,8 @@ use crate::{build, process, setup::say, workspace::Workspace};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Directory for the layout (oci/), the same as one file (shunt.oci.tar) and the list of what is inside.
+    /// Directory for the layout (oci/), the same as one file (shunt.oci.tar), the files in it (root/, for the Containerfile)
+    /// and the list of what is inside.
     #[arg(long, value_name = "DIR", default_value = "target/image")]
     output: PathBuf,
     /// What the image shall be called [default: localhost/shunt:VERSION]
@@ -58,6 +59,7 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     }
     let digest = layout::write(&image, &oci)?;
     fs::write(output.join("shunt.cdx.json"), &bill)?;
+    layout::unpack(&image, &output.join("root"))?;
     let archive = output.join("shunt.oci.tar");
     layout::archive(&oci, created, File::create(&archive)?)?;
     say("image", format_args!("{} {digest}", image.name));
@@ -142,6 +144,14 @@ mod tests {
         assert!(text.starts_with("-----BEGIN CERTIFICATE-----\nMII"));
         assert!(text.matches("BEGIN").count() > 50);
         assert!(text.lines().all(|line| line.len() <= 64));
+    }
+
+    #[test]
+    fn the_containerfile_takes_what_this_leaves() {
+        let root = Workspace::find().unwrap().root;
+        let read = |name: &str| fs::read_to_string(root.join(name)).unwrap();
+        assert!(read("Containerfile").contains("\nCOPY target/image/root/ /\n"));
+        assert_eq!(read(".containerignore"), "*\n!target/image/root\n");
     }
 
     #[test]

@@ -74,8 +74,8 @@ impl RequestError {
                 "the server does not accept the credentials: renew the kubeconfig's token or certificate",
             ),
             Self::Refused { code: 403, .. } => Some(
-                "grant get, list and watch of services, endpointslices.discovery.k8s.io, nodes and \
-                 servicecidrs.networking.k8s.io to the agent's user",
+                "grant list and watch of services, nodes, endpointslices.discovery.k8s.io and \
+                 servicecidrs.networking.k8s.io in the whole cluster to the agent's user",
             ),
             Self::Unreachable(why) if why.contains("certificate") => {
                 Some("compare the server's certificate with the kubeconfig's certificate-authority")
