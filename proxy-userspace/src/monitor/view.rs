@@ -190,7 +190,8 @@ mod tests {
             "03:04:06.500000Z  flow     ingress veth1        TCP  10.0.0.1:4000 -> 10.68.0.10:80 default/web:http -> \
              172.20.1.2:8080  masqueraded\n"
         );
-        let other_port = EventView::new(&FlowEvent { flags: 0, ..sample::flow() }, STARTED, Some(&web()), None);
+        let other_port =
+            EventView::new(&FlowEvent { flags: 0, ..sample::flow() }, STARTED, Some(&web()), None);
         assert!(line(&other_port, false, false).ends_with("  client port 5000\n"));
         let wide = line(&view, true, true);
         assert!(wide.starts_with("2026-01-02T03:04:06.500000Z  \x1b[32mflow   \x1b[0m  "), "{wide:?}");
