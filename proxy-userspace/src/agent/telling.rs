@@ -86,7 +86,7 @@ pub(super) async fn listen(
     pins: &Pins,
     recorder: &Recorder,
 ) -> Result<(), AgentError> {
-    let configz = kube_proxy_config::configz(&config.kube_proxy).to_string();
+    let configz = kube_proxy_config::configz(&config.kube_proxy, &config.node_name).to_string();
     let metrics = MetricsPages {
         pins: pins.clone(),
         services_max: config.service_metrics_max as usize,

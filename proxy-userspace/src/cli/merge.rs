@@ -434,6 +434,35 @@ mod tests {
     }
 
     #[test]
+    fn a_name_is_written_where_somebody_said_it() {
+        let around = Surroundings { node_name: Some("of-this-pod".into()), ..around() };
+        let named = format!("{HEAD}hostnameOverride: of-the-file\n");
+        for (text, flags, want) in [
+            (HEAD, "", ""),
+            (KUBEADM, "", ""),
+            (HEAD, "--hostname-override=", ""),
+            (HEAD, "--node-name of-the-flag", "of-the-flag"),
+            (&named, "", "of-the-file"),
+            (&named, "--hostname-override=", "of-the-file"),
+            (&named, "--node-name of-the-flag", "of-the-flag"),
+        ] {
+            let file = Scratch::new(text);
+            let line = format!("shunt run --config {} {flags}", file.0.display());
+            let Command::Run(mut args) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else {
+                panic!()
+            };
+            let config = written_config(&args, "/b".as_ref(), &around).unwrap();
+            assert_eq!(config.kube_proxy.hostname_override, want, "{line}");
+            let resolved = if want.is_empty() { "of-this-pod" } else { want };
+            assert_eq!(config.node_name, resolved, "{line}");
+            args.config = None;
+            let config = written_config(&args, "/b".as_ref(), &around).unwrap();
+            let want = if want == "of-the-file" { "" } else { want };
+            assert_eq!(config.kube_proxy.hostname_override, want, "without the file: {line}");
+        }
+    }
+
+    #[test]
     fn what_is_written_is_read_as_the_same() {
         let text = format!(
             "{HEAD}mode: nftables\nclusterCIDR: 10.244.0.0/16\nbindAddress: 192.168.8.201\noomScoreAdj: 5\n\
@@ -455,6 +484,7 @@ mod tests {
                 args.config = Some(path.clone());
                 let second = written_config(&args, "/b".as_ref(), &around()).unwrap();
                 assert_eq!(second.kube_proxy, first.kube_proxy);
+                assert_eq!(again.said.hostname_override, "", "of no machine: every node may read it");
                 assert_eq!(effective(&again.said, &second), first.kube_proxy);
                 assert_eq!(
                     (second.compile, second.sizes, second.timeouts),

@@ -200,7 +200,7 @@ fn config_of(
     bpffs: &Path,
     around: &Surroundings,
 ) -> Result<Config, UsageError> {
-    let Merged { args, given, file, notes } = merged;
+    let Merged { args, mut given, file, notes } = merged;
     let socket_lb = match args.socket_lb {
         SocketLbArg::Off => SocketLb::Off,
         SocketLbArg::Host => SocketLb::Host,
@@ -250,6 +250,8 @@ fn config_of(
         file,
         kube_proxy: Default::default(),
     };
+    // As it was said: $NODE_NAME and the host's name are this machine's alone.
+    given.hostname_override = args.node_name.filter(|name| !name.trim().is_empty()).unwrap_or_default();
     config.kube_proxy = effective(&given, &config);
     Ok(config)
 }
