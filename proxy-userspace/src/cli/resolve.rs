@@ -69,6 +69,12 @@ pub enum UsageError {
          with a service account) or --manifests DIR"
     )]
     NoSource,
+    #[error(
+        "--server is empty, and without it the pod's service account leads to the ClusterIP of default/kubernetes, which \
+         shunt itself serves: give an API server's own address, as in https://192.168.8.201:6443 (in shunt's manifests \
+         `api-servers` of the ConfigMap shunt, apiServers of the chart's values), or a kubeconfig that has one"
+    )]
+    EmptyServer,
     #[error(transparent)]
     ConfigFile(#[from] ConfigFileError),
     #[error("{flag} is not built in this version; {instead}")]

@@ -37,9 +37,13 @@ pub fn source(args: &RunArgs, around: &Surroundings) -> Result<Source, UsageErro
         };
         return Err(UsageError::Kubeconfig { path: path.clone(), origin, reason });
     }
-    // kube-proxy's manifests may say `--master=`.
-    let named = args.servers.iter().filter(|text| !text.is_empty());
-    let servers = named.map(|text| server(text)).collect::<Result<_, _>>()?;
+    let named = args.servers.iter().map(|text| text.trim()).filter(|text| !text.is_empty());
+    let servers = named.map(server).collect::<Result<Vec<_>, _>>()?;
+    // kube-proxy's manifests may say `--master=` beside a kubeconfig, which has an address. In a pod there would be the
+    // ClusterIP that this agent is to serve.
+    if servers.is_empty() && !args.servers.is_empty() && origin == Origin::InCluster {
+        return Err(UsageError::EmptyServer);
+    }
     Ok(Source::Cluster(Cluster { origin, servers, watch_list: args.watch_list }))
 }
 
@@ -139,6 +143,26 @@ mod tests {
         assert!(error("--kubeconfig /proc", &around).contains("/proc: is a directory"));
         let around = Surroundings { kubeconfig: Some("/does/not/exist".into()), ..around };
         assert!(error("", &around).starts_with("KUBECONFIG=/does/not/exist: "));
+    }
+
+    #[test]
+    fn an_empty_server_is_refused_where_only_the_pod_would_say_one() {
+        let mut around = Surroundings { has_service_account: true, ..Surroundings::default() };
+        for line in ["--server=", "--master=", "--server=, --server="] {
+            assert_eq!(resolve(line, &around), Err(UsageError::EmptyServer), "{line}");
+        }
+        let error = UsageError::EmptyServer.to_string();
+        assert!(error.contains("https://192.168.8.201:6443") && error.contains("api-servers"), "{error}");
+        // Nobody spoke of a server: the pod's is meant.
+        assert_eq!(origin_of("", &around), Origin::InCluster);
+        assert_eq!(origin_of("--server=,https://a", &around), Origin::InCluster);
+        let file = "/proc/self/status";
+        assert_eq!(origin_of(&format!("--master= --kubeconfig {file}"), &around), Origin::Flag(file.into()));
+        around.kubeconfig = Some(file.into());
+        assert_eq!(origin_of("--server=", &around), Origin::Environment(vec![file.into()]));
+        around.kubeconfig = None;
+        around.has_service_account = false;
+        assert_eq!(resolve("--server=", &around), Err(UsageError::NoSource));
     }
 
     #[test]
