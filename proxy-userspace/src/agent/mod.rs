@@ -9,6 +9,7 @@ mod drops;
 mod flows;
 mod hooks;
 mod lane;
+mod own_node;
 mod stop;
 mod takeover;
 mod telling;
@@ -34,6 +35,7 @@ use self::{
     clients::Clients,
     flows::{Flows, Report},
     hooks::{DeviceHooks, EventError, Outcome},
+    own_node::OwnNode,
     stop::Stop,
 };
 use crate::{
@@ -143,6 +145,7 @@ struct Agent {
     hz: u32,
     clients: Clients,
     health: Arc<Health>,
+    own_node: OwnNode,
     recorder: Recorder,
     /// To the task that keeps the listeners of healthCheckNodePorts.
     listeners: watch::Sender<Listeners>,
@@ -224,6 +227,7 @@ impl Agent {
             device_events,
             events,
             health,
+            own_node: OwnNode::default(),
             recorder,
             listeners,
             state,
