@@ -56,6 +56,13 @@ pub fn merge(args: &RunArgs) -> Result<Merged, UsageError> {
             nothing.join(", ")
         ));
     }
+    if !file.unknown.is_empty() {
+        notes.push(format!(
+            "--config {}: fields that this version does not know and that are empty, passed over: {}",
+            path.display(),
+            file.unknown.join(", ")
+        ));
+    }
     if !said.mode.is_empty() {
         notes.push(format!(
             "mode {:?}: shunt has one of its own; this only says which section counts",
@@ -375,6 +382,15 @@ mod tests {
         let ignored = "these flags beside it count for nothing: --cluster-cidr, --conntrack-udp-timeout, --healthz-bind-address, --masquerade-all";
         assert!(config.notes[1].ends_with(ignored), "{:?}", config.notes);
         assert_eq!(config.notes.len(), 2, "{:?}", config.notes);
+    }
+
+    #[test]
+    fn kubeadm_of_a_newer_release_writes_fields_that_nobody_knows() {
+        let text = KUBEADM.replace("/var/lib/kube-proxy/kubeconfig.conf", "/proc/self/status");
+        let text = text.replace("conntrack:\n", "conntrack:\n  max: 0\n") + "newSection: {a: '', b: 0s}\n";
+        let config = config(&text, "");
+        let [note] = config.notes.as_slice() else { panic!("{:?}", config.notes) };
+        assert!(note.ends_with("and that are empty, passed over: conntrack.max, newSection"), "{note}");
     }
 
     #[test]
