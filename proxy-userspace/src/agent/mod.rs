@@ -55,6 +55,7 @@ use crate::{
     events::Recorder,
     health::{self, Health, unix_now},
     health_checks::Listeners,
+    kube_proxy_config::WouldStart,
     maps::{MapStore as _, Op},
     metrics::METRICS,
     source::{Event, Source, SourceError},
@@ -92,8 +93,8 @@ fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> AgentError {
     move |source| AgentError::Io { action, source }
 }
 
-/// Runs until SIGTERM or SIGINT, or until the file of `--config` says something else.
-pub fn run(config: Config) -> Result<(), AgentError> {
+/// Runs until SIGTERM or SIGINT, or until the file of `--config` says something else that an agent `would_start` with.
+pub fn run(config: Config, would_start: WouldStart) -> Result<(), AgentError> {
     start_logging(config.verbosity);
     config.notes.iter().for_each(|note| tracing::warn!("{note}"));
     stop::set_oom_score(config.oom_score_adj);
@@ -104,7 +105,8 @@ pub fn run(config: Config) -> Result<(), AgentError> {
         .map_err(io_error("starting the runtime"))?;
     // The agent's own task runs on this thread; the listeners on the other.
     runtime.block_on(async {
-        let mut stop = Stop::new(config.file.clone()).map_err(io_error("waiting for signals"))?;
+        let mut stop =
+            Stop::new(config.file.clone(), would_start).map_err(io_error("waiting for signals"))?;
         let mut agent = Agent::start(config).await?;
         let result = agent.run(&mut stop).await;
         agent.say_goodbye();

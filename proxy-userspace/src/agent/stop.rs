@@ -5,7 +5,7 @@ use std::{fs, io};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::kube_proxy_config::{ConfigFile, Watcher};
+use crate::kube_proxy_config::{ConfigFile, Watcher, WouldStart};
 
 pub struct Stop {
     term: Signal,
@@ -15,10 +15,11 @@ pub struct Stop {
 
 impl Stop {
     /// Within a runtime only.
-    pub fn new(file: Option<ConfigFile>) -> io::Result<Self> {
+    pub fn new(file: Option<ConfigFile>, would_start: WouldStart) -> io::Result<Self> {
         let file = match file {
             Some(file) => {
-                Some((format!("--config {} has changed", file.path.display()), Watcher::start(file)?))
+                let why = format!("--config {} has changed", file.path.display());
+                Some((why, Watcher::start(file, would_start)?))
             }
             None => None,
         };

@@ -18,13 +18,13 @@ use std::{
 
 use serde_json::Value;
 
+use self::nothing::take_unknown;
 pub use self::{
     effective::{configz, effective, write},
     nothing::without_meaning,
     types::{API_VERSION, KIND, KubeProxyConfiguration, Mode},
-    watch::Watcher,
+    watch::{Watcher, WouldStart},
 };
-use self::nothing::take_unknown;
 use crate::source::documents;
 
 /// The feature gate whose meaning `--allow-service-external-ips` has (KEP-5707).

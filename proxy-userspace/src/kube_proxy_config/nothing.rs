@@ -138,7 +138,10 @@ mod tests {
     fn what_is_unknown_and_empty_is_taken_out() {
         for (fields, want) in [
             ("{}", ""),
-            ("{mode: '', conntrack: {maxPerCore: 0, min: null}, iptables: {}, featureGates: {A.b: false}}", ""),
+            (
+                "{mode: '', conntrack: {maxPerCore: 0, min: null}, iptables: {}, featureGates: {A.b: false}}",
+                "",
+            ),
             ("{conntrack: {max: 0, maxPerCore: null}}", "conntrack.max"),
             ("{zero: 0s, winkernel: {networkName: '', newField: ''}}", "winkernel.newField, zero"),
             ("{new: {a: '', b: {c: null, d: []}}, f: false, n: null, l: [], o: {}}", "f, l, n, new, o"),
