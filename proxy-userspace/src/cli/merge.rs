@@ -6,6 +6,8 @@
 //! it works, and go before the file: the node's name, where the cluster is, and what kube-proxy lets go before it too
 //! (`--v`, `--cleanup`, `--init-only`, `--write-config-to`).
 
+use std::path::PathBuf;
+
 use super::{
     args::{DetectLocalArg, RunArgs},
     durations::MAX,
@@ -34,6 +36,12 @@ pub fn merge(args: &RunArgs) -> Result<Merged, UsageError> {
         notes.push(format!("without a meaning here, passed over: {}", silent.join(", ")));
     }
     let mut args = args.clone();
+    // `--config=` is a flag that is not given, as in kube-proxy.
+    let is_named = |path: &PathBuf| !path.as_os_str().is_empty();
+    args.config = args.config.filter(is_named);
+    args.kubeconfig = args.kubeconfig.filter(is_named);
+    args.policy.detect_local_mode =
+        args.policy.detect_local_mode.filter(|mode| *mode != DetectLocalArg::Unsaid);
     let Some(path) = args.config.clone() else {
         let given = of_flags(&mut args, &mut notes);
         return Ok(Merged { args, given, file: None, notes });
@@ -78,7 +86,7 @@ fn of_flags(args: &mut RunArgs, notes: &mut Vec<String>) -> KubeProxyConfigurati
     let flags = &args.kube_proxy;
     let mut given = KubeProxyConfiguration {
         mode: flags.proxy_mode.clone().unwrap_or_default(),
-        feature_gates: flags.feature_gates.iter().cloned().collect(),
+        feature_gates: flags.gates().cloned().collect(),
         ..KubeProxyConfiguration::default()
     };
     given.conntrack.max_per_core = flags.conntrack_max_per_core;
@@ -112,7 +120,7 @@ fn kube_proxy_flags(args: &RunArgs) -> Vec<&'static str> {
         ("--conntrack-udp-timeout", timeouts.conntrack_udp_timeout.is_some()),
         ("--conntrack-udp-timeout-stream", timeouts.conntrack_udp_timeout_stream.is_some()),
         ("--detect-local-mode", policy.detect_local_mode.is_some()),
-        ("--feature-gates", !flags.feature_gates.is_empty()),
+        ("--feature-gates", flags.gates().next().is_some()),
         ("--healthz-bind-address", args.healthz_bind_address.is_some()),
         ("--healthz-port", flags.healthz_port.is_some()),
         ("--iptables-localhost-nodeports", flags.iptables_localhost_nodeports.is_some()),
@@ -414,6 +422,22 @@ mod tests {
             assert!(note.contains(want), "{note}");
         }
         assert_eq!(config.notes.len(), 5);
+    }
+
+    #[test]
+    fn an_empty_value_is_a_flag_that_is_not_given() {
+        let line = "shunt run --kubeconfig= --config= --feature-gates= --detect-local-mode= --cluster-cidr= --node-name=";
+        let Command::Run(args) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else {
+            panic!("not run")
+        };
+        let around = Surroundings { kubeconfig: Some("/proc/self/status".into()), ..around() };
+        let config = run_config(&args, "/b".as_ref(), &around).unwrap();
+        let Source::Cluster(cluster) = config.source else { panic!("{:?}", config.source) };
+        assert_eq!(cluster.origin, Origin::Environment(vec!["/proc/self/status".into()]));
+        assert!(config.file.is_none() && config.notes.is_empty(), "{:?}", config.notes);
+        assert_eq!((config.compile.detect_local, config.node_name.as_str()), (DetectLocal::Auto, "host"));
+        let beside = self::config(HEAD, "--manifests / --detect-local-mode= --feature-gates=");
+        assert!(beside.notes.is_empty(), "{:?}", beside.notes);
     }
 
     #[test]

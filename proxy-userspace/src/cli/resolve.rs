@@ -382,11 +382,11 @@ fn detect_local(args: &PolicyArgs) -> Result<DetectLocal, UsageError> {
     let needs = |mode, flag| UsageError::DetectLocal { mode, flag };
     let name = |value: &Option<String>| value.clone().filter(|name| !name.is_empty());
     Ok(match args.detect_local_mode {
-        None if cidrs.is_empty() => DetectLocal::Auto,
+        None | Some(DetectLocalArg::Unsaid) if cidrs.is_empty() => DetectLocal::Auto,
         Some(DetectLocalArg::ClusterCidr) if cidrs.is_empty() => {
             return Err(needs("ClusterCIDR", "--cluster-cidr CIDR[,CIDR]"));
         }
-        None | Some(DetectLocalArg::ClusterCidr) => DetectLocal::ClusterCidr(cidrs),
+        None | Some(DetectLocalArg::Unsaid | DetectLocalArg::ClusterCidr) => DetectLocal::ClusterCidr(cidrs),
         Some(DetectLocalArg::NodeCidr) => DetectLocal::NodeCidr,
         Some(DetectLocalArg::BridgeInterface) => DetectLocal::BridgeInterface(
             name(&args.pod_bridge_interface)

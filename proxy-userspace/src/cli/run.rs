@@ -10,6 +10,9 @@ use super::{
 use crate::{agent, config::Config, kube_proxy_config, source::Source};
 
 pub fn run(args: RunArgs, global: GlobalArgs) -> Result<(), Failure> {
+    if args.kube_proxy.show_version == Some(true) {
+        return super::run(Cli { global, command: Command::Version });
+    }
     let around = Surroundings::of_this_machine();
     if args.kube_proxy.cleanup == Some(true) {
         return super::run(Cli { global, command: Command::Cleanup(CleanupArgs::default()) });
