@@ -25,6 +25,8 @@ use super::{ConfigFile, read};
 const QUIET: Duration = Duration::from_millis(100);
 /// How often to look without being told: not every file system tells.
 const LOOK: Duration = Duration::from_secs(5);
+/// So often in a row a directory may go between being found and being watched; then LOOK has to do.
+const MAX_SWAPS: usize = 8;
 /// As many links as the kernel follows.
 const MAX_LINKS: usize = 40;
 
@@ -90,31 +92,24 @@ impl Follower {
         }
     }
 
-    /// Watches the directories of now; those of before may have been replaced.
+    /// Watches the directories of now; those of before may have been replaced, and those of now may be meanwhile.
     fn renew(&mut self, watcher: &mut Option<RecommendedWatcher>, notices: &sync_mpsc::Sender<()>) {
-        let now = directories(&self.file.path);
-        if now == self.watched {
+        for _ in 0..MAX_SWAPS {
+            let now = directories(&self.file.path);
+            if now == self.watched {
+                return;
+            }
+            match watch(&now, notices.clone()) {
+                Ok(new) => *watcher = Some(new),
+                Err(_) if directories(&self.file.path) != now => continue,
+                Err(error) => {
+                    let path = self.file.path.display();
+                    tracing::warn!("cannot watch {path}: {error}; looking at it every {LOOK:?} instead");
+                }
+            }
+            self.watched = now;
             return;
         }
-        let notices = notices.clone();
-        let watch = || {
-            let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-                // Our own reading of the file is no change of it.
-                if event.is_ok_and(|event| !event.kind.is_access()) {
-                    let _ = notices.send(());
-                }
-            })?;
-            now.iter().try_for_each(|(path, ..)| watcher.watch(path, RecursiveMode::NonRecursive))?;
-            Ok::<_, notify::Error>(watcher)
-        };
-        match watch() {
-            Ok(new) => *watcher = Some(new),
-            Err(error) => {
-                let path = self.file.path.display();
-                tracing::warn!("cannot watch {path}: {error}; looking at it every {LOOK:?} instead");
-            }
-        }
-        self.watched = now;
     }
 
     fn has_changed(&mut self) -> bool {
@@ -140,6 +135,20 @@ impl Follower {
             }
         }
     }
+}
+
+fn watch(
+    directories: &BTreeSet<(PathBuf, u64, u64)>,
+    notices: sync_mpsc::Sender<()>,
+) -> notify::Result<RecommendedWatcher> {
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // Our own reading of the file is no change of it.
+        if event.is_ok_and(|event| !event.kind.is_access()) {
+            let _ = notices.send(());
+        }
+    })?;
+    directories.iter().try_for_each(|(path, ..)| watcher.watch(path, RecursiveMode::NonRecursive))?;
+    Ok(watcher)
 }
 
 /// The directories in which a name on the way to the file stands.
