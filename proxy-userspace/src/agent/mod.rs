@@ -174,7 +174,7 @@ impl Agent {
         }
         let pins = Pins::create(&config.bpffs)?;
         let lock = pins.lock()?;
-        let health = Arc::new(Health::default());
+        let health = Arc::new(Health::new(config.min_sync));
         let recorder = source.recorder();
         recorder.node(false, "Starting", "");
         telling::listen(&config, &health, &pins, &recorder).await?;
