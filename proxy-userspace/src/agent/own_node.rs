@@ -56,6 +56,12 @@ impl News {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        config::{CompileConfig, MapSizes},
+        controller::Controller,
+        model::Node,
+        source::Event,
+    };
 
     /// What is said of a node that is known, and missing, in turn.
     fn said(looks: &[(bool, bool)]) -> Vec<Option<News>> {
@@ -84,6 +90,28 @@ mod tests {
     #[test]
     fn files_without_nodes_miss_none() {
         assert_eq!(said(&[NOBODY, NOBODY, MISSING, NOBODY]), [None, None, Some(News::Unknown), None]);
+    }
+
+    /// What is said after each of these events on the node `n1`; files need not hold Nodes (`without`).
+    fn said_after(events: Vec<Event>, without: bool) -> Vec<Option<News>> {
+        let mut controller = Controller::new("n1", CompileConfig::default(), MapSizes::default());
+        let mut node = OwnNode::default();
+        let look = |event| {
+            controller.apply(event);
+            node.look(controller.knows_node(), controller.misses_node(without))
+        };
+        events.into_iter().map(look).collect()
+    }
+
+    #[test]
+    fn an_api_server_always_has_nodes_and_files_may_have_none() {
+        let node = |name: &str| Event::Node(Node { name: name.into(), ..Node::default() });
+        let events = || vec![Event::Synced, node("n2"), node("n1"), Event::NodeGone("n1".into())];
+        let (unknown, there, gone) = (Some(News::Unknown), Some(News::There), Some(News::Gone));
+        assert_eq!(said_after(events(), false), [unknown, None, there, gone]);
+        assert_eq!(said_after(events(), true), [None, unknown, there, gone]);
+        let alone = vec![node("n1"), Event::NodeGone("n1".into())];
+        assert_eq!(said_after(alone, true), [None, None], "files that hold no Node any more");
     }
 
     #[test]
