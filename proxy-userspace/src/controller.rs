@@ -194,6 +194,11 @@ impl Controller {
         self.snapshot.knows_node()
     }
 
+    /// Whether this node's object should be there and is not; see [`Snapshot::misses_node`].
+    pub fn misses_node(&self, without: bool) -> bool {
+        self.snapshot.misses_node(without)
+    }
+
     /// Whether load balancers may send to this node; see [`Snapshot::is_node_eligible`].
     pub fn is_node_eligible(&self, without: bool) -> bool {
         self.snapshot.is_node_eligible(without)

@@ -117,8 +117,13 @@ impl Snapshot {
     pub fn is_node_eligible(&self, without: bool) -> bool {
         match self.nodes.get(&self.node_name) {
             Some(node) => !node.leaving,
-            None => without && self.nodes.is_empty(),
+            None => !self.misses_node(without),
         }
+    }
+
+    /// Whether this node's object should be there and is not; `without` as for [`Self::is_node_eligible`].
+    pub fn misses_node(&self, without: bool) -> bool {
+        !(self.knows_node() || without && self.nodes.is_empty())
     }
 
     /// The ranges of all ServiceCIDRs, each once, in the order of the objects' names.

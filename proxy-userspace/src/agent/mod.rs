@@ -9,6 +9,7 @@ mod drops;
 mod flows;
 mod hooks;
 mod lane;
+mod own_node;
 mod stop;
 mod takeover;
 mod telling;
@@ -34,6 +35,7 @@ use self::{
     clients::Clients,
     flows::{Flows, Report},
     hooks::{DeviceHooks, EventError, Outcome},
+    own_node::OwnNode,
     stop::Stop,
     takeover::Taken,
 };
@@ -54,6 +56,7 @@ use crate::{
     events::Recorder,
     health::{self, Health, unix_now},
     health_checks::Listeners,
+    kube_proxy_config::WouldStart,
     maps::{MapStore as _, Op},
     metrics::METRICS,
     source::{Event, Source, SourceError},
@@ -91,8 +94,8 @@ fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> AgentError {
     move |source| AgentError::Io { action, source }
 }
 
-/// Runs until SIGTERM or SIGINT, or until the file of `--config` says something else.
-pub fn run(config: Config) -> Result<(), AgentError> {
+/// Runs until SIGTERM or SIGINT, or until the file of `--config` says something else that an agent `would_start` with.
+pub fn run(config: Config, would_start: WouldStart) -> Result<(), AgentError> {
     start_logging(config.verbosity);
     config.notes.iter().for_each(|note| tracing::warn!("{note}"));
     stop::set_oom_score(config.oom_score_adj);
@@ -104,7 +107,8 @@ pub fn run(config: Config) -> Result<(), AgentError> {
         .map_err(io_error("starting the runtime"))?;
     // The agent's own task runs on this thread; the listeners on the other.
     runtime.block_on(async {
-        let mut stop = Stop::new(config.file.clone()).map_err(io_error("waiting for signals"))?;
+        let mut stop =
+            Stop::new(config.file.clone(), would_start).map_err(io_error("waiting for signals"))?;
         let mut agent = Agent::start(config).await?;
         let result = agent.run(&mut stop).await;
         agent.say_goodbye();
@@ -145,6 +149,7 @@ struct Agent {
     hz: u32,
     clients: Clients,
     health: Arc<Health>,
+    own_node: OwnNode,
     recorder: Recorder,
     /// To the task that keeps the listeners of healthCheckNodePorts.
     listeners: watch::Sender<Listeners>,
@@ -171,7 +176,7 @@ impl Agent {
         }
         let pins = Pins::create(&config.bpffs)?;
         let lock = pins.lock()?;
-        let health = Arc::new(Health::default());
+        let health = Arc::new(Health::new(config.min_sync));
         let recorder = source.recorder();
         recorder.node(false, "Starting", "");
         telling::listen(&config, &health, &pins, &recorder).await?;
@@ -226,6 +231,7 @@ impl Agent {
             device_events,
             events,
             health,
+            own_node: OwnNode::default(),
             recorder,
             listeners,
             state,

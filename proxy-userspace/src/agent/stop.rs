@@ -6,7 +6,7 @@ use std::{fs, io};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::kube_proxy_config::{ConfigFile, Watcher};
+use crate::kube_proxy_config::{ConfigFile, Watcher, WouldStart};
 
 pub struct Stop {
     term: Signal,
@@ -16,10 +16,11 @@ pub struct Stop {
 
 impl Stop {
     /// Within a runtime only.
-    pub fn new(file: Option<ConfigFile>) -> io::Result<Self> {
+    pub fn new(file: Option<ConfigFile>, would_start: WouldStart) -> io::Result<Self> {
         let file = match file {
             Some(file) => {
-                Some((format!("--config {} has changed", file.path.display()), Watcher::start(file)?))
+                let why = format!("--config {} has changed", file.path.display());
+                Some((why, Watcher::start(file, would_start)?))
             }
             None => None,
         };

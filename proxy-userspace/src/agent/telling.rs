@@ -30,9 +30,21 @@ impl Agent {
 
     /// Whether load balancers may send here, as far as is known now.
     pub(super) fn tell_eligible(&self) {
-        // Files need not hold Nodes; an API server has one for each node of its cluster.
-        let without = matches!(self.config.source, config::Source::Manifests(_));
-        self.health.set_eligible(self.controller.is_node_eligible(without));
+        self.health.set_eligible(self.controller.is_node_eligible(self.without_nodes()));
+    }
+
+    /// Files need not hold Nodes; an API server has one for each node of its cluster.
+    fn without_nodes(&self) -> bool {
+        matches!(self.config.source, config::Source::Manifests(_))
+    }
+
+    /// Once the sources have delivered everything: whose node this is.
+    fn tell_own_node(&mut self) {
+        let (is_known, is_missing) =
+            (self.controller.knows_node(), self.controller.misses_node(self.without_nodes()));
+        if let Some(news) = self.own_node.look(is_known, is_missing) {
+            news.tell(&self.config.node_name);
+        }
     }
 
     pub(super) fn tell_queued(&self) {
@@ -55,6 +67,7 @@ impl Agent {
         for problem in &report.problems {
             self.recorder.problem(problem, self.controller.service_uid(&problem.service));
         }
+        self.tell_own_node();
         self.has_news = true;
     }
 
@@ -66,7 +79,8 @@ impl Agent {
         }
         METRICS.own.ready.set(self.is_attached.into());
         METRICS.own.services.set(self.controller.service_count() as i64);
-        METRICS.own.problems.set(self.controller.problems().len() as i64);
+        let problems = self.controller.problems().len() + usize::from(self.own_node.is_missing());
+        METRICS.own.problems.set(problems as i64);
         for (map, entries) in self.controller.tables().fill() {
             METRICS.own.map_fill(map, entries);
         }
@@ -86,7 +100,7 @@ pub(super) async fn listen(
     pins: &Pins,
     recorder: &Recorder,
 ) -> Result<(), AgentError> {
-    let configz = kube_proxy_config::configz(&config.kube_proxy).to_string();
+    let configz = kube_proxy_config::configz(&config.kube_proxy, &config.node_name).to_string();
     let metrics = MetricsPages {
         pins: pins.clone(),
         services_max: config.service_metrics_max as usize,

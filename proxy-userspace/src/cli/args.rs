@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{
     ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint,
-    builder::{PossibleValuesParser, TypedValueParser},
+    builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser},
 };
 use clap_complete::Shell;
 
@@ -58,6 +58,8 @@ pub enum OutputFormat {
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
     /// Serve Services on this node until told to stop
+    // As Go's flags: of a flag that is given again the last counts; lists go on.
+    #[command(args_override_self = true)]
     Run(Box<RunArgs>),
     /// Services and their backends, from the pinned maps
     #[command(subcommand, visible_alias = "services", alias = "svc")]
@@ -235,7 +237,8 @@ pub struct PolicyArgs {
     #[arg(long, value_enum, default_value_t, value_name = "SCHEDULER")]
     pub scheduler: SchedulerArg,
     /// Address ranges of the cluster's pods, one of each family
-    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    // One flag of kube-proxy's with a list in it: given again, the last counts.
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', action = ArgAction::Set, num_args = 1)]
     pub cluster_cidr: Vec<String>,
     /// Who is a local pod [default: ClusterCIDR with --cluster-cidr, else the Node's podCIDRs, else its pod devices]
     #[arg(long, value_enum, ignore_case = true, value_name = "MODE")]
@@ -263,7 +266,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig", value_hint = ValueHint::DirPath)]
     pub manifests: Option<PathBuf>,
     /// Follow the cluster's API server [default: $KUBECONFIG, else ~/.kube/config, else the pod's service account]
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "FILE", value_parser = path_or_nothing(), value_hint = ValueHint::FilePath)]
     pub kubeconfig: Option<PathBuf>,
     /// Address of the API server, instead of the kubeconfig's (may be given again: tried in turn)
     #[arg(
@@ -279,7 +282,7 @@ pub struct RunArgs {
     pub watch_list: bool,
     /// Read kube-proxy's configuration, a KubeProxyConfiguration; kube-proxy's flags beside it count for nothing, but for
     /// --hostname-override and those that say where the cluster is
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "FILE", value_parser = path_or_nothing(), value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
     /// clientConnection.kubeconfig of that file.
     #[arg(skip)]
@@ -422,6 +425,9 @@ pub enum XdpArg {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DetectLocalArg {
+    /// `--detect-local-mode=`: not given
+    #[value(name = "", hide = true)]
+    Unsaid,
     /// Sources inside --cluster-cidr
     #[value(name = "ClusterCIDR")]
     ClusterCidr,
@@ -434,6 +440,12 @@ pub enum DetectLocalArg {
     /// What comes in by a device named --pod-interface-name-prefix...
     #[value(name = "InterfaceNamePrefix")]
     InterfaceNamePrefix,
+}
+
+/// kube-proxy's flags with a file may be empty: clap's own parser of paths refuses that. [`super::merge`] takes it for
+/// not given.
+fn path_or_nothing() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
 }
 
 /// The columns of `shunt top` by name.

@@ -9,6 +9,9 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueHint,
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "kube-proxy's flags")]
 pub struct KubeProxyArgs {
+    /// Print the version and exit
+    #[arg(long = "version", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = asks_for_version)]
+    pub show_version: Option<bool>,
     /// Remove what shunt has put into the kernel and exit, as `shunt cleanup`
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub cleanup: Option<bool>,
@@ -29,8 +32,8 @@ pub struct KubeProxyArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = go_bool)]
     pub bind_address_hard_fail: Option<bool>,
     /// Feature gates; AllowServiceExternalIPs means something here
-    #[arg(long, value_name = "NAME=BOOL", value_delimiter = ',', value_parser = feature_gate)]
-    pub feature_gates: Vec<(String, bool)>,
+    #[arg(long, value_name = "NAME=BOOL,...", value_parser = feature_gates)]
+    pub feature_gates: Vec<FeatureGates>,
     /// The kernel's inclination to end this process when memory is short [default: -999]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-1000..=1000))]
     pub oom_score_adj: Option<i32>,
@@ -66,6 +69,17 @@ pub struct KubeProxyArgs {
     pub verbosity: Option<u8>,
     #[command(flatten)]
     pub silent: SilentArgs,
+}
+
+/// The gates of one `--feature-gates`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FeatureGates(pub Vec<(String, bool)>);
+
+impl KubeProxyArgs {
+    /// All gates, in the order in which they were given.
+    pub fn gates(&self) -> impl Iterator<Item = &(String, bool)> {
+        self.feature_gates.iter().flat_map(|gates| &gates.0)
+    }
 }
 
 /// Flags that are taken and mean nothing: they configure what shunt does not have (netfilter, ipvs, klog, profiling).
@@ -167,9 +181,22 @@ pub fn go_bool(text: &str) -> Result<bool, String> {
     }
 }
 
-fn feature_gate(text: &str) -> Result<(String, bool), String> {
-    let (name, value) = text.split_once('=').ok_or("write it as NAME=true or NAME=false")?;
-    Ok((name.trim().to_owned(), go_bool(value.trim())?))
+/// kube-proxy's `--version=raw` is about how it is written.
+fn asks_for_version(text: &str) -> Result<bool, String> {
+    if text == "raw" { Ok(true) } else { go_bool(text) }
+}
+
+/// As kube-proxy's: nothing between commas, or after the last, is no gate.
+fn feature_gates(text: &str) -> Result<FeatureGates, String> {
+    let gate = |text: &str| {
+        let (name, value) = text.split_once('=').ok_or("write it as NAME=true or NAME=false")?;
+        Ok((name.trim().to_owned(), go_bool(value.trim())?))
+    };
+    text.split(',')
+        .filter(|gate| !gate.trim().is_empty())
+        .map(gate)
+        .collect::<Result<_, _>>()
+        .map(FeatureGates)
 }
 
 #[cfg(test)]
@@ -185,6 +212,57 @@ mod tests {
             panic!("not run")
         };
         *args
+    }
+
+    fn gates(args: &RunArgs) -> String {
+        let gates = args.kube_proxy.gates().map(|(name, value)| format!("{name}={value}"));
+        gates.collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn of_a_flag_that_is_given_again_the_last_counts() {
+        let args = parse(
+            "--v=2 --v=3 -v 4 --config=a --config=b --kubeconfig a --kubeconfig= --masquerade-all --masquerade-all=false \
+             --proxy-mode=ipvs --proxy-mode= --cleanup --cleanup=false --cluster-cidr=10.0.0.0/8 \
+             --cluster-cidr=10.1.0.0/16,fd00::/64 --hostname-override=a --node-name=b --conntrack-max 2000 \
+             --conntrack-max 3000 --trace --trace --detect-local-mode=NodeCIDR --detect-local-mode=",
+        );
+        assert_eq!((args.kube_proxy.verbosity, args.config), (Some(4), Some("b".into())));
+        assert_eq!((args.kubeconfig, args.policy.masquerade_all), (Some("".into()), Some(false)));
+        assert_eq!((args.kube_proxy.proxy_mode, args.kube_proxy.cleanup), (Some(String::new()), Some(false)));
+        assert_eq!(args.policy.cluster_cidr, ["10.1.0.0/16", "fd00::/64"]);
+        assert_eq!((args.node_name.as_deref(), args.sizes.conntrack_max), (Some("b"), Some(3000)));
+        assert_eq!(args.policy.detect_local_mode, Some(crate::cli::args::DetectLocalArg::Unsaid));
+    }
+
+    #[test]
+    fn lists_go_on_where_their_flag_is_given_again() {
+        let args = parse(
+            "--device eth* --device veth* --exclude-device a --exclude-device b --server a,b --master c \
+             --nodeport-addresses 10.0.0.0/8 --nodeport-addresses fd00::/8 --feature-gates A=true,B=false, \
+             --feature-gates= --feature-gates=C=true --kube-api-qps 1 --kube-api-qps 2 --profiling --profiling=false",
+        );
+        assert_eq!(
+            (args.devices.join(" "), args.exclude_devices.join(" ")),
+            ("eth* veth*".into(), "a b".into())
+        );
+        assert_eq!(args.servers, ["a", "b", "c"]);
+        assert_eq!(args.policy.nodeport_addresses, ["10.0.0.0/8", "fd00::/8"]);
+        assert_eq!(gates(&args), "A=true B=false C=true");
+        assert_eq!(args.kube_proxy.silent.given, ["--kube-api-qps", "--profiling"]);
+    }
+
+    #[test]
+    fn the_version_may_be_asked_for() {
+        for (line, want) in [
+            ("--version", Some(true)),
+            ("--version=raw", Some(true)),
+            ("--version=true --v=2", Some(true)),
+            ("--version=false", Some(false)),
+            ("", None),
+        ] {
+            assert_eq!(parse(line).kube_proxy.show_version, want, "{line}");
+        }
     }
 
     #[test]
@@ -213,10 +291,7 @@ mod tests {
         assert_eq!(args.servers, ["https://a:6443"]);
         assert_eq!((args.policy.masquerade_all, args.kube_proxy.cleanup), (Some(false), Some(true)));
         assert_eq!((args.kube_proxy.oom_score_adj, args.kube_proxy.verbosity), (Some(-998), Some(4)));
-        assert_eq!(
-            args.kube_proxy.feature_gates,
-            [("AllowServiceExternalIPs".to_owned(), false), ("X".to_owned(), true)]
-        );
+        assert_eq!(gates(&args), "AllowServiceExternalIPs=false X=true");
         assert_eq!(args.kube_proxy.bind_address_hard_fail, Some(true));
         assert_eq!(parse("").kube_proxy.silent, SilentArgs::default());
     }

@@ -6,6 +6,8 @@
 //! it works, and go before the file: the node's name, where the cluster is, and what kube-proxy lets go before it too
 //! (`--v`, `--cleanup`, `--init-only`, `--write-config-to`).
 
+use std::path::PathBuf;
+
 use super::{
     args::{DetectLocalArg, RunArgs},
     durations::MAX,
@@ -34,6 +36,12 @@ pub fn merge(args: &RunArgs) -> Result<Merged, UsageError> {
         notes.push(format!("without a meaning here, passed over: {}", silent.join(", ")));
     }
     let mut args = args.clone();
+    // `--config=` is a flag that is not given, as in kube-proxy.
+    let is_named = |path: &PathBuf| !path.as_os_str().is_empty();
+    args.config = args.config.filter(is_named);
+    args.kubeconfig = args.kubeconfig.filter(is_named);
+    args.policy.detect_local_mode =
+        args.policy.detect_local_mode.filter(|mode| *mode != DetectLocalArg::Unsaid);
     let Some(path) = args.config.clone() else {
         let given = of_flags(&mut args, &mut notes);
         return Ok(Merged { args, given, file: None, notes });
@@ -56,6 +64,13 @@ pub fn merge(args: &RunArgs) -> Result<Merged, UsageError> {
             nothing.join(", ")
         ));
     }
+    if !file.unknown.is_empty() {
+        notes.push(format!(
+            "--config {}: fields that this version does not know and that are empty, passed over: {}",
+            path.display(),
+            file.unknown.join(", ")
+        ));
+    }
     if !said.mode.is_empty() {
         notes.push(format!(
             "mode {:?}: shunt has one of its own; this only says which section counts",
@@ -71,7 +86,7 @@ fn of_flags(args: &mut RunArgs, notes: &mut Vec<String>) -> KubeProxyConfigurati
     let flags = &args.kube_proxy;
     let mut given = KubeProxyConfiguration {
         mode: flags.proxy_mode.clone().unwrap_or_default(),
-        feature_gates: flags.feature_gates.iter().cloned().collect(),
+        feature_gates: flags.gates().cloned().collect(),
         ..KubeProxyConfiguration::default()
     };
     given.conntrack.max_per_core = flags.conntrack_max_per_core;
@@ -105,7 +120,7 @@ fn kube_proxy_flags(args: &RunArgs) -> Vec<&'static str> {
         ("--conntrack-udp-timeout", timeouts.conntrack_udp_timeout.is_some()),
         ("--conntrack-udp-timeout-stream", timeouts.conntrack_udp_timeout_stream.is_some()),
         ("--detect-local-mode", policy.detect_local_mode.is_some()),
-        ("--feature-gates", !flags.feature_gates.is_empty()),
+        ("--feature-gates", flags.gates().next().is_some()),
         ("--healthz-bind-address", args.healthz_bind_address.is_some()),
         ("--healthz-port", flags.healthz_port.is_some()),
         ("--iptables-localhost-nodeports", flags.iptables_localhost_nodeports.is_some()),
@@ -378,6 +393,15 @@ mod tests {
     }
 
     #[test]
+    fn kubeadm_of_a_newer_release_writes_fields_that_nobody_knows() {
+        let text = KUBEADM.replace("/var/lib/kube-proxy/kubeconfig.conf", "/proc/self/status");
+        let text = text.replace("conntrack:\n", "conntrack:\n  max: 0\n") + "newSection: {a: '', b: 0s}\n";
+        let config = config(&text, "");
+        let [note] = config.notes.as_slice() else { panic!("{:?}", config.notes) };
+        assert!(note.ends_with("and that are empty, passed over: conntrack.max, newSection"), "{note}");
+    }
+
+    #[test]
     fn what_kube_proxy_would_take_is_brought_within_bounds() {
         let text = format!(
             "{HEAD}detectLocalMode: ClusterCIDR\nconntrack: {{tcpEstablishedTimeout: 2000h, tcpCloseWaitTimeout: 10ms, \
@@ -398,6 +422,22 @@ mod tests {
             assert!(note.contains(want), "{note}");
         }
         assert_eq!(config.notes.len(), 5);
+    }
+
+    #[test]
+    fn an_empty_value_is_a_flag_that_is_not_given() {
+        let line = "shunt run --kubeconfig= --config= --feature-gates= --detect-local-mode= --cluster-cidr= --node-name=";
+        let Command::Run(args) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else {
+            panic!("not run")
+        };
+        let around = Surroundings { kubeconfig: Some("/proc/self/status".into()), ..around() };
+        let config = run_config(&args, "/b".as_ref(), &around).unwrap();
+        let Source::Cluster(cluster) = config.source else { panic!("{:?}", config.source) };
+        assert_eq!(cluster.origin, Origin::Environment(vec!["/proc/self/status".into()]));
+        assert!(config.file.is_none() && config.notes.is_empty(), "{:?}", config.notes);
+        assert_eq!((config.compile.detect_local, config.node_name.as_str()), (DetectLocal::Auto, "host"));
+        let beside = self::config(HEAD, "--manifests / --detect-local-mode= --feature-gates=");
+        assert!(beside.notes.is_empty(), "{:?}", beside.notes);
     }
 
     #[test]
@@ -434,6 +474,35 @@ mod tests {
     }
 
     #[test]
+    fn a_name_is_written_where_somebody_said_it() {
+        let around = Surroundings { node_name: Some("of-this-pod".into()), ..around() };
+        let named = format!("{HEAD}hostnameOverride: of-the-file\n");
+        for (text, flags, want) in [
+            (HEAD, "", ""),
+            (KUBEADM, "", ""),
+            (HEAD, "--hostname-override=", ""),
+            (HEAD, "--node-name of-the-flag", "of-the-flag"),
+            (&named, "", "of-the-file"),
+            (&named, "--hostname-override=", "of-the-file"),
+            (&named, "--node-name of-the-flag", "of-the-flag"),
+        ] {
+            let file = Scratch::new(text);
+            let line = format!("shunt run --config {} {flags}", file.0.display());
+            let Command::Run(mut args) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else {
+                panic!()
+            };
+            let config = written_config(&args, "/b".as_ref(), &around).unwrap();
+            assert_eq!(config.kube_proxy.hostname_override, want, "{line}");
+            let resolved = if want.is_empty() { "of-this-pod" } else { want };
+            assert_eq!(config.node_name, resolved, "{line}");
+            args.config = None;
+            let config = written_config(&args, "/b".as_ref(), &around).unwrap();
+            let want = if want == "of-the-file" { "" } else { want };
+            assert_eq!(config.kube_proxy.hostname_override, want, "without the file: {line}");
+        }
+    }
+
+    #[test]
     fn what_is_written_is_read_as_the_same() {
         let text = format!(
             "{HEAD}mode: nftables\nclusterCIDR: 10.244.0.0/16\nbindAddress: 192.168.8.201\noomScoreAdj: 5\n\
@@ -455,6 +524,7 @@ mod tests {
                 args.config = Some(path.clone());
                 let second = written_config(&args, "/b".as_ref(), &around()).unwrap();
                 assert_eq!(second.kube_proxy, first.kube_proxy);
+                assert_eq!(again.said.hostname_override, "", "of no machine: every node may read it");
                 assert_eq!(effective(&again.said, &second), first.kube_proxy);
                 assert_eq!(
                     (second.compile, second.sizes, second.timeouts),

@@ -69,6 +69,12 @@ pub enum UsageError {
          with a service account) or --manifests DIR"
     )]
     NoSource,
+    #[error(
+        "--server is empty, and without it the pod's service account leads to the ClusterIP of default/kubernetes, which \
+         shunt itself serves: give an API server's own address, as in https://192.168.8.201:6443 (in shunt's manifests \
+         `api-servers` of the ConfigMap shunt, apiServers of the chart's values), or a kubeconfig that has one"
+    )]
+    EmptyServer,
     #[error(transparent)]
     ConfigFile(#[from] ConfigFileError),
     #[error("{flag} is not built in this version; {instead}")]
@@ -200,7 +206,7 @@ fn config_of(
     bpffs: &Path,
     around: &Surroundings,
 ) -> Result<Config, UsageError> {
-    let Merged { args, given, file, notes } = merged;
+    let Merged { args, mut given, file, notes } = merged;
     let socket_lb = match args.socket_lb {
         SocketLbArg::Off => SocketLb::Off,
         SocketLbArg::Host => SocketLb::Host,
@@ -250,6 +256,8 @@ fn config_of(
         file,
         kube_proxy: Default::default(),
     };
+    // As it was said: $NODE_NAME and the host's name are this machine's alone.
+    given.hostname_override = args.node_name.filter(|name| !name.trim().is_empty()).unwrap_or_default();
     config.kube_proxy = effective(&given, &config);
     Ok(config)
 }
@@ -374,11 +382,11 @@ fn detect_local(args: &PolicyArgs) -> Result<DetectLocal, UsageError> {
     let needs = |mode, flag| UsageError::DetectLocal { mode, flag };
     let name = |value: &Option<String>| value.clone().filter(|name| !name.is_empty());
     Ok(match args.detect_local_mode {
-        None if cidrs.is_empty() => DetectLocal::Auto,
+        None | Some(DetectLocalArg::Unsaid) if cidrs.is_empty() => DetectLocal::Auto,
         Some(DetectLocalArg::ClusterCidr) if cidrs.is_empty() => {
             return Err(needs("ClusterCIDR", "--cluster-cidr CIDR[,CIDR]"));
         }
-        None | Some(DetectLocalArg::ClusterCidr) => DetectLocal::ClusterCidr(cidrs),
+        None | Some(DetectLocalArg::Unsaid | DetectLocalArg::ClusterCidr) => DetectLocal::ClusterCidr(cidrs),
         Some(DetectLocalArg::NodeCidr) => DetectLocal::NodeCidr,
         Some(DetectLocalArg::BridgeInterface) => DetectLocal::BridgeInterface(
             name(&args.pod_bridge_interface)

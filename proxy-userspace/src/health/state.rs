@@ -9,7 +9,8 @@ use std::{
 use jiff::Timestamp;
 use serde::Serialize;
 
-/// An update that waits this long to be written makes the node unhealthy (twice kube-proxy's sync period).
+/// An update that waits this long to be written makes the node unhealthy (twice kube-proxy's sync period), or twice the
+/// time between two syncs where that is longer: so long an update may wait on a node that is well.
 const STALE: Duration = Duration::from_secs(60);
 
 /// Go's zero time: nothing was written yet.
@@ -19,8 +20,9 @@ const NEVER: &str = "0001-01-01T00:00:00Z";
 #[derive(Debug, Default)]
 pub struct Health(Mutex<State>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    stale: Duration,
     ready: bool,
     eligible: bool,
     last_sync: Option<Timestamp>,
@@ -28,6 +30,12 @@ struct State {
     waiting_since: Option<Timestamp>,
     /// When the agent's task last said that it lives: while it hangs, it cannot say that anything waits.
     last_beat: Option<Instant>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { stale: STALE, ready: false, eligible: false, last_sync: None, waiting_since: None }
+    }
 }
 
 /// kube-proxy's body; the order of the fields is its own.
@@ -61,6 +69,12 @@ struct Family {
 }
 
 impl Health {
+    /// Of an agent that leaves so much time between two syncs.
+    pub fn new(min_sync: Duration) -> Self {
+        let stale = STALE.max(min_sync.saturating_mul(2));
+        Self(Mutex::new(State { stale, ..State::default() }))
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -134,7 +148,7 @@ impl State {
         }
         match (self.last_sync, self.waiting_since) {
             (None, _) | (_, None) => true,
-            (Some(_), Some(since)) => now.duration_since(since).unsigned_abs() < STALE || now < since,
+            (Some(_), Some(since)) => now.duration_since(since).unsigned_abs() < self.stale || now < since,
         }
     }
 }
@@ -213,6 +227,17 @@ mod tests {
         }
         health.synced(at(661));
         assert_eq!(health.answer(true, at(5000)).0, 200, "nothing to do is no illness");
+    }
+
+    #[test]
+    fn a_long_time_between_syncs_is_no_illness() {
+        for (min_sync, well_until) in [(0, 60), (20, 60), (120, 240)] {
+            let health = Health::new(Duration::from_secs(min_sync));
+            health.synced(at(100));
+            health.queued(at(200));
+            assert!(health.is_healthy(at(200 + well_until - 1)), "{min_sync}");
+            assert!(!health.is_healthy(at(200 + well_until)), "{min_sync}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The configuration that is in force, as a KubeProxyConfiguration: what `--write-config-to` writes and `/configz`
-//! answers. Fields without a meaning here stand as they were given.
+//! answers. Fields without a meaning here stand as they were given, and so does the node's name: what is written may
+//! be for every node, so only `/configz` says whose name this one took.
 
 use std::{fs, io, net::SocketAddr, path::Path};
 
@@ -17,7 +18,6 @@ use crate::config::{Config, DetectLocal, NodePortAddresses, Origin, Source};
 /// Read again, it means the same, but for listeners that are turned off: an empty address is the usual one there.
 pub fn effective(given: &KubeProxyConfiguration, config: &Config) -> KubeProxyConfiguration {
     let mut doc = given.clone().defaulted();
-    doc.hostname_override.clone_from(&config.node_name);
     doc.client_connection.kubeconfig = kubeconfig(&config.source);
     doc.healthz_bind_address = address(config.healthz_bind_address);
     doc.metrics_bind_address = address(config.metrics_bind_address);
@@ -91,8 +91,9 @@ fn address(addr: Option<SocketAddr>) -> String {
     addr.map_or_else(String::new, |addr| addr.to_string())
 }
 
-/// What kube-proxy answers at `/configz`.
-pub fn configz(doc: &KubeProxyConfiguration) -> Value {
+/// What kube-proxy answers at `/configz`, on the node of this name.
+pub fn configz(doc: &KubeProxyConfiguration, node_name: &str) -> Value {
+    let doc = KubeProxyConfiguration { hostname_override: node_name.to_owned(), ..doc.clone() };
     json!({ "kubeproxy.config.k8s.io": doc })
 }
 
@@ -105,4 +106,17 @@ pub fn write(path: &Path, doc: &KubeProxyConfiguration) -> io::Result<()> {
         serde_saphyr::to_string(doc).map_err(io::Error::other)?
     };
     fs::write(path, text.trim_end().to_owned() + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_configz_says_which_name_the_node_took() {
+        let doc = KubeProxyConfiguration::default();
+        let shown = configz(&doc, "node-1");
+        assert_eq!(shown["kubeproxy.config.k8s.io"]["hostnameOverride"], "node-1");
+        assert_eq!(doc.hostname_override, "");
+    }
 }

@@ -18,11 +18,12 @@ use std::{
 
 use serde_json::Value;
 
+use self::nothing::take_unknown;
 pub use self::{
     effective::{configz, effective, write},
     nothing::without_meaning,
     types::{API_VERSION, KIND, KubeProxyConfiguration, Mode},
-    watch::Watcher,
+    watch::{Watcher, WouldStart},
 };
 use crate::source::documents;
 
@@ -37,6 +38,19 @@ pub struct ConfigFile {
     pub said: KubeProxyConfiguration,
     /// The same before it was understood: which fields were there.
     pub raw: Value,
+    /// Fields that were there and that no version known here has: nothing stood in them.
+    pub unknown: Vec<String>,
+}
+
+/// What a text says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parsed {
+    /// Without defaults.
+    pub said: KubeProxyConfiguration,
+    /// Its fields as they stand, but for those that are [unknown](Self::unknown).
+    pub raw: Value,
+    /// Paths of unknown fields in which nothing stands.
+    pub unknown: Vec<String>,
 }
 
 /// Why a file is no configuration.
@@ -98,12 +112,12 @@ pub fn read(path: &Path) -> Result<ConfigFile, ConfigFileError> {
     let failed = |reason| ConfigFileError { path: path.into(), reason };
     let text =
         fs::read_to_string(path).map_err(|error: io::Error| failed(Reason::Unreadable(error.to_string())))?;
-    let (said, raw) = parse(&text).map_err(failed)?;
-    Ok(ConfigFile { path: path.into(), said, raw })
+    let Parsed { said, raw, unknown } = parse(&text).map_err(failed)?;
+    Ok(ConfigFile { path: path.into(), said, raw, unknown })
 }
 
-/// What a text says, and its fields as they stand.
-pub fn parse(text: &str) -> Result<(KubeProxyConfiguration, Value), Reason> {
+/// What a text says.
+pub fn parse(text: &str) -> Result<Parsed, Reason> {
     let mut documents = documents::parse(text);
     if documents.len() > 1 {
         return Err(Reason::Several(documents.len()));
@@ -116,11 +130,12 @@ pub fn parse(text: &str) -> Result<(KubeProxyConfiguration, Value), Reason> {
         (version, _) if version != API_VERSION => return Err(Reason::ApiVersion(version.to_owned())),
         _ => {}
     }
+    let unknown = take_unknown(&mut raw);
     drop_nulls(&mut raw);
     let said: KubeProxyConfiguration =
         serde_path_to_error::deserialize(&raw).map_err(|error| Reason::Fields(Fields(vec![shape(error)])))?;
     let wrong = validate::validate(&said.clone().defaulted());
-    if wrong.is_empty() { Ok((said, raw)) } else { Err(Reason::Fields(Fields(wrong))) }
+    if wrong.is_empty() { Ok(Parsed { said, raw, unknown }) } else { Err(Reason::Fields(Fields(wrong))) }
 }
 
 /// A null is a field that was left out: so kubeadm writes those that it does not set.
@@ -164,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_file_that_says_nothing_has_kube_proxys_defaults() {
-        let (said, raw) = parse(HEAD).unwrap();
+        let Parsed { said, raw, .. } = parse(HEAD).unwrap();
         assert_eq!(raw.as_object().unwrap().len(), 2);
         let whole = said.defaulted();
         assert_eq!(whole.bind_address, "0.0.0.0");
@@ -173,7 +188,7 @@ mod tests {
         assert_eq!((whole.oom_score_adj, whole.iptables.masquerade_bit), (Some(-999), Some(14)));
         assert_eq!(whole.iptables.sync_period.to_string(), "30s");
         assert_eq!(whole.conntrack.tcp_established_timeout.unwrap().to_string(), "24h0m0s");
-        let (said, _) = parse(&format!("{HEAD}bindAddress: '::'\n")).unwrap();
+        let said = parse(&format!("{HEAD}bindAddress: '::'\n")).unwrap().said;
         let whole = said.defaulted();
         assert_eq!(
             (whole.healthz_bind_address.as_str(), whole.metrics_bind_address.as_str()),
@@ -187,7 +202,7 @@ mod tests {
             "{{\"apiVersion\": \"{API_VERSION}\", \"kind\": \"{KIND}\", \"clusterCIDR\": \"10.0.0.0/8\", \
                             \"conntrack\": {{\"min\": null, \"maxPerCore\": 7}}, \"nodePortAddresses\": null}}"
         );
-        let (said, _) = parse(&text).unwrap();
+        let said = parse(&text).unwrap().said;
         assert_eq!(
             (said.cluster_cidr.as_str(), said.conntrack.max_per_core, said.conntrack.min),
             ("10.0.0.0/8", Some(7), None)
@@ -214,6 +229,16 @@ mod tests {
         assert_eq!(parse(&format!("{HEAD}---\n{HEAD}")).unwrap_err(), Reason::Several(2));
         let missing = read(Path::new("/does/not/exist")).unwrap_err().to_string();
         assert!(missing.starts_with("--config /does/not/exist: cannot be read: No such file"), "{missing}");
+    }
+
+    #[test]
+    fn an_unknown_field_is_refused_only_where_something_stands_in_it() {
+        let fields = "conntrack: {max: 0, min: 7}\nnewer: {some: '', more: null}\nclusterCidr: ''\n";
+        let parsed = parse(&format!("{HEAD}{fields}")).unwrap();
+        assert_eq!(parsed.unknown, ["clusterCidr", "conntrack.max", "newer"]);
+        assert_eq!(parsed.said.conntrack.min, Some(7));
+        assert!(complaint("conntrack: {max: 1}\n").contains("conntrack.max: no such field"));
+        assert!(complaint("newer: {some: '', more: 5m}\n").contains("newer: no such field"));
     }
 
     #[test]

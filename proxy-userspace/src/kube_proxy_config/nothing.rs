@@ -1,8 +1,10 @@
-//! Which fields of a configuration say something that means nothing to shunt: they are reported, once and together.
+//! Which fields of a configuration say something that means nothing to shunt, and which unknown ones say nothing at all:
+//! they are reported, once and together.
 //!
 //! A field that is empty, or that says what kube-proxy would do without it, asks for nothing and is passed over:
-//! kubeadm writes them all.
+//! kubeadm writes them all, those of its release that this version has not heard of included.
 
+use serde::Deserialize as _;
 use serde_json::Value;
 
 use super::types::{KubeProxyConfiguration, Mode};
@@ -29,10 +31,45 @@ fn leaves(value: &Value, path: String, visit: &mut impl FnMut(&str, &Value)) {
     }
 }
 
+/// Takes those fields out that are unknown and empty; returns their paths, sorted.
+pub fn take_unknown(raw: &mut Value) -> Vec<String> {
+    let mut found = Vec::new();
+    take_unknown_below(raw, &mut Vec::new(), &mut found);
+    found.sort();
+    found
+}
+
+fn take_unknown_below(value: &mut Value, path: &mut Vec<String>, found: &mut Vec<String>) {
+    let Value::Object(fields) = value else { return };
+    fields.retain(|name, value| {
+        path.push(name.clone());
+        let is_unknown = is_empty(value) && is_unknown(path, value);
+        if is_unknown {
+            found.push(path.join("."));
+        } else {
+            take_unknown_below(value, path, found);
+        }
+        path.pop();
+        !is_unknown
+    });
+}
+
+/// Asks the decoder, with a document of this field alone.
+fn is_unknown(path: &[String], value: &Value) -> bool {
+    let document = path.iter().rev().fold(value.clone(), |value, name| {
+        Value::Object(serde_json::Map::from_iter([(name.clone(), value)]))
+    });
+    let mut track = serde_path_to_error::Track::new();
+    let decoder = serde_path_to_error::Deserializer::new(&document, &mut track);
+    let Err(error) = KubeProxyConfiguration::deserialize(decoder) else { return false };
+    error.to_string().starts_with("unknown field") && track.path().to_string() == path.join(".")
+}
+
 fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
-        Value::Bool(true) | Value::Object(_) => false,
+        Value::Bool(true) => false,
+        Value::Object(fields) => fields.values().all(is_empty),
         Value::Number(number) => number.as_f64() == Some(0.0),
         Value::String(text) => matches!(text.as_str(), "" | "0" | "0s"),
         Value::Array(items) => items.is_empty(),
@@ -74,11 +111,11 @@ mod tests {
     use super::{super::parse, *};
 
     fn found(fields: &str) -> Vec<String> {
-        let (said, raw) = parse(&format!(
+        let parsed = parse(&format!(
             "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n{fields}"
         ))
         .expect(fields);
-        without_meaning(&raw, said.proxy_mode())
+        without_meaning(&parsed.raw, parsed.said.proxy_mode())
     }
 
     #[test]
@@ -94,6 +131,32 @@ mod tests {
             "featureGates: {AllowServiceExternalIPs: true}",
         ] {
             assert!(found(fields).is_empty(), "{fields}: {:?}", found(fields));
+        }
+    }
+
+    #[test]
+    fn what_is_unknown_and_empty_is_taken_out() {
+        for (fields, want) in [
+            ("{}", ""),
+            (
+                "{mode: '', conntrack: {maxPerCore: 0, min: null}, iptables: {}, featureGates: {A.b: false}}",
+                "",
+            ),
+            ("{conntrack: {max: 0, maxPerCore: null}}", "conntrack.max"),
+            ("{zero: 0s, winkernel: {networkName: '', newField: ''}}", "winkernel.newField, zero"),
+            ("{new: {a: '', b: {c: null, d: []}}, f: false, n: null, l: [], o: {}}", "f, l, n, new, o"),
+            ("{logging: {options: {json: {anything: '0'}}}}", ""),
+            // Those that ask for something stay, and are refused.
+            ("{new: {a: '', b: 1}, conntrack: {max: 7}, f: true, l: [''], t: 1s}", ""),
+        ] {
+            let mut raw: Value = serde_saphyr::from_str(fields).unwrap();
+            let mut left = raw.clone();
+            assert_eq!(take_unknown(&mut left).join(", "), want, "{fields}");
+            if want.is_empty() {
+                assert_eq!(left, raw, "{fields}");
+            }
+            take_unknown(&mut raw);
+            assert!(take_unknown(&mut raw).is_empty());
         }
     }
 

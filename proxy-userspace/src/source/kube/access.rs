@@ -242,7 +242,8 @@ mod tests {
         let path = std::env::temp_dir().join(format!("shunt-access-several-{}", std::process::id()));
         std::fs::write(&path, kubeconfig("{server: 'https://a'}", "{token: t}")).unwrap();
         let origin = Origin::Environment(vec![path.clone()]);
-        let several = vec!["https://192.168.8.201:6443".to_owned(), "https://[fd00::1]:6443".to_owned()];
+        let several =
+            vec!["https://192.168.8.201:6443".to_owned(), "https://[fd00::1]:6443/k8s/clusters/c".to_owned()];
         let found = servers(&Cluster { origin, servers: several.clone(), watch_list: false });
         std::fs::remove_file(&path).unwrap();
         let found: Vec<String> = found.unwrap().into_iter().map(|server| server.address).collect();
