@@ -34,7 +34,14 @@ struct State {
 
 impl Default for State {
     fn default() -> Self {
-        Self { stale: STALE, ready: false, eligible: false, last_sync: None, waiting_since: None }
+        Self {
+            stale: STALE,
+            ready: false,
+            eligible: false,
+            last_sync: None,
+            waiting_since: None,
+            last_beat: None,
+        }
     }
 }
 
