@@ -74,7 +74,7 @@ fn follow(service: u32, theirs: u64, set: u32, out: &mut Chosen) {
 #[inline(never)]
 fn is_member(service: u32, backend: u32, set: u32, out: &mut Chosen) -> bool {
     let member = SetMember { service, backend };
-    // SAFETY: BPF_F_NO_PREALLOC: an element is freed only after this program has ended.
+    // SAFETY: a map's memory for as long as this program runs; see `flow::lookup` for what may become of it meanwhile.
     let Some(sets) = (unsafe { SET_MEMBERS.get(&member) }) else {
         return false;
     };

@@ -60,7 +60,8 @@ pub fn is_closed(proto: u8, entry: &CtEntry) -> bool {
 ///
 /// The reference is to memory that other CPUs change and, because CONNTRACK is preallocated, may reuse for
 /// another flow while it is held: readers take each field once, and what they do with it stays harmless then (one
-/// packet sent wrong, as if it had come a moment later).
+/// packet sent wrong, as if it had come a moment later). Since 6.1 that goes for maps that are not preallocated, too: what
+/// is deleted of them is given to the next insert without waiting for programs that still look at it.
 #[inline(always)]
 pub fn lookup(key: &CtKey) -> Option<&'static mut CtEntry> {
     // SAFETY: a live map value for as long as the program runs (RCU); the aliasing is described above.

@@ -37,7 +37,7 @@ pub fn concerns(key: &FragmentKey) -> bool {
         return ends & port_bits::BACKEND_ADDR != 0;
     }
     let echo = if key.dst.is_v4() { Proto::ICMP } else { Proto::ICMPV6 };
-    // SAFETY: BPF_F_NO_PREALLOC: an element is freed only after this program has ended.
+    // SAFETY: a map's memory for as long as this program runs; see `flow::lookup` for what may become of it meanwhile.
     let own = unsafe { NODE_ADDRS.get(&key.dst) };
     own.is_some() || service::get(&FrontendKey::new(key.dst, Port::ZERO, echo)).is_some()
 }

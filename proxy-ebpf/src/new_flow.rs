@@ -203,7 +203,7 @@ fn origin(work: &Work, config: &NodeConfig) -> Origin {
 /// Whether pods of this node are behind the device that the packet came in by.
 #[inline(never)]
 fn came_by_pod_device(work: &Work) -> bool {
-    // SAFETY: BPF_F_NO_PREALLOC: an element is freed only after this program has ended.
+    // SAFETY: a map's memory for as long as this program runs; see `flow::lookup` for what may become of it meanwhile.
     unsafe { DEVICES.get(work.ifindex) }.is_some_and(|device| device.flags & Device::POD != 0)
 }
 
@@ -212,7 +212,7 @@ fn came_by_pod_device(work: &Work) -> bool {
 #[inline(always)]
 fn to_backend_address(work: &mut Work) -> Step {
     let key = FrontendKey::new(work.request.dst, work.request.dport, work.request.proto);
-    // SAFETY: BPF_F_NO_PREALLOC: an element is freed only after this program has ended.
+    // SAFETY: a map's memory for as long as this program runs; see `flow::lookup` for what may become of it meanwhile.
     let Some(id) = (unsafe { BACKEND_ADDRS.get(key) }) else {
         return Step::Pass;
     };

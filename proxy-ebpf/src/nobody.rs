@@ -55,7 +55,7 @@ fn is_free(config: &NodeConfig, addr: &Addr) -> bool {
     let mut i = 0;
     while i < config.service_prefixes.len() && (i as u32) < config.service_prefix_count {
         if config.service_prefixes[i].contains(addr) {
-            // SAFETY: BPF_F_NO_PREALLOC: an element is freed only after this program has ended.
+            // SAFETY: a map's memory for as long as this program runs; see `flow::lookup` for what may become of it meanwhile.
             let is_nodes = unsafe { NODE_ADDRS.get(*addr) }.is_some_and(|roles| roles & role::OWN != 0);
             return !is_nodes && vip(addr).is_none();
         }

@@ -30,7 +30,7 @@ pub fn frontend(addr: &Addr, port: Port, proto: u8, bits: u32, roles: u32) -> Op
     if bits & port_bits::nodeport(proto) == 0 {
         return None;
     }
-    // SAFETY: BPF_F_NO_PREALLOC: an element is freed only after this program has ended.
+    // SAFETY: a map's memory for as long as this program runs; see `flow::lookup` for what may become of it meanwhile.
     let role = unsafe { NODE_ADDRS.get(*addr) }?;
     if role & roles == 0 {
         return None;
@@ -41,7 +41,7 @@ pub fn frontend(addr: &Addr, port: Port, proto: u8, bits: u32, roles: u32) -> Op
 /// An exact lookup; 0 and a protocol number of ICMP as port and protocol is the ping answer of a VIP.
 #[inline(always)]
 pub fn get(key: &FrontendKey) -> Option<&'static Frontend> {
-    // SAFETY: BPF_F_NO_PREALLOC: an element is freed only after this program has ended.
+    // SAFETY: a map's memory for as long as this program runs; see `flow::lookup` for what may become of it meanwhile.
     unsafe { FRONTENDS.get(*key) }
 }
 

@@ -37,7 +37,7 @@ pub fn complete(key: &CtKey, ifindex: u32, entry: &mut CtEntry) -> Result<(), Dr
 /// the other side's strict rp_filter.
 #[inline(always)]
 fn address(ifindex: u32, v4: bool) -> Option<Addr> {
-    // SAFETY: BPF_F_NO_PREALLOC: an element is freed only after this program has ended.
+    // SAFETY: a map's memory for as long as this program runs; see `flow::lookup` for what may become of it meanwhile.
     if let Some(device) = unsafe { DEVICES.get(ifindex) } {
         let own = if v4 { device.source_v4 } else { device.source_v6 };
         if !own.is_unspecified() {

@@ -236,7 +236,7 @@ fn is_for_lane(ctx: &XdpContext, work: &mut Work) -> bool {
     match (local, work.to.masquerade != 0) {
         // To the node's own stack a device's checksum may say more than an XDP program can mend (CHECKSUM_COMPLETE
         // in generic mode); where a packet is forwarded the stack forgets it.
-        // SAFETY: BPF_F_NO_PREALLOC: an element is freed only after this program has ended.
+        // SAFETY: a map's memory for as long as this program runs; see `flow::lookup` for what may become of it meanwhile.
         (true, false) => unsafe { NODE_ADDRS.get(work.to.addr) }.is_none(),
         (false, true) => {
             let (addr, port) = (work.to.addr, work.to.port);

@@ -127,7 +127,7 @@ pub fn way(ctx: &XdpContext, fib: &mut Fib) -> Way {
     if fib.ifindex == came_in {
         return if same(sent_to, fib.from_mac) { Way::Back } else { Way::None };
     }
-    // SAFETY: BPF_F_NO_PREALLOC: an element is freed only after this program has ended.
+    // SAFETY: a map's memory for as long as this program runs; see `flow::lookup` for what may become of it meanwhile.
     let (Some(from), Some(to)) = (unsafe { DEVICES.get(came_in) }, unsafe { DEVICES.get(fib.ifindex) })
     else {
         return Way::None;
