@@ -343,7 +343,7 @@ fn device(value: Device) -> Fields {
 }
 
 fn counter(number: u32) -> Fields {
-    let name = Counter::ALL.get(number as usize).map_or("unused", |counter| counter.name());
+    let name = Counter::from_number(number).map_or("unused", Counter::name);
     fields! {"counter": name, "number": number}
 }
 
@@ -417,7 +417,7 @@ fn service_stats(value: ServiceStats) -> Fields {
 }
 
 fn drop_key(key: DropKey) -> Fields {
-    let reason = Counter::ALL.get(key.reason as usize).map_or("unknown", |reason| reason.name());
+    let reason = Counter::from_number(key.reason).map_or("unknown", Counter::name);
     fields! {"ifindex": key.ifindex, "reason": reason}
 }
 

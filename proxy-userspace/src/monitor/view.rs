@@ -96,7 +96,7 @@ fn time(monotonic: u64, ahead: i128) -> String {
 }
 
 fn reason(number: u32) -> &'static str {
-    Counter::ALL.get(number as usize).map_or("unknown", |counter| counter.name())
+    Counter::from_number(number).map_or("unknown", Counter::name)
 }
 
 /// A ping has no port.
