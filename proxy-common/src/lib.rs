@@ -9,26 +9,28 @@
 #![no_std]
 
 pub mod addr;
-pub mod client;
+pub mod affinity;
 pub mod conntrack;
 pub mod counter;
 pub mod csum;
 pub mod fragment;
 pub mod frontend;
 pub mod node;
+pub mod observe;
 pub mod socket;
+pub mod source_range;
 pub mod tcp;
-pub mod watch;
 
 pub use addr::{Addr, Port, Proto};
-pub use client::{Affinity, AffinityKey, SetMember, SourceRange};
+pub use affinity::{Affinity, AffinityKey, SetMember};
 pub use conntrack::{CtEntry, CtKey, Half};
 pub use counter::Counter;
 pub use fragment::{Fragment, FragmentKey, Held};
 pub use frontend::{Backend, BackendMeta, Frontend, FrontendKey, FrontendKind, Name, Service, ServiceMeta};
 pub use node::{Agent, Device, NodeConfig, Prefix};
+pub use observe::{DropKey, EventKind, FlowEvent, Hook, Monitor, ServiceStats};
 pub use socket::{SockKey, SockPeer};
-pub use watch::{DropKey, EventKind, FlowEvent, Hook, Monitor, ServiceStats};
+pub use source_range::SourceRange;
 
 /// Version of the layouts below; maps are pinned under `<bpffs>/v<SCHEMA>/`.
 pub const SCHEMA: u32 = 1;

@@ -33,3 +33,37 @@ impl SockKey {
         Self { cookie, addr, port, proto, reserved: [0; 5] }
     }
 }
+
+/// First word of 100::/64 in network order: the discard prefix (RFC 6666), which no client has.
+const DISCARD: u32 = 0x0100_0000_u32.to_be();
+
+/// The sockets of one network namespace as a client, by the namespace's cookie.
+#[inline(always)]
+pub const fn netns_addr(cookie: u64) -> Addr {
+    Addr::from_v6_be([DISCARD, 0, ((cookie >> 32) as u32).to_be(), (cookie as u32).to_be()])
+}
+
+/// The cookie, where a client is a network namespace.
+pub const fn netns_of(client: &Addr) -> Option<u64> {
+    let words = client.words();
+    if words[0] != DISCARD || words[1] != 0 {
+        return None;
+    }
+    Some((u32::from_be(words[2]) as u64) << 32 | u32::from_be(words[3]) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use core::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn namespaces_are_clients_and_addresses_are_not_namespaces() {
+        for cookie in [1, 4242, 1 << 40 | 7, u64::MAX] {
+            assert_eq!(netns_of(&netns_addr(cookie)), Some(cookie));
+        }
+        assert_eq!(netns_of(&Ipv4Addr::new(10, 0, 0, 1).into()), None);
+        assert_eq!(netns_of(&Addr::UNSPECIFIED_V6), None);
+    }
+}

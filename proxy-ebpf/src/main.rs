@@ -1,5 +1,5 @@
-//! shunt's eBPF programs: entry points only. Each stage of the packet line is a module of its own; the order
-//! they run in is `ingress.rs` and `egress.rs` for packets, `socket.rs` for the node's own sockets.
+//! shunt's eBPF programs: entry points only. Each program runs its hook (`hooks/`) and returns what `finish.rs` makes of
+//! the verdict. `floors.txt` lists the floors of this crate from the top; a file imports only from floors below its own.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -7,82 +7,68 @@
 // 512-byte stack first.
 #![allow(clippy::needless_borrows_for_generic_args)]
 
-mod affinity;
-mod atomic;
-mod begin;
-mod count;
-mod echo;
-mod egress;
-mod flow;
-mod fragment;
-mod globals;
-mod half_open;
-mod headers;
-mod held;
-mod icmp_error;
-mod ingress;
-mod maps;
+mod base;
+mod conntrack;
+mod finish;
+mod hooks;
+mod load_balancing;
 mod new_flow;
-mod nobody;
-mod odd;
+mod observe;
 mod packet;
-mod reject;
-mod rewrite;
-mod service;
-mod socket;
-mod source;
-mod strip;
-mod trace;
-mod verdict;
-mod watch;
-mod xdp;
+mod respond;
+mod slow_path;
 
 use aya_ebpf::{
     helpers::bpf_jiffies64,
     macros::{cgroup_sock_addr, classifier, xdp},
     programs::{SockAddrContext, TcContext, XdpContext},
 };
-
-use packet::{Ethernet, NoHeader};
 use proxy_common::Half;
+
+use crate::{
+    hooks::socket::{
+        self,
+        sock_addr::{V4, V6},
+    },
+    packet::link::{Ethernet, NoHeader},
+};
 
 /// tc ingress of a device with Ethernet headers.
 #[classifier]
 pub fn ingress_l2(ctx: TcContext) -> i32 {
-    ingress::ingress::<Ethernet>(&ctx).tc_action::<Ethernet>(&ctx, Half::Ingress)
+    finish::tc::<Ethernet>(&ctx, Half::Ingress, hooks::ingress::ingress::<Ethernet>(&ctx))
 }
 
 /// tc egress of a device with Ethernet headers.
 #[classifier]
 pub fn egress_l2(ctx: TcContext) -> i32 {
-    egress::egress::<Ethernet>(&ctx).tc_action::<Ethernet>(&ctx, Half::Egress)
+    finish::tc::<Ethernet>(&ctx, Half::Egress, hooks::egress::egress::<Ethernet>(&ctx))
 }
 
 /// tc ingress of a device whose packets begin with the IP header (ipip, gre, wireguard, tun).
 #[classifier]
 pub fn ingress_l3(ctx: TcContext) -> i32 {
-    ingress::ingress::<NoHeader>(&ctx).tc_action::<NoHeader>(&ctx, Half::Ingress)
+    finish::tc::<NoHeader>(&ctx, Half::Ingress, hooks::ingress::ingress::<NoHeader>(&ctx))
 }
 
 /// tc egress of a device whose packets begin with the IP header.
 #[classifier]
 pub fn egress_l3(ctx: TcContext) -> i32 {
-    egress::egress::<NoHeader>(&ctx).tc_action::<NoHeader>(&ctx, Half::Egress)
+    finish::tc::<NoHeader>(&ctx, Half::Egress, hooks::egress::egress::<NoHeader>(&ctx))
 }
 
 /// tc ingress of a device with our XDP program: what that has translated goes on, everything else goes to
 /// `ingress_l2`.
 #[classifier]
 pub fn ingress_xdp(ctx: TcContext) -> i32 {
-    xdp::gate(&ctx);
-    verdict::Verdict::NEXT.tc_action::<Ethernet>(&ctx, Half::Ingress)
+    finish::tc::<Ethernet>(&ctx, Half::Ingress, hooks::ingress_xdp::ingress_xdp(&ctx))
 }
 
 /// XDP in the driver of an uplink.
 #[xdp(frags)]
 #[inline(always)]
 pub fn xdp_native(ctx: XdpContext) -> u32 {
-    xdp::receive(&ctx).xdp_action()
+    finish::xdp(hooks::xdp::receive(&ctx))
 }
 
 /// XDP of an uplink in generic mode, and in the driver of a veth: what passes is tagged, and what goes back out is
@@ -90,15 +76,7 @@ pub fn xdp_native(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 #[inline(always)]
 pub fn xdp_soft(ctx: XdpContext) -> u32 {
-    match xdp::receive(&ctx) {
-        verdict::Lane::Back => xdp::back_across(&ctx),
-        fate if fate.is_untouched() => {
-            xdp::tag_generic(&ctx);
-            fate
-        }
-        fate => fate,
-    }
-    .xdp_action()
+    finish::xdp(hooks::xdp::receive_generic(&ctx))
 }
 
 /// Never attached: BPF_PROG_TEST_RUN of it tells user space the kernel's jiffies (low 32 bits), the clock
@@ -112,42 +90,42 @@ pub fn clock(_ctx: TcContext) -> i32 {
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
-    socket::connect::<socket::V4>(&ctx)
+    socket::connect::<V4>(&ctx)
 }
 
 #[cgroup_sock_addr(connect6)]
 pub fn connect6(ctx: SockAddrContext) -> i32 {
-    socket::connect::<socket::V6>(&ctx)
+    socket::connect::<V6>(&ctx)
 }
 
 #[cgroup_sock_addr(sendmsg4)]
 pub fn sendmsg4(ctx: SockAddrContext) -> i32 {
-    socket::sendmsg::<socket::V4>(&ctx)
+    socket::sendmsg::<V4>(&ctx)
 }
 
 #[cgroup_sock_addr(sendmsg6)]
 pub fn sendmsg6(ctx: SockAddrContext) -> i32 {
-    socket::sendmsg::<socket::V6>(&ctx)
+    socket::sendmsg::<V6>(&ctx)
 }
 
 #[cgroup_sock_addr(recvmsg4)]
 pub fn recvmsg4(ctx: SockAddrContext) -> i32 {
-    socket::show_frontend::<socket::V4>(&ctx)
+    socket::show_frontend::<V4>(&ctx)
 }
 
 #[cgroup_sock_addr(recvmsg6)]
 pub fn recvmsg6(ctx: SockAddrContext) -> i32 {
-    socket::show_frontend::<socket::V6>(&ctx)
+    socket::show_frontend::<V6>(&ctx)
 }
 
 #[cgroup_sock_addr(getpeername4)]
 pub fn getpeername4(ctx: SockAddrContext) -> i32 {
-    socket::show_frontend::<socket::V4>(&ctx)
+    socket::show_frontend::<V4>(&ctx)
 }
 
 #[cgroup_sock_addr(getpeername6)]
 pub fn getpeername6(ctx: SockAddrContext) -> i32 {
-    socket::show_frontend::<socket::V6>(&ctx)
+    socket::show_frontend::<V6>(&ctx)
 }
 
 #[panic_handler]

@@ -7,8 +7,8 @@
 use std::net::IpAddr;
 
 use proxy_common::{
-    Addr, Affinity, AffinityKey, Backend, Counter, Frontend, Port, Proto, Service, SetMember, client,
-    client::set_bits, map, node::role,
+    Addr, Affinity, AffinityKey, Backend, Counter, Frontend, Port, Proto, Service, SetMember,
+    affinity::set_bits, map, node::role, socket,
 };
 
 use super::{
@@ -45,7 +45,7 @@ impl Walk {
             }
             return Ok(Next::GoesOn);
         };
-        let client = client::netns(self.twin.global("HOST_NETNS")?);
+        let client = socket::netns_addr(self.twin.global("HOST_NETNS")?);
         copies::service(&self.twin, &frontend, client, &self.tuple)?;
         self.policy(&frontend, true, judged)?;
         if self.view.policy.as_ref().is_some_and(|policy| policy.let_in == Some(false)) {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use proxy_common::{
-    Affinity, AffinityKey, Backend, Frontend, FrontendKey, ServiceMeta, SetMember, client::netns_of, map,
+    Affinity, AffinityKey, Backend, Frontend, FrontendKey, ServiceMeta, SetMember, map, socket::netns_of,
 };
 use serde::Serialize;
 
@@ -103,7 +103,7 @@ pub fn print_affinity_into(out: &mut impl Write, views: &[AffinityView], headers
 mod tests {
     use std::net::Ipv4Addr;
 
-    use proxy_common::{Name, Port, Proto, client::netns};
+    use proxy_common::{Name, Port, Proto, socket::netns_addr};
 
     use super::*;
 
@@ -139,7 +139,7 @@ mod tests {
             affinity: vec![
                 entry(addr(1), 1, 5, 700),
                 entry(addr(2), 9, 6, 1000),
-                entry(netns(31), 1, 5, 1000),
+                entry(netns_addr(31), 1, 5, 1000),
                 // Expired; of a backend that left; of a Service without affinity.
                 entry(addr(3), 9, 6, 499),
                 entry(addr(4), 1, 6, 1000),

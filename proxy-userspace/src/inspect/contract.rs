@@ -4,8 +4,8 @@
 use proxy_common::{
     Addr, Affinity, AffinityKey, Agent, Backend, BackendMeta, Counter, CtEntry, CtKey, Device, DropKey,
     EventKind, Fragment, FragmentKey, Frontend, FrontendKey, FrontendKind, Held, Monitor, NodeConfig, Prefix,
-    Service, ServiceMeta, ServiceStats, SetMember, SockKey, SockPeer, SourceRange, map, node, tcp,
-    watch::kinds,
+    Service, ServiceMeta, ServiceStats, SetMember, SockKey, SockPeer, SourceRange, map, node, observe::kinds,
+    tcp,
 };
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 use serde_json::{Value, json};
@@ -280,7 +280,7 @@ fn set_member(key: SetMember) -> Fields {
 }
 
 fn sets(value: u32) -> Fields {
-    use proxy_common::client::set_bits;
+    use proxy_common::affinity::set_bits;
     fields! {"sets": bits(value, [(set_bits::CLUSTER, "cluster"), (set_bits::LOCAL, "local")])}
 }
 

@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use proxy_common::{Addr, Counter, EventKind, FlowEvent, Hook, Proto, client::netns_of, watch::kinds};
+use proxy_common::{Addr, Counter, EventKind, FlowEvent, Hook, Proto, observe::kinds, socket::netns_of};
 
 use crate::datapath::devices::select::glob_matches;
 
@@ -105,7 +105,7 @@ fn holds(net: &IpNet, addr: &Addr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use proxy_common::client::netns;
+    use proxy_common::socket::netns_addr;
 
     use super::*;
     use crate::monitor::sample;
@@ -145,7 +145,7 @@ mod tests {
         }
         assert!(!passes(&Filter { ports: vec![81], ..Filter::default() }));
         // Neither a namespace nor a missing backend is an address.
-        let nothing = FlowEvent { src: netns(1), to: Addr::UNSPECIFIED_V6, ..sample::flow() };
+        let nothing = FlowEvent { src: netns_addr(1), to: Addr::UNSPECIFIED_V6, ..sample::flow() };
         assert!(!address("::/0").wants(&nothing));
     }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use proxy_common::{Addr, Counter, EventKind, FlowEvent, Hook, Port, Proto, client::netns_of};
+use proxy_common::{Addr, Counter, EventKind, FlowEvent, Hook, Port, Proto, socket::netns_of};
 use serde::Serialize;
 
 use super::names::ServiceName;
@@ -164,7 +164,7 @@ fn notes(view: &EventView, wide: bool) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use proxy_common::client::netns;
+    use proxy_common::socket::netns_addr;
 
     use super::*;
     use crate::monitor::sample;
@@ -203,7 +203,7 @@ mod tests {
         let mut event = sample::refused();
         let named = b"cu\x1brl";
         event.comm[..named.len()].copy_from_slice(named);
-        let view = EventView::new(&FlowEvent { src: netns(31), ..event }, STARTED, None, None);
+        let view = EventView::new(&FlowEvent { src: netns_addr(31), ..event }, STARTED, None, None);
         assert_eq!(
             line(&view, false, false),
             "03:04:06.500000Z  refused  socket               TCP  cu?rl[4242] netns:31 -> 10.68.0.10:80  no_backend\n"

@@ -3,7 +3,7 @@
 use proxy_common::{
     Addr, Backend, Frontend, FrontendKind, NodeConfig, Port, Prefix, Proto, ServiceMeta, SetMember,
     SourceRange,
-    client::set_bits,
+    affinity::set_bits,
     node::{port_bits, role},
 };
 use serde::Serialize;

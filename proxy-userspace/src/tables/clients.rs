@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
-use proxy_common::{Addr, SetMember, SourceRange, client::set_bits};
+use proxy_common::{Addr, SetMember, SourceRange, affinity::set_bits};
 
 use super::Tables;
 use crate::compile::CompiledPort;
@@ -12,7 +12,7 @@ use crate::compile::CompiledPort;
 /// Entries of both maps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClientRules {
-    /// To bits of `proxy_common::client::set_bits`.
+    /// To bits of `proxy_common::affinity::set_bits`.
     members: BTreeMap<SetMember, u32>,
     ranges: BTreeSet<SourceRange>,
 }

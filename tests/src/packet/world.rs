@@ -7,7 +7,7 @@ use aya::maps::lpm_trie::Key;
 use proxy_common::{
     Addr, Backend, Device, Frontend, FrontendKey, FrontendKind, NodeConfig, Port, Prefix, SetMember,
     SourceRange,
-    client::set_bits,
+    affinity::set_bits,
     node::{port_bits, role},
 };
 

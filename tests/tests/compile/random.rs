@@ -10,7 +10,7 @@ use std::{
 
 use proptest::prelude::*;
 use proxy_common::{
-    Backend, Frontend, FrontendKey, FrontendKind, SetMember, SourceRange, client::set_bits, map,
+    Backend, Frontend, FrontendKey, FrontendKind, SetMember, SourceRange, affinity::set_bits, map,
     node::port_bits,
 };
 use shunt::{

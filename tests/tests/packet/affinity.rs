@@ -112,7 +112,7 @@ fn a_backend_counts_only_in_the_set_that_the_frontend_uses() -> Result<()> {
         assert_eq!(asks(&node, case, OUTSIDE, 2002, CLUSTER_IP), 8000, "both have it now");
         // It leaves the cluster-wide set, and then the local one.
         let member = SetMember { service: service.id, backend: backends[0] };
-        node.set_members.insert(member, proxy_common::client::set_bits::LOCAL, 0)?;
+        node.set_members.insert(member, proxy_common::affinity::set_bits::LOCAL, 0)?;
         assert_eq!(asks(&node, case, OUTSIDE, 2003, AT_NODE), 8000);
         assert_ne!(asks(&node, case, OUTSIDE, 2004, CLUSTER_IP), 8000, "{case:?}");
         let second = asks(&node, case, OUTSIDE, 2005, CLUSTER_IP);

@@ -6,7 +6,7 @@ use anyhow::Result;
 use bytemuck::Zeroable as _;
 use proxy_common::{
     Addr, Counter, EventKind, FlowEvent, Frontend, Hook, Monitor, Port,
-    watch::{EVENTS_BYTES, kinds},
+    observe::{EVENTS_BYTES, kinds},
 };
 use tests::packet::{
     Datapath, Link, Transport,

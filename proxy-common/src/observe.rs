@@ -1,0 +1,179 @@
+//! What people look at and no packet depends on: SERVICE_STATS, DROPS, and the events of `shunt monitor`.
+
+use crate::{Addr, Port, pod};
+
+pod! {
+    /// Value of SERVICE_STATS (per-CPU array by service id, as SERVICES): what went to one service port and came back.
+    /// Packets of a super-packet (GSO, GRO) count one by one, its bytes as they lie in memory, with link-layer header.
+    /// What the socket hooks translate counts as a flow; its packets carry the backend's address and are not seen. Nor
+    /// are fragments behind a datagram's first, which belong to no flow.
+    pub struct ServiceStats [40] {
+        /// Flows that began.
+        pub flows: u64,
+        /// From clients.
+        pub packets_in: u64,
+        pub bytes_in: u64,
+        /// To clients.
+        pub packets_out: u64,
+        pub bytes_out: u64,
+    }
+
+    /// Key of DROPS (per-CPU hash to `u64`): packets that one device's hooks refused or dropped for one reason.
+    pub struct DropKey [8] {
+        /// 0: the socket hooks.
+        pub ifindex: u32,
+        /// A [`crate::Counter`] by number.
+        pub reason: u32,
+    }
+
+    /// The only value of MONITOR (array of one, mapped into memory by the process that watches): what that one wants to
+    /// be told.
+    pub struct Monitor [24] {
+        /// CLOCK_MONOTONIC in nanoseconds up to which it wants to; renewed by it, so that a killed one costs nothing
+        /// for long. 0: nobody watches.
+        pub until: u64,
+        /// Bits of [`kinds`].
+        pub kinds: u32,
+        /// One in so many events is told, at random.
+        pub one_in: u32,
+        /// Events for which EVENTS had no room.
+        pub lost: u64,
+    }
+
+    /// An element of EVENTS (ring buffer).
+    pub struct FlowEvent [104] {
+        /// CLOCK_MONOTONIC in nanoseconds.
+        pub time: u64,
+        /// Of a socket's flow the network namespace, [`crate::socket::netns_addr`].
+        pub src: Addr,
+        pub dst: Addr,
+        /// The backend; unspecified where there is none.
+        pub to: Addr,
+        pub sport: Port,
+        pub dport: Port,
+        pub to_port: Port,
+        /// The client's port behind the ingress hook: its own unless that was taken. Of a masqueraded flow the backend sees
+        /// another one, which the egress hook chooses later.
+        pub client_port: Port,
+        pub proto: u8,
+        /// An [`EventKind`] by number.
+        pub kind: u8,
+        /// A [`Hook`] by number.
+        pub hook: u8,
+        /// `FlowEvent::MASQUERADED` and the other flags.
+        pub flags: u8,
+        /// Why it was refused or dropped: a [`crate::Counter`] by number.
+        pub reason: u32,
+        /// 0 where the packet belongs to no Service, or ended before that was looked at.
+        pub service: u32,
+        pub backend: u32,
+        /// The device; 0 for a socket's flow.
+        pub ifindex: u32,
+        /// The process that asked, for a socket's flow, as the initial namespace of processes numbers it.
+        pub pid: u32,
+        /// Its thread's name, zero-padded: most are gone before anybody can ask for it.
+        pub comm: [u8; 16],
+    }
+}
+
+macro_rules! numbered {
+    ($(#[$doc:meta])* pub enum $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $number:literal, $text:literal;)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum $name { $($(#[$variant_doc])* $variant = $number,)* }
+
+        impl $name {
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            pub const fn from_number(number: u8) -> Option<Self> {
+                match number { $($number => Some(Self::$variant),)* _ => None }
+            }
+
+            /// As the command line names it.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+        }
+    };
+}
+
+numbered! {
+    /// What an event tells of.
+    pub enum EventKind {
+        /// A flow to a Service began.
+        Flow = 0, "flow";
+        /// A packet, or a socket's question, was refused.
+        Refused = 1, "refused";
+        /// A packet was dropped.
+        Dropped = 2, "dropped";
+    }
+}
+
+numbered! {
+    /// Where an event came from.
+    pub enum Hook {
+        Ingress = 0, "ingress";
+        Egress = 1, "egress";
+        Xdp = 2, "xdp";
+        Socket = 3, "socket";
+    }
+}
+
+/// Bits of `Monitor::kinds`.
+pub mod kinds {
+    use super::EventKind;
+
+    /// The bit of a kind.
+    pub const fn bit(kind: EventKind) -> u32 {
+        1 << kind as u32
+    }
+
+    pub const ALL: u32 = bit(EventKind::Flow) | bit(EventKind::Refused) | bit(EventKind::Dropped);
+}
+
+impl DropKey {
+    /// In place of an `ifindex`: devices that are gone. Written by the agent alone, so that nothing is lost of what their
+    /// entries held.
+    pub const GONE: u32 = u32::MAX;
+}
+
+impl FlowEvent {
+    /// The flow's source is translated.
+    pub const MASQUERADED: u8 = 1;
+    /// Its backend is on this node.
+    pub const LOCAL: u8 = 2;
+
+    /// Whether `flag` is set.
+    pub const fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// The name of the process that asked; empty where there is none.
+    pub fn comm(&self) -> &str {
+        crate::frontend::text_of(&self.comm)
+    }
+}
+
+/// Entries of DROPS: devices times the reasons that they have met.
+pub const DROPS_LEN: u32 = 4096;
+
+/// Bytes of EVENTS: some nine thousand events.
+pub const EVENTS_BYTES: u32 = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_round_trip_and_every_kind_has_its_bit() {
+        for kind in EventKind::ALL {
+            assert_eq!(EventKind::from_number(*kind as u8), Some(*kind));
+            assert_eq!(kinds::ALL & kinds::bit(*kind), kinds::bit(*kind));
+        }
+        assert_eq!(EventKind::from_number(EventKind::ALL.len() as u8), None);
+        for hook in Hook::ALL {
+            assert_eq!(Hook::from_number(*hook as u8), Some(*hook));
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Entries of existing flows: lookup, refresh, closing, removal. `create.rs` creates them.
+
+use proxy_common::{CtEntry, CtKey, Half, Proto, tcp};
+
+use crate::{
+    base::{
+        atomic, clock, globals,
+        maps::{CONNTRACK, teardown_keys},
+        scratch::TeardownKeys,
+    },
+    load_balancing::backend,
+};
+
+/// Notes a packet on a request or reply half. Writes nothing while the flow is steady and its stamp is less
+/// than a second old, so that established flows share no dirty cache line between CPUs.
+#[inline(always)]
+pub fn touch(key: &CtKey, tcp_flags: u8, entry: &mut CtEntry) {
+    let now = clock::now();
+    if now.wrapping_sub(entry.last_seen) >= globals::hz() {
+        entry.last_seen = now;
+    }
+    let from_client = entry.has(CtEntry::REQUEST);
+    let state = entry.state;
+    let next = if key.proto == Proto::TCP {
+        tcp::advance(state, tcp_flags, from_client)
+    } else {
+        tcp::advance_datagram(state, from_client)
+    };
+    if next != state {
+        let peer = if from_client { entry.egress_key(key) } else { entry.ingress_key(key) };
+        set_state(entry, state, next);
+        if let Some(peer) = lookup(&peer) {
+            set_state(peer, state, next);
+        }
+    }
+}
+
+/// Carries the bits that changed over to an entry that another CPU may be changing too.
+#[inline(always)]
+fn set_state(entry: &mut CtEntry, old: u64, new: u64) {
+    // SAFETY: a live map value, 8-byte aligned.
+    unsafe { atomic::set_bits(&raw mut entry.state, new & !old) };
+    if old & !new != 0 {
+        // SAFETY: as above.
+        unsafe { atomic::clear_bits(&raw mut entry.state, old & !new) };
+    }
+}
+
+/// Whether a new SYN may take over this entry's tuple at once.
+#[inline(always)]
+pub fn is_closed(proto: u8, entry: &CtEntry) -> bool {
+    proto == Proto::TCP && tcp::is_closed(entry.state)
+}
+
+/// The entry with this key, if any.
+///
+/// The reference is to memory that other CPUs change and, because CONNTRACK is preallocated, may reuse for
+/// another flow while it is held: readers take each field once, and what they do with it stays harmless then (one
+/// packet sent wrong, as if it had come a moment later). Since 6.1 that goes for maps that are not preallocated, too: what
+/// is deleted of them is given to the next insert without waiting for programs that still look at it.
+#[inline(always)]
+pub fn lookup(key: &CtKey) -> Option<&'static mut CtEntry> {
+    // SAFETY: a live map value for as long as the program runs (RCU); the aliasing is described above.
+    CONNTRACK.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
+}
+
+/// A SYN on the tuple of a flow that is over, that has had no answer from a backend that is gone, or that another
+/// proxy translated (whose end may have gone unseen).
+#[inline(always)]
+pub fn may_replace(key: &CtKey, entry: &CtEntry) -> bool {
+    if !entry.has(CtEntry::REQUEST) {
+        return false;
+    }
+    is_closed(key.proto, entry)
+        || entry.has(CtEntry::SERVICE)
+            && (entry.has(CtEntry::IDENTITY) || backend::active(entry.backend).is_none())
+}
+
+/// Removes all halves of the flow that `request` (key of a request half) began. A subprogram: it has a stack
+/// frame of its own, and runs once in a flow's life.
+#[inline(never)]
+pub fn remove(request: &CtKey, entry: &CtEntry) {
+    let Some(keys) = teardown_keys() else {
+        return;
+    };
+    keys.reply = entry.egress_key(request);
+    if let Some(found) = lookup(&keys.reply) {
+        // The reservation may meanwhile belong to another flow.
+        keys.back = found.ingress_key(&keys.reply);
+        if keys.back.is(request) {
+            let _gone = CONNTRACK.remove(&keys.reply);
+        }
+    }
+    if entry.has(CtEntry::MASQUERADED) {
+        keys.masquerade = entry.masquerade_key(request);
+        remove_masquerade(keys);
+    }
+    let _gone = CONNTRACK.remove(request);
+}
+
+/// Removes the halves of the flow that `reply` (key of a reply half) belongs to, its request half only with
+/// `request`.
+#[inline(never)]
+pub fn remove_by_reply(reply: &CtKey, entry: &CtEntry, request: bool) {
+    let Some(keys) = teardown_keys() else {
+        return;
+    };
+    if request {
+        keys.back = entry.ingress_key(reply);
+        let _gone = CONNTRACK.remove(&keys.back);
+    }
+    if entry.has(CtEntry::MASQUERADED) {
+        keys.masquerade =
+            CtKey::new(reply.dst, reply.dport, reply.src, reply.sport, reply.proto, Half::Egress);
+        remove_masquerade(keys);
+    }
+    let _gone = CONNTRACK.remove(reply);
+}
+
+/// Removes the masquerade half `keys.masquerade` and the port it reserved.
+#[inline(always)]
+fn remove_masquerade(keys: &mut TeardownKeys) {
+    if let Some(found) = lookup(&keys.masquerade)
+        && found.has(CtEntry::MASQUERADE)
+    {
+        let port = found.port;
+        keys.back = found.ingress_key(&keys.masquerade);
+        // The masquerade half first: it must not name a port that another flow may take.
+        let _gone = CONNTRACK.remove(&keys.masquerade);
+        if port != 0 {
+            let _gone = CONNTRACK.remove(&keys.back);
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Connection tracking: CONNTRACK's entries from creation to removal, and the source ports of translated flows.
+//! `proxy_common::conntrack` describes the four halves of a flow.
+
+pub mod create;
+pub mod entry;
+pub mod half_open;
+pub mod ports;
+pub mod snat;

@@ -1,0 +1,132 @@
+//! Source translation (SNAT), completed by the first egress hook that a flow meets: it takes an address of its device and
+//! reserves a port of the node.
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use proxy_common::{Addr, Counter, CtEntry, CtKey, Half, Proto, node::port_bits};
+
+use crate::{
+    base::{
+        atomic,
+        maps::{CONNTRACK, DEVICES, EEXIST, NODE_CONFIG, flow_context},
+        scratch::FlowContext,
+        verdict::DropReason,
+    },
+    conntrack::{
+        entry,
+        ports::{PROBES, is_in_pool, random_port},
+    },
+    load_balancing::frontend,
+};
+
+/// Completes the pending masquerade half `entry`; two CPUs may do so for one flow at once, and the first to
+/// publish its port wins. `key` is the entry's, `ifindex` the device by which the packet leaves. A subprogram for
+/// the verifier's sake, as `begin`.
+#[inline(never)]
+pub fn complete(key: &CtKey, ifindex: u32, entry: &mut CtEntry) -> Result<(), DropReason> {
+    let flow = flow_context().ok_or(Counter::NoFreeSource)?;
+    let addr = address(ifindex, key.src.is_v4()).ok_or(Counter::NoFreeSource)?;
+    reserve(key, entry, addr, flow)?;
+    let port = u64::from(flow.reply.dport.be());
+    // Whoever races here writes the same address: one flow leaves by one device.
+    entry.addr = addr;
+    // SAFETY: a live map value, 8-byte aligned; completed by this exchange alone.
+    if let Err(won) = unsafe { atomic::set_if_zero(&raw mut entry.port, port) }
+        && won != port
+    {
+        let _gone = CONNTRACK.remove(&flow.reply);
+    }
+    Ok(())
+}
+
+/// The address of this device, else the node's primary one: over a tunnel the node's own address would fail
+/// the other side's strict rp_filter.
+#[inline(always)]
+fn address(ifindex: u32, v4: bool) -> Option<Addr> {
+    // SAFETY: a map's memory for as long as this program runs; see `entry::lookup` for what may become of it meanwhile.
+    if let Some(device) = unsafe { DEVICES.get(ifindex) } {
+        let own = if v4 { device.source_v4 } else { device.source_v6 };
+        if !own.is_unspecified() {
+            return Some(own);
+        }
+    }
+    let config = NODE_CONFIG.get(0)?;
+    let primary = if v4 { config.primary_v4 } else { config.primary_v6 };
+    if primary.is_unspecified() { None } else { Some(primary) }
+}
+
+/// Reserves a port of the node towards this backend by inserting the unmasquerade half: the client's own if
+/// it is in the pool, else a random one, with bounded probing. Leaves its key in `flow.reply`.
+#[inline(always)]
+fn reserve(key: &CtKey, pending: &CtEntry, addr: Addr, flow: &mut FlowContext) -> Result<(), DropReason> {
+    flow.entry = *pending;
+    flow.entry.addr = key.src;
+    flow.entry.port = u64::from(key.sport.be());
+    flow.entry.peer_port = key.dport;
+    flow.entry.flags = CtEntry::UNMASQUERADE | CtEntry::SERVICE | pending.flags & CtEntry::XDP;
+    flow.reply = CtKey::new(key.dst, key.dport, addr, key.sport, key.proto, Half::Ingress);
+    // SCTP has to keep its port, wherever that lies: see `begin::reserve`.
+    let fixed = key.proto == Proto::SCTP;
+    let may_keep =
+        is_in_pool(key.sport) || fixed && frontend::port_flags(key.sport) & port_bits::ANY_NODEPORT == 0;
+    if may_keep && insert_unmasquerade(flow, false) {
+        return Ok(());
+    }
+    if fixed {
+        return Err(Counter::SctpPort);
+    }
+    let mut probe = 0;
+    while probe < PROBES {
+        let port = random_port();
+        if is_in_pool(port) {
+            flow.reply.dport = port;
+            match CONNTRACK.insert(&flow.reply, &flow.entry, u64::from(BPF_NOEXIST)) {
+                Ok(()) => return Ok(()),
+                Err(EEXIST) => {}
+                Err(_) => return Err(Counter::ConntrackFull),
+            }
+        }
+        probe += 1;
+    }
+    // Crowded: most of these ports belong to flows that are over.
+    if is_in_pool(flow.reply.dport) && insert_unmasquerade(flow, true) {
+        Ok(())
+    } else {
+        Err(Counter::NoFreeSource)
+    }
+}
+
+/// Inserts the unmasquerade half under `flow.reply`; with `from_closed` also in place of that of a flow that is
+/// over. That is the last resort: the backend may still hold that port in TIME_WAIT, and the SYN cost a reset.
+#[inline(never)]
+fn insert_unmasquerade(flow: &mut FlowContext, from_closed: bool) -> bool {
+    if CONNTRACK.insert(&flow.reply, &flow.entry, u64::from(BPF_NOEXIST)).is_ok() {
+        return true;
+    }
+    let Some(found) = entry::lookup(&flow.reply) else {
+        return false;
+    };
+    if found.addr.is(&flow.entry.addr) && found.port == flow.entry.port {
+        return true;
+    }
+    from_closed
+        && evict_closed(flow, found)
+        && CONNTRACK.insert(&flow.reply, &flow.entry, u64::from(BPF_ANY)).is_ok()
+}
+
+/// Whether the flow that reserved this port is over; if so, its other halves are removed.
+#[inline(always)]
+fn evict_closed(flow: &mut FlowContext, found: &CtEntry) -> bool {
+    if !found.has(CtEntry::UNMASQUERADE) {
+        return false;
+    }
+    let back = &flow.reply;
+    flow.masquerade = CtKey::new(back.src, back.sport, found.addr, found.port(), back.proto, Half::Egress);
+    let Some(half) = entry::lookup(&flow.masquerade) else {
+        return true;
+    };
+    if !half.has(CtEntry::REPLY) || !entry::is_closed(back.proto, half) {
+        return false;
+    }
+    entry::remove_by_reply(&flow.masquerade, half, true);
+    true
+}

@@ -1,0 +1,110 @@
+//! The tc ingress hook: translates destinations. VIP to backend, or one of the node's translated sources back to the client
+//! that it stands for.
+
+use aya_ebpf::programs::TcContext;
+use proxy_common::{CtEntry, Half};
+
+use crate::{
+    base::{
+        maps::{flow_context, slow_packet},
+        scratch::Rewrite,
+        verdict::Verdict,
+    },
+    conntrack::entry,
+    load_balancing::prefilter,
+    new_flow::{self, Action},
+    observe::service_stats,
+    packet::{
+        access::ifindex,
+        link::Link,
+        parse::{NotPlain, Packet, parse},
+        rewrite::rewrite,
+    },
+    respond::icmp_echo,
+    slow_path::{self, step::SlowStep},
+};
+
+#[inline(always)]
+pub fn ingress<L: Link>(ctx: &TcContext) -> Verdict {
+    let flow = match parse::<L>(ctx, Half::Ingress) {
+        Ok(packet) => {
+            if packet.echo {
+                return icmp_echo::answer::<L>(ctx, Half::Ingress);
+            }
+            if let Some(entry) = entry::lookup(&packet.key) {
+                if !(packet.is_syn() && entry::may_replace(&packet.key, entry)) {
+                    return known_flow::<L>(ctx, &packet, entry);
+                }
+                entry::remove(&packet.key, entry);
+            }
+            if !prefilter::may_match(&packet.key) {
+                return Verdict::NEXT;
+            }
+            let Some(flow) = flow_context() else {
+                return Verdict::NEXT;
+            };
+            flow.request = packet.key;
+            flow.tcp_flags = u32::from(packet.tcp_flags);
+            flow.is_slow = 0;
+            flow
+        }
+        Err(NotPlain::SlowPath) => {
+            let (Some(flow), Some(packet)) = (flow_context(), slow_packet()) else {
+                return Verdict::NEXT;
+            };
+            match slow_path::receive::<L>(ctx, packet, Half::Ingress) {
+                SlowStep::NewFlow => {}
+                done => return packet.verdict(done),
+            }
+            flow.is_slow = 1;
+            match slow_path::ingress::<L>(ctx, packet, flow) {
+                SlowStep::NewFlow => flow,
+                done => {
+                    let verdict = packet.verdict(done);
+                    slow_path::record_verdict::<L>(ctx, packet, verdict.is_next());
+                    return verdict;
+                }
+            }
+        }
+        Err(NotPlain::Foreign) => return Verdict::NEXT,
+    };
+    flow.ifindex = ifindex(ctx);
+    flow.xdp_flag = 0;
+    // From here on nothing is read from the parsed packet, so that all kinds of packets meet what follows in one
+    // state of the verifier; `translate` and `refuse` parse again.
+    let step = match new_flow::decide(flow) {
+        Action::Create => new_flow::create(flow),
+        step => step,
+    };
+    let verdict = match step {
+        Action::Pass | Action::Create => Verdict::NEXT,
+        Action::Translate => new_flow::translate::<L>(ctx, flow),
+        Action::Reject => Verdict::rejected(flow.reason),
+        Action::Drop => Verdict::dropped(flow.reason),
+    };
+    if flow.is_slow != 0
+        && let Some(packet) = slow_packet()
+    {
+        slow_path::record_verdict::<L>(ctx, packet, verdict.is_next());
+    }
+    verdict
+}
+
+/// A packet of a recorded flow.
+#[inline(always)]
+fn known_flow<L: Link>(ctx: &TcContext, packet: &Packet, entry: &mut CtEntry) -> Verdict {
+    if entry.has(CtEntry::REQUEST) {
+        entry::touch(&packet.key, packet.tcp_flags, entry);
+    }
+    if entry.has(CtEntry::IDENTITY) {
+        return Verdict::NEXT;
+    }
+    if entry.has(CtEntry::REQUEST) {
+        service_stats::count_request(ctx, entry.service);
+    }
+    let to = Rewrite { addr: entry.addr, port: entry.port(), peer_port: entry.peer_port };
+    match rewrite::<L>(ctx, packet, &to) {
+        Ok(()) => Verdict::NEXT,
+        Err(reason) => reason.into(),
+    }
+}

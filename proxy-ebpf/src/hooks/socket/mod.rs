@@ -1,0 +1,292 @@
+//! The socket hooks: the node's own processes (and pods', with `--socket-lb all`) are connected to a backend when they connect
+//! or send, so their packets need no translation.
+//!
+//! A rejected connect() or sendmsg() fails with ECONNREFUSED. UDP's connect() is never rejected: ping uses it to find a source
+//! address. Policy Local without a local endpoint is left to the egress hook, which drops.
+
+pub mod sock_addr;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval},
+    programs::SockAddrContext,
+};
+use proxy_common::{
+    Addr, Counter, Frontend, Port, Proto, SockKey, SockPeer,
+    node::{port_bits, role},
+    socket,
+};
+
+use crate::{
+    base::{
+        globals,
+        maps::{NODE_CONFIG, SOCK_BACKEND, SOCK_REVNAT},
+        scratch::SelectedBackend,
+    },
+    hooks::socket::sock_addr::fields,
+    load_balancing::{
+        backend, cluster_ip, frontend,
+        select::{Origin, select_backend},
+        source_ranges,
+    },
+    observe::{
+        counters::count,
+        drops,
+        events::{self, SocketRequest},
+        service_stats,
+    },
+};
+
+use self::sock_addr::Family;
+
+/// Return codes of sock_addr programs.
+const ALLOW: i32 = 1;
+
+const REFUSE: i32 = 0;
+
+const ECONNREFUSED: i32 = 111;
+
+/// A destination that a process request_key for.
+struct Destination {
+    addr: Addr,
+    port: Port,
+    proto: u8,
+    /// The socket's cookie.
+    cookie: u64,
+    /// Its network namespace's.
+    netns: u64,
+    /// Address roles under which NodePorts are served to this socket.
+    roles: u32,
+}
+
+/// `None`: a socket or protocol that is not ours to translate.
+#[inline(always)]
+fn destination<F: Family>(ctx: &SockAddrContext) -> Option<Destination> {
+    let fields = fields(ctx);
+    let proto = fields.protocol as u8;
+    if !matches!(proto, Proto::TCP | Proto::UDP) {
+        return None;
+    }
+    // SAFETY: the context the kernel gave.
+    let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+    let only = globals::socket_netns();
+    if only != 0 && only != netns {
+        return None;
+    }
+    let roles = if netns == globals::host_netns() { role::NODEPORT | role::LOOPBACK } else { role::NODEPORT };
+    Some(Destination {
+        addr: F::load(fields),
+        port: Port::from_be(fields.user_port as u16),
+        proto,
+        // SAFETY: the context the kernel gave.
+        cookie: unsafe { bpf_get_socket_cookie(ctx.as_ptr()) },
+        netns,
+        roles,
+    })
+}
+
+/// Whether a load balancer's address with source ranges lets the socket's new flow in. An unbound socket of the node
+/// is judged by the node's primary address; a pod's by its packets, which show its address. Who is not let in is left
+/// alone here: its packets are dropped by the packet hooks.
+#[inline(always)]
+fn source_allowed(frontend: &Frontend, dest: &Destination, mut source: Addr) -> bool {
+    if dest.netns != globals::host_netns() {
+        return false;
+    }
+    if source.is_unspecified() {
+        let Some(config) = NODE_CONFIG.get(0) else {
+            return false;
+        };
+        source = if dest.addr.is_v4() { config.primary_v4 } else { config.primary_v6 };
+    }
+    source_ranges::allow(frontend, &source)
+}
+
+#[inline(always)]
+pub fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
+    let Some(dest) = destination::<F>(ctx) else {
+        return ALLOW;
+    };
+    let bits = frontend::port_flags(dest.port);
+    let Some(frontend) = frontend::find(&dest.addr, dest.port, dest.proto, bits, dest.roles) else {
+        forget_frontend(&dest, bits);
+        return without_frontend(&dest, Proto::TCP);
+    };
+    if frontend.has(Frontend::SOURCE_RANGES) && !source_allowed(frontend, &dest, F::bound(fields(ctx))) {
+        return ALLOW;
+    }
+    let mut selected = SelectedBackend::NONE;
+    // Who it is has no address yet: the namespace stands in for it.
+    let client = socket::netns_addr(dest.netns);
+    match select_backend(frontend, Origin::Node, &client, &mut selected) {
+        Ok(()) => {
+            let peer = SockPeer {
+                addr: selected.backend.addr,
+                port: selected.backend.port,
+                reserved: 0,
+                backend: selected.id,
+                service: frontend.service,
+            };
+            flow_created(&dest, &client, frontend, &selected);
+            translate::<F>(ctx, &dest, &peer)
+        }
+        Err(Counter::NoLocalEndpoints) => ALLOW,
+        Err(reason) => {
+            if dest.proto == Proto::UDP {
+                return ALLOW;
+            }
+            reject(&dest, frontend.service, reason)
+        }
+    }
+}
+
+#[inline(always)]
+pub fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
+    let Some(dest) = destination::<F>(ctx) else {
+        return ALLOW;
+    };
+    let bits = frontend::port_flags(dest.port);
+    let Some(frontend) = frontend::find(&dest.addr, dest.port, dest.proto, bits, dest.roles) else {
+        if !is_peer(ctx, &dest) {
+            forget_frontend(&dest, bits);
+        }
+        return without_frontend(&dest, Proto::UDP);
+    };
+    // One socket stays with its backend per frontend: a resolver matches answers to one server.
+    let request_key = SockKey::new(dest.cookie, dest.addr, dest.port, dest.proto);
+    // SAFETY: an LRU value may be reused for another key while it is read; what is read is checked below.
+    if let Some(peer) = unsafe { SOCK_BACKEND.get(request_key) } {
+        let peer = *peer;
+        if let Some(backend) = backend::active(peer.backend)
+            && backend.addr.is(&peer.addr)
+            && backend.port == peer.port
+        {
+            return translate::<F>(ctx, &dest, &peer);
+        }
+    }
+    if frontend.has(Frontend::SOURCE_RANGES) && !source_allowed(frontend, &dest, F::source(fields(ctx))) {
+        return ALLOW;
+    }
+    let mut selected = SelectedBackend::NONE;
+    // Who it is has no address yet: the namespace stands in for it.
+    let client = socket::netns_addr(dest.netns);
+    match select_backend(frontend, Origin::Node, &client, &mut selected) {
+        Ok(()) => {
+            let peer = SockPeer {
+                addr: selected.backend.addr,
+                port: selected.backend.port,
+                reserved: 0,
+                backend: selected.id,
+                service: frontend.service,
+            };
+            let _full = SOCK_BACKEND.insert(request_key, peer, 0);
+            flow_created(&dest, &client, frontend, &selected);
+            translate::<F>(ctx, &dest, &peer)
+        }
+        Err(Counter::NoLocalEndpoints) => ALLOW,
+        Err(reason) => reject(&dest, frontend.service, reason),
+    }
+}
+
+/// To no frontend: another port of a ClusterIP is refused to `refused`, TCP when it connects and UDP when it sends.
+#[inline(always)]
+fn without_frontend(dest: &Destination, refused: u8) -> i32 {
+    if dest.proto != refused || !cluster_ip::is_cluster_ip(&dest.addr) {
+        return ALLOW;
+    }
+    reject(dest, 0, Counter::NoServicePort)
+}
+
+/// A socket's flow to a Service began.
+#[inline(always)]
+fn flow_created(dest: &Destination, client: &Addr, frontend: &Frontend, selected: &SelectedBackend) {
+    service_stats::count_flow(frontend.service);
+    events::socket_request(&SocketRequest {
+        client,
+        addr: &dest.addr,
+        port: dest.port,
+        proto: dest.proto,
+        service: frontend.service,
+        to: Some((&selected.backend, selected.id)),
+        reason: 0,
+    });
+}
+
+/// One UDP socket may ask a frontend first and then a backend under its own address: the latest question wins, and
+/// its answer is shown as what it is.
+#[inline(always)]
+fn forget_frontend(dest: &Destination, bits: u32) {
+    if dest.proto == Proto::UDP && bits & port_bits::backend(Proto::UDP) != 0 {
+        let request_key = SockKey::new(dest.cookie, dest.addr, dest.port, dest.proto);
+        let _gone = SOCK_REVNAT.remove(request_key);
+    }
+}
+
+/// Whether the socket is connected to the port it sends to. A connected IPv6 socket of a v4-mapped peer comes here
+/// with every datagram (udpv6_sendmsg hands it to IPv4 with the peer as its destination): no question of its own.
+#[inline(always)]
+fn is_peer(ctx: &SockAddrContext, dest: &Destination) -> bool {
+    const ESTABLISHED: u32 = 1;
+    // SAFETY: the context is valid while the program runs, and so is the socket it points to.
+    let socket = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: as above; fields that the verifier lets socket-address programs read, each in its own size.
+    let (state, port) = unsafe { ((*socket).state, (*socket).dst_port) };
+    state == ESTABLISHED && port == dest.port.be()
+}
+
+/// Writes the backend into the context and remembers which frontend it stands for.
+#[inline(always)]
+fn translate<F: Family>(ctx: &SockAddrContext, dest: &Destination, peer: &SockPeer) -> i32 {
+    let key = SockKey::new(dest.cookie, peer.addr, peer.port, dest.proto);
+    let frontend = SockPeer { addr: dest.addr, port: dest.port, ..*peer };
+    let _full = SOCK_REVNAT.insert(key, frontend, 0);
+    // SAFETY: the context is valid and writable in these fields.
+    let fields = unsafe { &mut *ctx.sock_addr };
+    F::store(fields, &peer.addr);
+    fields.user_port = u32::from(peer.port.be());
+    count(Counter::SocketTranslated);
+    ALLOW
+}
+
+#[inline(always)]
+fn reject(dest: &Destination, service: u32, reason: Counter) -> i32 {
+    drops::socket_refused(&SocketRequest {
+        client: &socket::netns_addr(dest.netns),
+        addr: &dest.addr,
+        port: dest.port,
+        proto: dest.proto,
+        service,
+        to: None,
+        reason: reason as u32,
+    });
+    if globals::has_set_retval() {
+        // SAFETY: takes a number; sets what the system call returns.
+        unsafe { bpf_set_retval(-ECONNREFUSED) };
+    }
+    REFUSE
+}
+
+/// recvmsg and getpeername: where a backend was put in for a frontend, the process sees the frontend.
+#[inline(always)]
+pub fn show_frontend<F: Family>(ctx: &SockAddrContext) -> i32 {
+    // SAFETY: the context is valid while the program runs.
+    let fields = unsafe { &mut *ctx.sock_addr };
+    let proto = fields.protocol as u8;
+    if !matches!(proto, Proto::TCP | Proto::UDP) {
+        return ALLOW;
+    }
+    // SAFETY: the context the kernel gave.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    let key = SockKey::new(cookie, F::load(fields), Port::from_be(fields.user_port as u16), proto);
+    // SAFETY: an LRU value may be reused for another key while it is read: the process would be shown another
+    // frontend for one datagram.
+    if let Some(frontend) = unsafe { SOCK_REVNAT.get(key) } {
+        let frontend = *frontend;
+        F::store(fields, &frontend.addr);
+        fields.user_port = u32::from(frontend.port.be());
+    }
+    ALLOW
+}

@@ -1,0 +1,267 @@
+//! The XDP hook of an uplink: traffic of NodePorts, load balancer addresses and externalIPs, before there is an skb. Runs the
+//! stages of tc ingress and tc egress at one hook, over the same entries in CONNTRACK.
+//!
+//! To a backend on this node the destination is rewritten, and the packet continues with a mark in its metadata that
+//! `ingress_xdp` recognises. To a backend elsewhere, and back to the client, both ends are rewritten and the frame leaves by the
+//! device that the routing table names. A flow is either XDP's or tc's for its whole life (`CtEntry::XDP`): the host's stack
+//! sees all of it or nothing. In any doubt a packet continues to tc unchanged, where the same entries translate it.
+
+mod fib;
+pub mod frame;
+pub mod metadata;
+
+use aya_ebpf::programs::XdpContext;
+use proxy_common::{Backend, CtEntry, CtKey, Frontend, FrontendKind, Half, Hook, node::port_bits};
+
+use crate::{
+    base::{
+        headers::{ETH_P_IP, ETH_P_IPV6},
+        maps::{NODE_ADDRS, flow_context},
+        scratch::FlowContext,
+        verdict::XdpVerdict,
+    },
+    conntrack::{create::create_flow, entry, snat},
+    hooks::xdp::{
+        fib::NextHop,
+        frame::{Endpoints, Family, V4, V6},
+    },
+    load_balancing::{frontend, prefilter},
+    new_flow,
+    observe::{events, service_stats, trace},
+    packet::{access::ptr_at, parse::Packet},
+};
+
+/// The XDP hook of an uplink in generic mode, and in the driver of a veth. Packets that pass are marked, and those that go
+/// back out are redirected, because after XDP_TX a veth wakes its peer only if that has an XDP program too.
+#[inline(always)]
+pub fn receive_generic(ctx: &XdpContext) -> XdpVerdict {
+    match receive(ctx) {
+        XdpVerdict::Tx => fib::redirect_back(ctx),
+        verdict if verdict.is_unchanged() => {
+            metadata::mark_untouched(ctx);
+            verdict
+        }
+        verdict => verdict,
+    }
+}
+
+/// The XDP hook of an uplink.
+#[inline(always)]
+pub fn receive(ctx: &XdpContext) -> XdpVerdict {
+    // SAFETY: `at` checked the bounds.
+    let Some(kind) = ptr_at::<[u16; 7]>(ctx, 0).map(|words| unsafe { (*words)[6] }) else {
+        return XdpVerdict::Pass;
+    };
+    match kind {
+        ETH_P_IP => receive_ip::<V4>(ctx),
+        ETH_P_IPV6 => receive_ip::<V6>(ctx),
+        _ => XdpVerdict::Pass,
+    }
+}
+
+#[inline(always)]
+fn receive_ip<F: Family>(ctx: &XdpContext) -> XdpVerdict {
+    let Some(packet) = frame::parse::<F>(ctx) else {
+        return XdpVerdict::Pass;
+    };
+    if let Some(entry) = entry::lookup(&packet.key) {
+        if !entry.has(CtEntry::XDP) {
+            return XdpVerdict::Pass;
+        }
+        if !(packet.is_syn() && entry::may_replace(&packet.key, entry)) {
+            return known_flow::<F>(ctx, &packet, entry);
+        }
+        entry::remove(&packet.key, entry);
+    }
+    if !prefilter::may_match(&packet.key)
+        || packet.is_tcp() && !packet.is_syn()
+        || frame::maybe_partial::<F>(ctx, &packet)
+    {
+        return XdpVerdict::Pass;
+    }
+    let Some(flow) = save_context::<F>(ctx, &packet) else {
+        return XdpVerdict::Pass;
+    };
+    // From here on nothing is read from `packet`, as in `ingress.rs`.
+    match decide(ctx, flow) {
+        NewFlow::Pass => XdpVerdict::Pass,
+        NewFlow::LeaveToTc => XdpVerdict::LeaveToTc,
+        NewFlow::Created => {
+            // Here and not where it begins: the verifier would follow the trace for each way through there
+            // ("BPF program is too large. Processed 1000001 insn").
+            trace::decision(flow, &Ok(()));
+            events::flow_created(flow, Hook::Xdp);
+            if flow.xdp_flag == 0 { XdpVerdict::LeaveToTc } else { translate_created::<F>(ctx) }
+        }
+    }
+}
+
+/// Copies to per-CPU memory what the stages behind need to know of a packet.
+#[inline(always)]
+fn save_context<F: Family>(ctx: &XdpContext, packet: &Packet) -> Option<&'static mut FlowContext> {
+    let flow = flow_context()?;
+    flow.request = packet.key;
+    flow.tcp_flags = u32::from(packet.tcp_flags);
+    flow.ifindex = fib::ingress_ifindex(ctx);
+    fib::prepare::<F>(ctx, packet, &mut flow.fib)?;
+    Some(flow)
+}
+
+/// The packet that has just begun a flow, parsed again.
+#[inline(always)]
+fn translate_created<F: Family>(ctx: &XdpContext) -> XdpVerdict {
+    let Some(packet) = frame::parse::<F>(ctx) else {
+        return XdpVerdict::Pass;
+    };
+    match entry::lookup(&packet.key) {
+        Some(entry) if entry.has(CtEntry::XDP) => known_flow::<F>(ctx, &packet, entry),
+        _ => XdpVerdict::LeaveToTc,
+    }
+}
+
+/// A packet of a flow that is in this lane.
+#[inline(always)]
+fn known_flow<F: Family>(ctx: &XdpContext, packet: &Packet, entry: &mut CtEntry) -> XdpVerdict {
+    if frame::maybe_partial::<F>(ctx, packet) {
+        return XdpVerdict::LeaveToTc;
+    }
+    if entry.has(CtEntry::REQUEST) {
+        entry::touch(&packet.key, packet.tcp_flags, entry);
+        if !entry.has(CtEntry::MASQUERADED) {
+            return deliver_locally::<F>(ctx, &packet.key, entry);
+        }
+    }
+    match save_context::<F>(ctx, packet) {
+        Some(flow) => forward::<F>(ctx, flow, entry),
+        None => XdpVerdict::LeaveToTc,
+    }
+}
+
+/// Translates a packet to a backend of this node. A subprogram for the stack: what is called to begin a flow needs most
+/// of it ("combined stack size of 5 calls is 528. Too large").
+#[inline(never)]
+fn deliver_locally<F: Family>(ctx: &XdpContext, key: &CtKey, entry: &CtEntry) -> XdpVerdict {
+    let to = Endpoints { src: key.src, sport: entry.peer_port, dst: entry.addr, dport: entry.port() };
+    match frame::rewrite_and_mark::<F>(ctx, key, &to) {
+        Some(()) => {
+            service_stats::count_request(ctx, entry.service);
+            XdpVerdict::Local
+        }
+        None => XdpVerdict::LeaveToTc,
+    }
+}
+
+/// Rewrites both ends of a packet of a flow whose source is translated, and sends it out. A subprogram that reads
+/// `flow`: inlined, the compiler spills registers it never wrote ("R1 !read_ok").
+#[inline(never)]
+fn forward<F: Family>(ctx: &XdpContext, flow: &mut FlowContext, entry: &CtEntry) -> XdpVerdict {
+    let (old, from_client) = (&flow.request, entry.has(CtEntry::REQUEST));
+    // The key that the packet would have at the egress hook.
+    let key = CtKey::new(old.src, entry.peer_port, entry.addr, entry.port(), old.proto, Half::Egress);
+    let Some(source) = entry::lookup(&key) else {
+        return XdpVerdict::LeaveToTc;
+    };
+    let half = if from_client { CtEntry::MASQUERADE } else { CtEntry::REPLY };
+    if !(source.has(half) && source.has(CtEntry::XDP)) {
+        return XdpVerdict::LeaveToTc;
+    }
+    // Pending: another CPU is about to complete it.
+    if source.port == 0 {
+        return XdpVerdict::LeaveToTc;
+    }
+    if !from_client {
+        entry::touch(&key, flow.tcp_flags as u8, source);
+    }
+    flow.fib.set_destination(&key.dst, key.dport, F::V4);
+    let next_hop = fib::lookup(ctx, &mut flow.fib);
+    if matches!(next_hop, NextHop::Unknown) {
+        return XdpVerdict::LeaveToTc;
+    }
+    let to = Endpoints { src: source.addr, sport: source.port(), dst: key.dst, dport: source.peer_port };
+    match frame::rewrite::<F>(ctx, old, &to, true) {
+        Some(()) => {
+            service_stats::count_packet(ctx, if from_client { entry } else { source });
+            fib::send(ctx, next_hop, &flow.fib)
+        }
+        None => XdpVerdict::LeaveToTc,
+    }
+}
+
+/// What a packet of no known flow is to the lane.
+#[repr(u32)]
+enum NewFlow {
+    /// None of the lane's.
+    Pass,
+    /// To one of its frontends, but tc's to refuse or drop.
+    LeaveToTc,
+    /// A flow has begun: of this lane, if `flow.xdp_flag` says so.
+    Created,
+}
+
+/// Decides about the packet with tuple `flow.request`, as `new_flow::decide` does. What that would refuse or drop is
+/// left to it before anything is counted or a backend's turn is taken. A subprogram for the verifier's sake.
+#[inline(never)]
+fn decide(ctx: &XdpContext, flow: &mut FlowContext) -> NewFlow {
+    let (dst, dport, proto) = (&flow.request.dst, flow.request.dport, flow.request.proto);
+    let bits = frontend::port_flags(dport) & (port_bits::frontend(proto) | port_bits::nodeport(proto));
+    let Some(frontend) = frontend::find(dst, dport, proto, bits, frontend::PACKET_ROLES) else {
+        return NewFlow::Pass;
+    };
+    const NODE_PORT: u32 = FrontendKind::NodePort as u32;
+    const LOAD_BALANCER: u32 = FrontendKind::LoadBalancerIp as u32;
+    const EXTERNAL: u32 = FrontendKind::ExternalIp as u32;
+    if !matches!(frontend.kind, NODE_PORT | LOAD_BALANCER | EXTERNAL) {
+        return NewFlow::Pass;
+    }
+    let backends = if frontend.has(Frontend::LOCAL) { frontend.local_count } else { frontend.cluster_count };
+    if !frontend.has(Frontend::HAS_ENDPOINTS)
+        || backends == 0
+        || new_flow::select_target(frontend, flow).is_err()
+    {
+        return NewFlow::LeaveToTc;
+    }
+    flow.xdp_flag = if can_serve(ctx, flow) { CtEntry::XDP } else { 0 };
+    // Recorded in any case: the backend's turn is taken, and tc finds the flow.
+    if create_flow(flow).is_err() {
+        return NewFlow::LeaveToTc;
+    }
+    if flow.xdp_flag != 0 {
+        complete_snat(flow);
+    }
+    NewFlow::Created
+}
+
+/// Gives the flow that has begun its source where it needs one, as the first egress hook would. Where that fails
+/// `forward` finds the source pending, and the packet is tc's.
+#[inline(always)]
+fn complete_snat(flow: &mut FlowContext) {
+    if flow.target.masquerade == 0 {
+        return;
+    }
+    let to = &flow.rewrite;
+    let key = CtKey::new(flow.request.src, to.peer_port, to.addr, to.port, flow.request.proto, Half::Egress);
+    if let Some(pending) = entry::lookup(&key)
+        && pending.port == 0
+    {
+        let _failed = snat::complete(&key, flow.fib.ifindex, pending);
+    }
+}
+
+/// Whether the flow that is about to begin can be served here from its first packet to its last.
+#[inline(always)]
+fn can_serve(ctx: &XdpContext, flow: &mut FlowContext) -> bool {
+    let local = flow.selected.backend.has(Backend::LOCAL);
+    match (local, flow.target.masquerade != 0) {
+        // To the node's own stack a device's checksum may say more than an XDP program can mend (CHECKSUM_COMPLETE
+        // in generic mode); where a packet is forwarded the stack forgets it.
+        // SAFETY: a map's memory for as long as this program runs; see `entry::lookup` for what may become of it meanwhile.
+        (true, false) => unsafe { NODE_ADDRS.get(flow.target.addr) }.is_none(),
+        (false, true) => {
+            let (addr, port) = (flow.target.addr, flow.target.port);
+            flow.fib.set_destination(&addr, port, addr.is_v4());
+            !matches!(fib::lookup(ctx, &mut flow.fib), NextHop::Unknown)
+        }
+        // Its source is translated where it leaves for its own pod, or its reply misses this node.
+        _ => false,
+    }
+}

@@ -1,0 +1,20 @@
+//! loadBalancerSourceRanges: which clients a load balancer address serves.
+
+use aya_ebpf::maps::lpm_trie::Key;
+use proxy_common::{Addr, Frontend, SourceRange};
+
+use crate::base::maps::SOURCE_RANGES;
+
+/// Whether the frontend takes new flows from this client (loadBalancerSourceRanges). Asked before anything else of
+/// [`choose`]: who is not let in does not learn whether there is an endpoint.
+#[inline(always)]
+pub fn allow(frontend: &Frontend, client: &Addr) -> bool {
+    !frontend.has(Frontend::SOURCE_RANGES) || is_in_ranges(frontend.service, client)
+}
+
+#[inline(never)]
+fn is_in_ranges(service: u32, client: &Addr) -> bool {
+    let [a, b, c, d] = client.words();
+    let SourceRange { prefix_len, .. } = SourceRange::client(service, *client);
+    SOURCE_RANGES.get(&Key::new(prefix_len, [service, a, b, c, d])).is_some()
+}

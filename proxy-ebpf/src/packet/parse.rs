@@ -1,0 +1,180 @@
+//! Parsing: from an skb to the tuple that conntrack and frontends are looked up with.
+//!
+//! A whole TCP or UDP packet or an ICMP echo request directly behind an IPv4 or IPv6 header is plain and becomes a
+//! [`Packet`]. Fragments, IPv6 extension headers, ICMP errors and redirects, and other protocols are
+//! [`NotPlain::SlowPath`], for `slow_path/`. The rest is [`NotPlain::Foreign`] and passes unchanged: other EtherTypes, VLAN
+//! tags (the VLAN device's own hook sees the packet untagged), truncated headers, other ICMP.
+
+use core::mem::size_of;
+
+use aya_ebpf::programs::TcContext;
+use proxy_common::{Addr, CtKey, Half, Port, Proto, tcp};
+
+use crate::{
+    base::headers::{ETH_P_IP, ETH_P_IPV6, FRAGMENT_MASK, FRAGMENT_OFFSET_MASK, Icmp, Ipv4, Ipv6, Tcp, Udp},
+    packet::{
+        access::{pull_at, skb},
+        link::Link,
+    },
+};
+
+/// A packet shunt may have a say in.
+pub struct Packet {
+    /// The tuple as the packet carries it, keyed for the hook it was parsed at. For an echo request both
+    /// ports are zero.
+    pub key: CtKey,
+    /// Offset of the transport header.
+    pub l4: usize,
+    /// TCP flags; 0 for other protocols.
+    pub tcp_flags: u8,
+    pub v4: bool,
+    /// An ICMP or ICMPv6 echo request.
+    pub echo: bool,
+}
+
+impl Packet {
+    #[inline(always)]
+    pub fn is_tcp(&self) -> bool {
+        self.key.proto == Proto::TCP
+    }
+
+    /// The first segment of a connection.
+    #[inline(always)]
+    pub fn is_syn(&self) -> bool {
+        tcp::is_syn(self.tcp_flags)
+    }
+}
+
+/// Why a packet is not a plain one.
+#[derive(Clone, Copy)]
+pub enum NotPlain {
+    /// For `packet.rs` to look at.
+    SlowPath,
+    /// None of ours.
+    Foreign,
+}
+
+/// The packet, keyed for this hook, if it is a plain one.
+#[inline(always)]
+pub fn parse<L: Link>(ctx: &TcContext, half: Half) -> Result<Packet, NotPlain> {
+    parse_as::<L, false>(ctx, half)
+}
+
+/// As [`parse`], and takes first fragments and any protocol besides: for a refusal, which needs 8 bytes behind the IP
+/// header and no more.
+#[inline(always)]
+pub fn parse_for_reject<L: Link>(ctx: &TcContext, half: Half) -> Result<Packet, NotPlain> {
+    parse_as::<L, true>(ctx, half)
+}
+
+#[inline(always)]
+fn parse_as<L: Link, const LOOSE: bool>(ctx: &TcContext, half: Half) -> Result<Packet, NotPlain> {
+    let skb = skb(ctx);
+    if skb.vlan_present != 0 {
+        return Err(NotPlain::Foreign);
+    }
+    match skb.protocol as u16 {
+        ETH_P_IP => parse_v4::<L, LOOSE>(ctx, half),
+        ETH_P_IPV6 => parse_v6::<L, LOOSE>(ctx, half),
+        _ => Err(NotPlain::Foreign),
+    }
+}
+
+#[inline(always)]
+fn parse_v4<L: Link, const LOOSE: bool>(ctx: &TcContext, half: Half) -> Result<Packet, NotPlain> {
+    let ip = pull_at::<Ipv4>(ctx, L::HEADER).ok_or(NotPlain::Foreign)?;
+    // SAFETY: `reach` checked the bounds; the fields are plain integers.
+    let ip = unsafe { &*ip };
+    let header = usize::from(ip.version_ihl & 0x0f) * 4;
+    if ip.version_ihl >> 4 != 4 || header < size_of::<Ipv4>() {
+        return Err(NotPlain::Foreign);
+    }
+    let fragment = if LOOSE { FRAGMENT_OFFSET_MASK } else { FRAGMENT_MASK };
+    if ip.fragment & fragment != 0 {
+        return Err(NotPlain::SlowPath);
+    }
+    let (src, dst) = (Addr::from_v4_be(ip.src), Addr::from_v4_be(ip.dst));
+    parse_transport::<LOOSE>(ctx, src, dst, ip.proto, L::HEADER + header, half, true)
+}
+
+#[inline(always)]
+fn parse_v6<L: Link, const LOOSE: bool>(ctx: &TcContext, half: Half) -> Result<Packet, NotPlain> {
+    let ip = pull_at::<Ipv6>(ctx, L::HEADER).ok_or(NotPlain::Foreign)?;
+    // SAFETY: `reach` checked the bounds; the fields are plain integers.
+    let ip = unsafe { &*ip };
+    if ip.version_class_flow as u8 >> 4 != 6 {
+        return Err(NotPlain::Foreign);
+    }
+    let (src, dst) = (Addr::from_v6_be(ip.src), Addr::from_v6_be(ip.dst));
+    // v4-mapped addresses never appear on a wire (RFC 4291, 2.5.5.2): such a packet must not meet IPv4 state.
+    if src.is_v4() || dst.is_v4() {
+        return Err(NotPlain::Foreign);
+    }
+    parse_transport::<LOOSE>(ctx, src, dst, ip.next_header, L::HEADER + size_of::<Ipv6>(), half, false)
+}
+
+#[inline(always)]
+fn parse_transport<const LOOSE: bool>(
+    ctx: &TcContext,
+    src: Addr,
+    dst: Addr,
+    proto: u8,
+    l4: usize,
+    half: Half,
+    v4: bool,
+) -> Result<Packet, NotPlain> {
+    let mut packet = Packet {
+        key: CtKey::new(src, Port::ZERO, dst, Port::ZERO, proto, half),
+        l4,
+        tcp_flags: 0,
+        v4,
+        echo: false,
+    };
+    match proto {
+        Proto::TCP => {
+            // SAFETY: `reach` checked the bounds; the fields are plain integers.
+            let tcp = unsafe { &*pull_at::<Tcp>(ctx, l4).ok_or(NotPlain::Foreign)? };
+            packet.tcp_flags = tcp.flags;
+            packet.key.sport = Port::from_be(tcp.sport);
+            packet.key.dport = Port::from_be(tcp.dport);
+        }
+        Proto::ICMP if v4 => packet.echo = is_echo(ctx, l4, true)?,
+        Proto::ICMPV6 if !v4 => packet.echo = is_echo(ctx, l4, false)?,
+        // Whatever it is, the quote in a refusal is just as long.
+        _ if LOOSE || proto == Proto::UDP => {
+            // SAFETY: as above.
+            let udp = unsafe { &*pull_at::<Udp>(ctx, l4).ok_or(NotPlain::Foreign)? };
+            packet.key.sport = Port::from_be(udp.sport);
+            packet.key.dport = Port::from_be(udp.dport);
+        }
+        _ => return Err(NotPlain::SlowPath),
+    }
+    Ok(packet)
+}
+
+/// Errors and redirects quote a packet, which may be one of a flow's.
+#[inline(always)]
+pub fn quotes_packet(kind: u8, v4: bool) -> bool {
+    if v4 {
+        // Unreachable, source quench, redirect, time exceeded, parameter problem.
+        matches!(kind, 3 | 4 | 5 | 11 | 12)
+    } else {
+        // Unreachable, packet too big, time exceeded, parameter problem, redirect.
+        matches!(kind, 1..=4 | 137)
+    }
+}
+
+/// Whether the message is an echo request; any other kind is not plain.
+#[inline(always)]
+fn is_echo(ctx: &TcContext, l4: usize, v4: bool) -> Result<bool, NotPlain> {
+    // SAFETY: `reach` checked the bounds; the fields are plain integers.
+    let icmp = unsafe { &*pull_at::<Icmp>(ctx, l4).ok_or(NotPlain::Foreign)? };
+    let request = if v4 { 8 } else { 128 };
+    if icmp.kind == request && icmp.code == 0 {
+        Ok(true)
+    } else if quotes_packet(icmp.kind, v4) {
+        Err(NotPlain::SlowPath)
+    } else {
+        Err(NotPlain::Foreign)
+    }
+}

@@ -1,0 +1,5 @@
+//! Packets turned into answers: rejections and echo replies.
+
+pub mod icmp_echo;
+pub mod reject;
+pub mod send_back;

@@ -1,0 +1,34 @@
+//! Sending a packet back to where it came from.
+
+use aya_ebpf::{bindings::BPF_F_INGRESS, helpers::bpf_redirect, programs::TcContext};
+use proxy_common::Half;
+
+use crate::{
+    base::verdict::Verdict,
+    packet::{
+        access::{ifindex, ptr_at},
+        link::Link,
+    },
+};
+
+/// Sends a packet back to where it came from: out of the device that it came in by or, what the node itself sends, into
+/// the device it was leaving by.
+#[inline(always)]
+pub fn send_back(ctx: &TcContext, half: Half) -> Verdict {
+    let flags = if half == Half::Egress { u64::from(BPF_F_INGRESS) } else { 0 };
+    // SAFETY: takes numbers.
+    Verdict::redirect(unsafe { bpf_redirect(ifindex(ctx), flags) })
+}
+
+/// Swaps the Ethernet addresses, where there are some.
+#[inline(always)]
+pub fn swap_link_addresses<L: Link>(ctx: &TcContext) -> Option<()> {
+    if L::HEADER == 0 {
+        return Some(());
+    }
+    // SAFETY: `at` checked the bounds.
+    let macs = unsafe { &mut *ptr_at::<[[u16; 3]; 2]>(ctx, 0)? };
+    let [to, from] = *macs;
+    *macs = [from, to];
+    Some(())
+}

@@ -1,0 +1,129 @@
+//! The slow path: packets that are not plain TCP, UDP or ICMP echo. TCP and UDP behind IPv6 extension headers, fragments, SCTP,
+//! ICMP errors. They go through the same stages as plain packets, but are read into memory and rewritten from there by helpers:
+//! slower, and no cost to plain packets. The tc hooks and `new_flow.rs` call.
+
+mod fragment_queue;
+mod fragment_table;
+mod fragments;
+mod icmp_error;
+mod read;
+pub mod step;
+
+use aya_ebpf::programs::TcContext;
+use proxy_common::{Counter, CtEntry, Half, Proto, tcp};
+
+use crate::{
+    base::{
+        maps::slow_packet,
+        scratch::{FlowContext, Rewrite, SlowPacket, fragment_part},
+        verdict::DropReason,
+    },
+    conntrack::{entry, snat},
+    load_balancing::prefilter,
+    observe::service_stats,
+    packet::{access::ifindex, link::Link, rewrite::rewrite_slow},
+    slow_path::step::SlowStep,
+};
+
+/// Reads a packet into `packet`. [`SlowStep::NewFlow`]: it is to be looked up, which is not so for what is none of ours, and not
+/// for the fragments that follow their first. Not a part of [`ingress`] and [`egress`], so that calls do not nest as
+/// deep as the stack ends.
+#[inline(always)]
+pub fn receive<L: Link>(ctx: &TcContext, packet: &mut SlowPacket, half: Half) -> SlowStep {
+    match read::read::<L>(ctx, packet, half) {
+        SlowStep::NewFlow if packet.headers.part != fragment_part::WHOLE => {
+            receive_fragment::<L>(ctx, packet)
+        }
+        SlowStep::IcmpError => icmp_error::handle::<L>(ctx, packet),
+        step => step,
+    }
+}
+
+/// A fragment: its datagram's first is to be looked up, the others follow it.
+#[inline(always)]
+fn receive_fragment<L: Link>(ctx: &TcContext, packet: &mut SlowPacket) -> SlowStep {
+    let verdict = if packet.headers.part == fragment_part::LATER {
+        fragments::later::<L>(ctx, &packet.fragment)
+    } else if packet.tiny != 0 {
+        fragments::tiny(&packet.fragment)
+    } else {
+        let waiting = fragments::first(&packet.fragment);
+        if waiting == 0 {
+            return SlowStep::NewFlow;
+        }
+        match fragment_queue::release::<L>(ctx, &packet.fragment, waiting) {
+            Some(verdict) => verdict,
+            None => return SlowStep::NewFlow,
+        }
+    };
+    packet.done(verdict)
+}
+
+/// Notes what became of a packet, for the fragments that follow it. To be called for everything that was looked up.
+#[inline(always)]
+pub fn record_verdict<L: Link>(ctx: &TcContext, packet: &SlowPacket, went: bool) {
+    if packet.headers.part == fragment_part::FIRST {
+        fragments::record_verdict::<L>(ctx, &packet.fragment, went);
+    }
+}
+
+/// The ingress hook's part for what [`arrive`]d. A subprogram, likewise.
+#[inline(never)]
+pub fn ingress<L: Link>(ctx: &TcContext, packet: &mut SlowPacket, flow: &mut FlowContext) -> SlowStep {
+    let tcp_flags = packet.tcp_flags as u8;
+    if let Some(entry) = entry::lookup(&packet.key) {
+        let anew = packet.key.proto == Proto::TCP
+            && tcp::is_syn(tcp_flags)
+            && entry::may_replace(&packet.key, entry);
+        if !anew {
+            if entry.has(CtEntry::REQUEST) {
+                entry::touch(&packet.key, tcp_flags, entry);
+            }
+            return translate_known::<L>(ctx, packet, entry);
+        }
+        entry::remove(&packet.key, entry);
+    }
+    if !prefilter::may_match(&packet.key) {
+        return SlowStep::Pass;
+    }
+    flow.request = packet.key;
+    flow.tcp_flags = packet.tcp_flags;
+    SlowStep::NewFlow
+}
+
+/// The egress hook's part, likewise.
+#[inline(never)]
+pub fn egress<L: Link>(ctx: &TcContext, packet: &mut SlowPacket) -> SlowStep {
+    let Some(entry) = entry::lookup(&packet.key) else {
+        return SlowStep::NewFlow;
+    };
+    if entry.has(CtEntry::REPLY) {
+        entry::touch(&packet.key, packet.tcp_flags as u8, entry);
+    } else if entry.port == 0
+        && let Err(reason) = snat::complete(&packet.key, ifindex(ctx), entry)
+    {
+        return packet.done(reason.into());
+    }
+    translate_known::<L>(ctx, packet, entry)
+}
+
+/// A packet of a recorded flow.
+#[inline(always)]
+fn translate_known<L: Link>(ctx: &TcContext, packet: &mut SlowPacket, entry: &CtEntry) -> SlowStep {
+    if entry.has(CtEntry::IDENTITY) {
+        return SlowStep::Pass;
+    }
+    service_stats::count_packet(ctx, entry);
+    let to = Rewrite { addr: entry.addr, port: entry.port(), peer_port: entry.peer_port };
+    match rewrite_slow::<L>(ctx, packet, &to) {
+        Ok(()) => SlowStep::Pass,
+        Err(reason) => packet.done(reason.into()),
+    }
+}
+
+/// Rewrites the packet that [`ingress`] read, when a new flow was decided about.
+#[inline(never)]
+pub fn translate<L: Link>(ctx: &TcContext, to: &Rewrite) -> Result<(), DropReason> {
+    let packet = slow_packet().ok_or(Counter::RewriteFailed)?;
+    rewrite_slow::<L>(ctx, packet, to)
+}
