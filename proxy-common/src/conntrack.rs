@@ -105,6 +105,9 @@ impl CtEntry {
     /// In all halves: the flow is the XDP lane's, and the host's stack does not see it (but for its packets to a backend
     /// of this node).
     pub const XDP: u32 = 128;
+    /// In both halves of a flow that another party of the node began from one of its addresses (a socket, or netfilter's
+    /// masquerade). Its request half is what arrives, as in all flows; what began it is the reply half.
+    pub const NODE_FLOW: u32 = 256;
 
     /// Whether `flag` is set.
     #[inline(always)]

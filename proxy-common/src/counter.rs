@@ -54,8 +54,8 @@ counters! {
     ConntrackFull = 8, Drop, "conntrack_full";
     /// Dropped: no free client port for a taken middle tuple.
     NoFreePort = 9, Drop, "no_free_port";
-    /// Dropped: no free port or no address for source translation.
-    NoFreeSource = 10, Drop, "no_free_source";
+    /// Rejected: no free port or no address for source translation.
+    NoFreeSource = 10, Refusal, "no_free_source";
     /// Dropped: a frontend names a slot or backend that is not there.
     BadSlot = 11, Drop, "bad_slot";
     /// Dropped: a helper refused to change the packet.
@@ -94,8 +94,10 @@ counters! {
     SctpPort = 28, Drop, "sctp_port";
     /// Dropped, to be sent again: TCP segments of no known flow, while another proxy's flows were being recorded.
     TakingOver = 29, Drop, "taking_over";
-    /// Direct flows to a backend's own address that could not be recorded, and pass all the same.
+    /// Direct flows, and flows of the node's own addresses, that could not be recorded, and pass all the same.
     FlowUnrecorded = 30, Event, "flow_unrecorded";
+    /// Flows of the node's own addresses that were recorded: from a frontend's number, or to a backend.
+    FlowNode = 31, Event, "flow_node";
 }
 
 /// A bit for each number of a [`Kind::Refusal`].

@@ -61,6 +61,7 @@ pub mod map {
     pub const SERVICE_STATS: &str = "SERVICE_STATS";
     pub const DROPS: &str = "DROPS";
     pub const MONITOR: &str = "MONITOR";
+    pub const SOURCE_CURSORS: &str = "SOURCE_CURSORS";
     /// What `shunt monitor` reads: a ring buffer, which has no entries to list.
     pub const EVENTS: &str = "EVENTS";
     /// What `ingress_xdp` goes on with: a program array, which holds no data.
@@ -71,7 +72,7 @@ pub mod map {
     /// Maps that are pinned and hold no entries to list.
     pub const WITHOUT_ENTRIES: [&str; 3] = [EVENTS, INGRESS, GLOBALS];
     /// Every other map, in the order `shunt map list` prints them.
-    pub const ALL: [&str; 24] = [
+    pub const ALL: [&str; 25] = [
         FRONTENDS,
         SLOTS,
         BACKENDS,
@@ -96,6 +97,7 @@ pub mod map {
         SERVICE_STATS,
         DROPS,
         MONITOR,
+        SOURCE_CURSORS,
     ];
 }
 

@@ -64,6 +64,9 @@ pod! {
     }
 }
 
+/// Elements of SOURCE_CURSORS (array of `u64`, by a hash of the backend): a power of two.
+pub const SOURCE_CURSORS_LEN: u32 = 256;
+
 /// Roles of an address in NODE_ADDRS (hash: [`Addr`] -> `u32`).
 pub mod role {
     /// Accepts NodePort traffic.
@@ -91,6 +94,9 @@ pub mod port_bits {
 
     /// Some ClusterIP ends in these 16 bits.
     pub const CLUSTER_IP: u32 = 1 << 11;
+
+    /// Some address of the node ends in these 16 bits.
+    pub const NODE_ADDR: u32 = 1 << 12;
 
     #[inline(always)]
     const fn bit(base: u32, proto: u8) -> u32 {

@@ -125,6 +125,19 @@ pub fn translate<L: Link>(ctx: &TcContext, flow: &FlowContext) -> Verdict {
     }
 }
 
+/// The egress hook's counterpart of [`translate`], for a flow of the node's own addresses that was given another source port.
+#[inline(never)]
+pub fn translate_source<L: Link>(ctx: &TcContext, flow: &FlowContext) -> Verdict {
+    let result = match parse::<L>(ctx, Half::Egress) {
+        Ok(packet) => rewrite::<L>(ctx, &packet, &flow.rewrite),
+        Err(_) => slow_path::translate::<L>(ctx, &flow.rewrite),
+    };
+    match result {
+        Ok(()) => Verdict::NEXT,
+        Err(reason) => reason.into(),
+    }
+}
+
 /// What happens to a TCP segment of no known flow. A subprogram for the stack of [`select_target`].
 #[inline(never)]
 fn mid_stream_reason() -> DropReason {

@@ -12,7 +12,7 @@ use proxy_common::{
     SetMember, SockKey, SockPeer,
     counter::COUNTERS_LEN,
     fragment::HELD_FRAMES,
-    node::Agent,
+    node::{Agent, SOURCE_CURSORS_LEN},
     observe::{DROPS_LEN, EVENTS_BYTES},
 };
 
@@ -104,6 +104,11 @@ pub static EVENTS: RingBuf = RingBuf::pinned(EVENTS_BYTES, 0);
 /// space holds the map.
 #[map]
 pub static INGRESS: ProgramArray = ProgramArray::pinned(1, 0);
+
+/// Where the search for a source port towards a backend goes on, by a hash of the backend. Pinned: an agent that starts anew
+/// would begin among the ports that are taken.
+#[map]
+pub static SOURCE_CURSORS: Array<u64> = Array::pinned(SOURCE_CURSORS_LEN, 0);
 
 /// Scratch memory of `begin`; not pinned, not part of the contract.
 #[map]

@@ -91,7 +91,7 @@ pub fn create_flow(flow: &mut FlowContext) -> Result<(), DropReason> {
                 count(Counter::FlowMasqueraded);
             }
             flow.rewrite = Rewrite { addr: flow.target.addr, port: flow.target.port, peer_port: client_port };
-            half_open::track(flow);
+            half_open::track(&flow.request, flow.entry.created);
             Ok(())
         }
         Err(error) => {

@@ -8,7 +8,7 @@ use crate::{
         maps::{CONNTRACK, teardown_keys},
         scratch::TeardownKeys,
     },
-    load_balancing::backend,
+    load_balancing::{backend, frontend},
 };
 
 /// Notes a packet on a request or reply half. Writes nothing while the flow is steady and its stamp is less
@@ -19,7 +19,9 @@ pub fn touch(key: &CtKey, tcp_flags: u8, entry: &mut CtEntry) {
     if now.wrapping_sub(entry.last_seen) >= globals::hz() {
         entry.last_seen = now;
     }
-    let from_client = entry.has(CtEntry::REQUEST);
+    let is_request = entry.has(CtEntry::REQUEST);
+    // The client of a flow that the node began is on this side.
+    let from_client = is_request != entry.has(CtEntry::NODE_FLOW);
     let state = entry.state;
     let next = if key.proto == Proto::TCP {
         tcp::advance(state, tcp_flags, from_client)
@@ -27,7 +29,7 @@ pub fn touch(key: &CtKey, tcp_flags: u8, entry: &mut CtEntry) {
         tcp::advance_datagram(state, from_client)
     };
     if next != state {
-        let peer = if from_client { entry.egress_key(key) } else { entry.ingress_key(key) };
+        let peer = if is_request { entry.egress_key(key) } else { entry.ingress_key(key) };
         set_state(entry, state, next);
         if let Some(peer) = lookup(&peer) {
             set_state(peer, state, next);
@@ -64,8 +66,8 @@ pub fn lookup(key: &CtKey) -> Option<&'static mut CtEntry> {
     CONNTRACK.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
 }
 
-/// A SYN on the tuple of a flow that is over, that has had no answer from a backend that is gone, or that another
-/// proxy translated (whose end may have gone unseen).
+/// A SYN on the tuple of a flow that is over, whose backend is gone or, before its handshake is complete, serves this Service
+/// no longer; or of one that another proxy translated (whose end may have gone unseen).
 #[inline(always)]
 pub fn may_replace(key: &CtKey, entry: &CtEntry) -> bool {
     if !entry.has(CtEntry::REQUEST) {
@@ -73,7 +75,18 @@ pub fn may_replace(key: &CtKey, entry: &CtEntry) -> bool {
     }
     is_closed(key.proto, entry)
         || entry.has(CtEntry::SERVICE)
-            && (entry.has(CtEntry::IDENTITY) || backend::active(entry.backend).is_none())
+            && (entry.has(CtEntry::IDENTITY)
+                || backend::active(entry.backend).is_none()
+                || entry.state & tcp::CONFIRMED == 0 && !is_still_served(key, entry.backend))
+}
+
+/// Whether the frontend that this request half names still leads to the backend: its address may meanwhile belong to a pod of
+/// another Service. A subprogram, for its loop and its stack; only a repeated SYN comes here.
+#[inline(never)]
+fn is_still_served(key: &CtKey, id: u32) -> bool {
+    let bits = frontend::port_flags(key.dport);
+    frontend::find(&key.dst, key.dport, key.proto, bits, frontend::PACKET_ROLES)
+        .is_some_and(|frontend| backend::is_in_set(frontend, id))
 }
 
 /// Removes all halves of the flow that `request` (key of a request half) began. A subprogram: it has a stack

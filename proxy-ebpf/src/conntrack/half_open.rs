@@ -6,18 +6,18 @@
 //! complete its handshake, and established flows are never touched. An LRU map would cost a second lookup with each packet of
 //! an established flow; the ring costs one with each new flow. `create.rs` calls it.
 
-use proxy_common::{Counter, CtEntry, Proto, tcp};
+use proxy_common::{Counter, CtEntry, CtKey, Proto, tcp};
 
 use crate::{
-    base::{atomic, globals, maps::HALF_OPEN, scratch::FlowContext},
+    base::{atomic, globals, maps::HALF_OPEN},
     conntrack::entry,
     observe::counters::count,
 };
 
-/// Enters the flow that `flow` has begun and forgets the one whose slot it takes, if that never got further. A
+/// Enters the flow with this request half, which has just begun, and forgets the one whose slot it takes, if that never got further. A
 /// subprogram, as all of a new flow's stages.
 #[inline(never)]
-pub fn track(flow: &FlowContext) {
+pub fn track(request: &CtKey, created: u32) {
     let slots = globals::half_open();
     if slots == 0 {
         return;
@@ -40,8 +40,8 @@ pub fn track(flow: &FlowContext) {
         entry::remove(&slot.key, found);
         count(Counter::HalfOpenForgotten);
     }
-    slot.key = flow.request;
-    slot.created = flow.entry.created;
+    slot.key = *request;
+    slot.created = created;
 }
 
 /// TCP before its handshake is complete; a single datagram that nobody answered.

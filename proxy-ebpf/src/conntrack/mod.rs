@@ -4,5 +4,6 @@
 pub mod create;
 pub mod entry;
 pub mod half_open;
+pub mod node_flow;
 pub mod ports;
 pub mod snat;

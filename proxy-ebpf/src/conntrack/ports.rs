@@ -1,15 +1,35 @@
-//! Ports for translated sources: which ones may be used, and how many are tried.
+//! Ports for translated sources and for flows whose middle tuple is taken: which ones may be used, in which order they are
+//! tried, and how many.
 
-use aya_ebpf::helpers::bpf_get_prandom_u32;
-use proxy_common::{Port, node::port_bits};
+use aya_ebpf::{bindings::BPF_NOEXIST, helpers::bpf_get_prandom_u32};
+use proxy_common::{
+    CtEntry, CtKey, Half, Port,
+    node::{SOURCE_CURSORS_LEN, port_bits},
+};
 
-use crate::load_balancing::frontend;
+use crate::{
+    base::{
+        atomic,
+        maps::{CONNTRACK, EEXIST, SOURCE_CURSORS},
+        scratch::FlowContext,
+    },
+    conntrack::entry,
+    load_balancing::frontend,
+};
 
-/// How many other ports are tried for a taken tuple.
+/// How many other client ports are tried for a taken middle tuple.
 pub const PROBES: u32 = 14;
 
-/// A port for which replies come back to shunt and to nobody else on the node: outside the host's own
-/// ephemeral range (32768-60999) and no NodePort.
+/// How many source ports are tried towards a backend.
+const SOURCE_PROBES: u32 = 128;
+
+/// From this try on, the port of a flow that is over is taken. The tries before look for a free one, because the backend
+/// may still hold a closed flow's port in TIME_WAIT. Tries go on where the last flow's ended, so what they meet first has
+/// been closed the longest.
+const EVICT_FROM: u32 = 16;
+
+/// A client port for a flow whose middle tuple is taken: outside of the range that most clients choose from themselves
+/// (32768-60999).
 #[inline(always)]
 pub fn random_port() -> Port {
     const LOW: u32 = 30_000 - 1024;
@@ -19,10 +39,92 @@ pub fn random_port() -> Port {
     Port::new(if at < LOW { 1024 + at } else { 61_000 + (at - LOW) } as u16)
 }
 
-/// Whether a port may be taken for source translation.
+/// Whether a port of the node may be used for a translated source. The node's own sockets and netfilter choose from these
+/// ports too: every one of their flows to a backend is recorded (`node_flow.rs`), so a tuple in use is found taken. Not a
+/// NodePort's number: what a backend sends after the end of a flow would be a new flow to that NodePort.
 #[inline(always)]
-pub fn is_in_pool(port: Port) -> bool {
-    let host = port.host();
-    ((1024..30_000).contains(&host) || host >= 61_000)
-        && frontend::port_flags(port) & port_bits::ANY_NODEPORT == 0
+pub fn is_source_port(port: Port) -> bool {
+    port.host() >= 1024 && frontend::port_flags(port) & port_bits::ANY_NODEPORT == 0
+}
+
+/// The outcome of [`reserve_source`].
+pub mod reserved {
+    pub const DONE: u32 = 0;
+    pub const NONE_FREE: u32 = 1;
+    pub const MAP_FULL: u32 = 2;
+}
+
+/// Inserts `flow.entry` under `flow.reply`, an ingress key with a backend as its source and an address of the node as its
+/// destination, with the first destination port that is free. A subprogram: its loop is verified once.
+///
+/// Every 65,536 tries towards one backend visit every port once, in an order without long runs of neighbours, so a flow is
+/// refused only where nearly all ports are taken, and a try costs the same however many are.
+#[inline(never)]
+pub fn reserve_source(flow: &mut FlowContext) -> u32 {
+    let Some(cursor) = SOURCE_CURSORS.get_ptr_mut(cursor_of(&flow.reply)) else {
+        return reserved::NONE_FREE;
+    };
+    let mut probe = 0;
+    while probe < SOURCE_PROBES {
+        // SAFETY: a live, 8-byte aligned map value, only ever accessed atomically.
+        let turn = unsafe { atomic::add_one(cursor) } as u16;
+        // 2^16 over the golden ratio, odd: a permutation that spreads.
+        let port = Port::new(turn.wrapping_mul(40_503));
+        if is_source_port(port) {
+            flow.reply.dport = port;
+            match CONNTRACK.insert(&flow.reply, &flow.entry, u64::from(BPF_NOEXIST)) {
+                Ok(()) => return reserved::DONE,
+                Err(EEXIST) => {}
+                Err(_) => return reserved::MAP_FULL,
+            }
+            if probe >= EVICT_FROM && replace_closed(flow) {
+                return reserved::DONE;
+            }
+        }
+        probe += 1;
+    }
+    reserved::NONE_FREE
+}
+
+/// Which cursor the flows to this backend share; others may share it.
+#[inline(always)]
+fn cursor_of(reply: &CtKey) -> u32 {
+    let [a, b, c, d] = reply.src.words();
+    let mixed = (a ^ b ^ c ^ d ^ u32::from(reply.sport.be())).wrapping_mul(0x9e37_79b1);
+    mixed >> (u32::BITS - SOURCE_CURSORS_LEN.trailing_zeros())
+}
+
+/// Takes the place under `flow.reply` from a flow that is over. A subprogram, for the stack of its callers.
+#[inline(never)]
+pub fn replace_closed(flow: &mut FlowContext) -> bool {
+    match entry::lookup(&flow.reply) {
+        Some(found) if remove_if_closed(flow, found) => {
+            CONNTRACK.insert(&flow.reply, &flow.entry, u64::from(BPF_NOEXIST)).is_ok()
+        }
+        _ => false,
+    }
+}
+
+/// Removes the flow whose ingress half towards the node stands under `flow.reply`, if it is over.
+#[inline(always)]
+fn remove_if_closed(flow: &mut FlowContext, found: &CtEntry) -> bool {
+    let back = &flow.reply;
+    if found.has(CtEntry::REQUEST) {
+        if !entry::is_closed(back.proto, found) {
+            return false;
+        }
+        entry::remove(back, found);
+        return true;
+    }
+    flow.masquerade = CtKey::new(back.src, back.sport, found.addr, found.port(), back.proto, Half::Egress);
+    let Some(half) = entry::lookup(&flow.masquerade) else {
+        // Its flow is gone: an unmasquerade half alone leads nowhere.
+        let _gone = CONNTRACK.remove(back);
+        return true;
+    };
+    if !half.has(CtEntry::REPLY) || !entry::is_closed(back.proto, half) {
+        return false;
+    }
+    entry::remove_by_reply(&flow.masquerade, half, true);
+    true
 }

@@ -1,20 +1,17 @@
 //! Source translation (SNAT), completed by the first egress hook that a flow meets: it takes an address of its device and
 //! reserves a port of the node.
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::bindings::BPF_NOEXIST;
 use proxy_common::{Addr, Counter, CtEntry, CtKey, Half, Proto, node::port_bits};
 
 use crate::{
     base::{
         atomic,
-        maps::{CONNTRACK, DEVICES, EEXIST, NODE_CONFIG, flow_context},
+        maps::{CONNTRACK, DEVICES, NODE_CONFIG, flow_context},
         scratch::FlowContext,
-        verdict::DropReason,
+        verdict::{DropReason, Verdict},
     },
-    conntrack::{
-        entry,
-        ports::{PROBES, is_in_pool, random_port},
-    },
+    conntrack::{entry, ports},
     load_balancing::frontend,
 };
 
@@ -38,6 +35,12 @@ pub fn complete(key: &CtKey, ifindex: u32, entry: &mut CtEntry) -> Result<(), Dr
     Ok(())
 }
 
+/// What becomes of a packet whose flow got no source: where every port is taken its client is told so.
+#[inline(always)]
+pub fn verdict(reason: DropReason) -> Verdict {
+    if matches!(reason, Counter::NoFreeSource) { Verdict::rejected(reason as u32) } else { reason.into() }
+}
+
 /// The address of this device, else the node's primary one: over a tunnel the node's own address would fail
 /// the other side's strict rp_filter.
 #[inline(always)]
@@ -54,8 +57,8 @@ fn address(ifindex: u32, v4: bool) -> Option<Addr> {
     if primary.is_unspecified() { None } else { Some(primary) }
 }
 
-/// Reserves a port of the node towards this backend by inserting the unmasquerade half: the client's own if
-/// it is in the pool, else a random one, with bounded probing. Leaves its key in `flow.reply`.
+/// Reserves a port of the node towards this backend by inserting the unmasquerade half: the client's own port if it is free,
+/// else another one. Leaves its key in `flow.reply`.
 #[inline(always)]
 fn reserve(key: &CtKey, pending: &CtEntry, addr: Addr, flow: &mut FlowContext) -> Result<(), DropReason> {
     flow.entry = *pending;
@@ -67,66 +70,26 @@ fn reserve(key: &CtKey, pending: &CtEntry, addr: Addr, flow: &mut FlowContext) -
     // SCTP has to keep its port, wherever that lies: see `begin::reserve`.
     let fixed = key.proto == Proto::SCTP;
     let may_keep =
-        is_in_pool(key.sport) || fixed && frontend::port_flags(key.sport) & port_bits::ANY_NODEPORT == 0;
-    if may_keep && insert_unmasquerade(flow, false) {
+        ports::is_source_port(key.sport) || fixed && frontend::port_flags(key.sport) & port_bits::ANY_NODEPORT == 0;
+    if may_keep && insert_unmasquerade(flow) {
         return Ok(());
     }
     if fixed {
         return Err(Counter::SctpPort);
     }
-    let mut probe = 0;
-    while probe < PROBES {
-        let port = random_port();
-        if is_in_pool(port) {
-            flow.reply.dport = port;
-            match CONNTRACK.insert(&flow.reply, &flow.entry, u64::from(BPF_NOEXIST)) {
-                Ok(()) => return Ok(()),
-                Err(EEXIST) => {}
-                Err(_) => return Err(Counter::ConntrackFull),
-            }
-        }
-        probe += 1;
-    }
-    // Crowded: most of these ports belong to flows that are over.
-    if is_in_pool(flow.reply.dport) && insert_unmasquerade(flow, true) {
-        Ok(())
-    } else {
-        Err(Counter::NoFreeSource)
+    match ports::reserve_source(flow) {
+        ports::reserved::DONE => Ok(()),
+        ports::reserved::MAP_FULL => Err(Counter::ConntrackFull),
+        _ => Err(Counter::NoFreeSource),
     }
 }
 
-/// Inserts the unmasquerade half under `flow.reply`; with `from_closed` also in place of that of a flow that is
-/// over. That is the last resort: the backend may still hold that port in TIME_WAIT, and the SYN cost a reset.
-#[inline(never)]
-fn insert_unmasquerade(flow: &mut FlowContext, from_closed: bool) -> bool {
+/// Inserts the unmasquerade half under `flow.reply`, or finds it there already.
+#[inline(always)]
+fn insert_unmasquerade(flow: &FlowContext) -> bool {
     if CONNTRACK.insert(&flow.reply, &flow.entry, u64::from(BPF_NOEXIST)).is_ok() {
         return true;
     }
-    let Some(found) = entry::lookup(&flow.reply) else {
-        return false;
-    };
-    if found.addr.is(&flow.entry.addr) && found.port == flow.entry.port {
-        return true;
-    }
-    from_closed
-        && evict_closed(flow, found)
-        && CONNTRACK.insert(&flow.reply, &flow.entry, u64::from(BPF_ANY)).is_ok()
-}
-
-/// Whether the flow that reserved this port is over; if so, its other halves are removed.
-#[inline(always)]
-fn evict_closed(flow: &mut FlowContext, found: &CtEntry) -> bool {
-    if !found.has(CtEntry::UNMASQUERADE) {
-        return false;
-    }
-    let back = &flow.reply;
-    flow.masquerade = CtKey::new(back.src, back.sport, found.addr, found.port(), back.proto, Half::Egress);
-    let Some(half) = entry::lookup(&flow.masquerade) else {
-        return true;
-    };
-    if !half.has(CtEntry::REPLY) || !entry::is_closed(back.proto, half) {
-        return false;
-    }
-    entry::remove_by_reply(&flow.masquerade, half, true);
-    true
+    entry::lookup(&flow.reply)
+        .is_some_and(|found| found.addr.is(&flow.entry.addr) && found.port == flow.entry.port)
 }

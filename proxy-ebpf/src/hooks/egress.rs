@@ -10,7 +10,8 @@ use crate::{
         scratch::Rewrite,
         verdict::Verdict,
     },
-    conntrack::{entry, snat},
+    conntrack::{entry, node_flow, snat},
+    new_flow,
     load_balancing::{cluster_ip, frontend, prefilter, source_ranges},
     observe::service_stats,
     packet::{
@@ -37,16 +38,30 @@ pub fn egress<L: Link>(ctx: &TcContext) -> Verdict {
         if !answered.is_next() {
             return answered;
         }
-    } else if let Some(entry) = entry::lookup(&packet.key) {
-        return known_flow::<L>(ctx, &packet, entry);
-    } else if own && prefilter::may_match(&packet.key) {
-        let Some(flow) = flow_context() else {
-            return Verdict::NEXT;
-        };
-        flow.request = packet.key;
-        return from_node(&flow.request);
+        return unknown_flow(&packet.key);
     }
-    unknown_flow(&packet.key)
+    if let Some(entry) = entry::lookup(&packet.key) {
+        if !(packet.is_syn() && node_flow::may_replace(packet.key.proto, entry)) {
+            return known_flow::<L>(ctx, &packet, entry);
+        }
+        entry::remove_by_reply(&packet.key, entry, true);
+    }
+    let is_ours = own && prefilter::may_match(&packet.key);
+    let is_node_flow = prefilter::may_be_node_flow(&packet.key, own);
+    if !is_ours && !is_node_flow {
+        return unknown_flow(&packet.key);
+    }
+    let Some(flow) = flow_context() else {
+        return Verdict::NEXT;
+    };
+    flow.request = packet.key;
+    flow.tcp_flags = u32::from(packet.tcp_flags);
+    // From here on nothing is read from the parsed packet, as in `ingress.rs`.
+    let verdict = if is_ours { from_node(&flow.request) } else { unknown_flow(&flow.request) };
+    if verdict.is_next() && is_node_flow && node_flow::record(flow) {
+        return new_flow::translate_source::<L>(ctx, flow);
+    }
+    verdict
 }
 
 /// A packet of a recorded flow.
@@ -61,7 +76,7 @@ fn known_flow<L: Link>(ctx: &TcContext, packet: &Packet, entry: &mut CtEntry) ->
     } else if entry.port == 0
         && let Err(reason) = snat::complete(&packet.key, ifindex(ctx), entry)
     {
-        return reason.into();
+        return snat::verdict(reason);
     }
     let to = Rewrite { addr: entry.addr, port: entry.port(), peer_port: entry.peer_port };
     match rewrite::<L>(ctx, packet, &to) {
@@ -81,17 +96,24 @@ fn slow_packet_egress<L: Link>(ctx: &TcContext) -> Verdict {
         done => return packet.verdict(done),
     }
     match slow_path::egress::<L>(ctx, packet) {
-        SlowStep::NewFlow if skb(ctx).ingress_ifindex == 0 => {
-            let verdict = from_node(&packet.key);
+        SlowStep::NewFlow => {
+            let own = skb(ctx).ingress_ifindex == 0;
+            let mut verdict = if own { from_node(&packet.key) } else { unknown_flow(&packet.key) };
+            if verdict.is_next()
+                && prefilter::may_be_node_flow(&packet.key, own)
+                && let Some(flow) = flow_context()
+            {
+                flow.request = packet.key;
+                flow.tcp_flags = packet.tcp_flags;
+                if node_flow::record(flow) {
+                    verdict = new_flow::translate_source::<L>(ctx, flow);
+                }
+            }
             slow_path::record_verdict::<L>(ctx, packet, verdict.is_next());
             verdict
         }
         step => {
-            let verdict = if matches!(step, SlowStep::NewFlow) {
-                unknown_flow(&packet.key)
-            } else {
-                packet.verdict(step)
-            };
+            let verdict = packet.verdict(step);
             slow_path::record_verdict::<L>(ctx, packet, verdict.is_next());
             verdict
         }

@@ -53,6 +53,30 @@ fn turn(service: *mut Service, local: bool) -> u64 {
     }
 }
 
+/// How many slots of each set [`is_in_set`] looks at.
+const MOST_SLOTS: u32 = 512;
+
+/// Whether one of the frontend's sets holds this backend. Of sets larger than [`MOST_SLOTS`] only their first slots count: a
+/// flow that is told otherwise chooses anew, which harms no flow before its handshake is complete.
+#[inline(always)]
+pub fn is_in_set(frontend: &Frontend, id: u32) -> bool {
+    is_in_range(frontend.cluster_base, frontend.cluster_count, id)
+        || is_in_range(frontend.local_base, frontend.local_count, id)
+}
+
+/// A subprogram: its loop is verified once.
+#[inline(never)]
+fn is_in_range(base: u32, count: u32, id: u32) -> bool {
+    let mut i = 0;
+    while i < MOST_SLOTS && i < count {
+        if SLOTS.get(base.wrapping_add(i)).is_some_and(|slot| *slot == id) {
+            return true;
+        }
+        i += 1;
+    }
+    false
+}
+
 /// The backend with this id, while some service uses it.
 #[inline(always)]
 pub fn active(id: u32) -> Option<&'static Backend> {

@@ -1,8 +1,25 @@
 //! The prefilter: two array reads that let packets of no Service skip all lookups behind it.
 
-use proxy_common::{CtKey, node::port_bits};
+use proxy_common::{Addr, CtKey, Port, node::port_bits};
 
 use crate::load_balancing::{cluster_ip, frontend};
+
+/// Whether a packet of no recorded flow that leaves the node may belong to a flow that `conntrack/node_flow.rs` records: from
+/// an address of the node, and from a frontend's number or to a backend's. `own`: the node itself sends it. A forwarded packet
+/// costs one array read unless its source may be the node's.
+#[inline(always)]
+pub fn may_be_node_flow(key: &CtKey, own: bool) -> bool {
+    let proto = key.proto;
+    (own || low16_flags(&key.src) & port_bits::NODE_ADDR != 0)
+        && (frontend::port_flags(key.sport) & (port_bits::frontend(proto) | port_bits::nodeport(proto))
+            | frontend::port_flags(key.dport) & port_bits::backend(proto))
+            != 0
+}
+
+#[inline(always)]
+fn low16_flags(addr: &Addr) -> u32 {
+    frontend::port_flags(Port::new(addr.low16()))
+}
 
 /// Whether some frontend or backend has the packet's destination port, or a ClusterIP its address as far as that can be
 /// told for nothing: two array reads spare packets that are none of ours all that follows.

@@ -18,7 +18,7 @@ use crate::{
         scratch::{FlowContext, Rewrite, SlowPacket, fragment_part},
         verdict::DropReason,
     },
-    conntrack::{entry, snat},
+    conntrack::{entry, node_flow, snat},
     load_balancing::prefilter,
     observe::service_stats,
     packet::{access::ifindex, link::Link, rewrite::rewrite_slow},
@@ -97,12 +97,16 @@ pub fn egress<L: Link>(ctx: &TcContext, packet: &mut SlowPacket) -> SlowStep {
     let Some(entry) = entry::lookup(&packet.key) else {
         return SlowStep::NewFlow;
     };
+    if tcp::is_syn(packet.tcp_flags as u8) && node_flow::may_replace(packet.key.proto, entry) {
+        entry::remove_by_reply(&packet.key, entry, true);
+        return SlowStep::NewFlow;
+    }
     if entry.has(CtEntry::REPLY) {
         entry::touch(&packet.key, packet.tcp_flags as u8, entry);
     } else if entry.port == 0
         && let Err(reason) = snat::complete(&packet.key, ifindex(ctx), entry)
     {
-        return packet.done(reason.into());
+        return packet.done(snat::verdict(reason));
     }
     translate_known::<L>(ctx, packet, entry)
 }

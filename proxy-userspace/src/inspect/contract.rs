@@ -113,6 +113,7 @@ pub const LAYOUTS: [Layout; map::ALL.len()] = [
     layout!(SERVICE_STATS, u32 => service_id, ServiceStats => service_stats),
     layout!(DROPS, DropKey => drop_key, u64 => count),
     layout!(MONITOR, u32 => index, Monitor => monitor),
+    layout!(SOURCE_CURSORS, u32 => index, u64 => count),
 ];
 
 /// The layout of the map with this name, if it is one of the contract's.
