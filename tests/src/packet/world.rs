@@ -108,7 +108,9 @@ impl Datapath {
     pub(super) fn furnish(&mut self) -> Result<()> {
         for ip in [Ip::V4, Ip::V6] {
             for host in [NODE, UPLINK] {
-                self.node_addrs.insert(Addr::from(addr(ip, host)), role::NODEPORT | role::OWN, 0)?;
+                let own = Addr::from(addr(ip, host));
+                self.node_addrs.insert(own, role::NODEPORT | role::OWN, 0)?;
+                self.allow(own.low16(), port_bits::NODE_ADDR)?;
             }
         }
         let device = Device {

@@ -285,7 +285,7 @@ fn with_no_port_left_a_service_flow_drops_and_a_direct_one_passes() -> Result<()
 }
 
 #[test]
-fn with_no_source_port_left_a_flow_drops() -> Result<()> {
+fn with_no_source_port_left_a_flow_is_rejected() -> Result<()> {
     for case in Case::ethernet(Transport::SYN) {
         let mut node = shared()?;
         let back = case.at(FAR_POD, 8080);
@@ -317,7 +317,7 @@ fn with_no_source_port_left_a_flow_drops() -> Result<()> {
         }
         let ask = case.packet(case.at(OUTSIDE, 2000), fronts[0]);
         let inside = case.ingress(&node, &ask.bytes()).passed();
-        case.egress(&node, &inside).dropped();
+        case.egress(&node, &inside).redirected();
         assert_eq!(node.counter(Counter::NoFreeSource), 1, "{case:?}");
     }
     Ok(())

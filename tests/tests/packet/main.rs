@@ -19,6 +19,7 @@ mod icmp_error;
 mod map_store;
 mod masquerade;
 mod monitor;
+mod node_flows;
 mod nobody;
 mod ping;
 mod policy;
