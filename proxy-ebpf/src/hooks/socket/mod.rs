@@ -119,8 +119,7 @@ pub fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
     }
     match select(&dest, frontend) {
         Ok(peer) => translate::<F>(ctx, &dest, &peer),
-        Err(Counter::NoLocalEndpoints) => ALLOW,
-        Err(_) if dest.proto == Proto::UDP => ALLOW,
+        Err(reason) if dest.proto == Proto::UDP || reason == Counter::NoLocalEndpoints => ALLOW,
         Err(reason) => reject(&dest, frontend.service, reason),
     }
 }
