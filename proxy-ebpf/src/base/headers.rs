@@ -1,7 +1,8 @@
 //! Protocol headers as they are laid out in a packet, and the constants that go with them. Data only: `packet/` reads
 //! and writes them.
 
-/// Headers are only 2-byte aligned behind Ethernet: `packed(2)` makes every load defined behaviour.
+/// `packed(2)`, because headers behind an Ethernet header are only 2-byte aligned: it makes every load defined
+/// behaviour.
 #[repr(C, packed(2))]
 pub struct Ipv4 {
     pub version_ihl: u8,
@@ -59,7 +60,7 @@ pub const ETH_P_IP: u16 = 0x0800_u16.to_be();
 
 pub const ETH_P_IPV6: u16 = 0x86dd_u16.to_be();
 
-/// More-fragments flag and fragment offset.
+/// The more-fragments flag and the fragment offset.
 pub const FRAGMENT_MASK: u16 = 0x3fff_u16.to_be();
 
 pub const FRAGMENT_OFFSET_MASK: u16 = 0x1fff_u16.to_be();

@@ -15,16 +15,16 @@ use crate::{
     load_balancing::frontend,
 };
 
-/// Completes the pending masquerade half `entry`; two CPUs may do so for one flow at once, and the first to
-/// publish its port wins. `key` is the entry's, `ifindex` the device by which the packet leaves. A subprogram for
-/// the verifier's sake, as `begin`.
+/// Completes the pending masquerade half `entry` with key `key`, for a packet that leaves by device `ifindex`. Two
+/// CPUs may do so for one flow at the same time; the first to publish its port wins. A subprogram, so that the
+/// verifier follows it once.
 #[inline(never)]
 pub fn complete(key: &CtKey, ifindex: u32, entry: &mut CtEntry) -> Result<(), DropReason> {
     let flow = flow_context().ok_or(Counter::NoFreeSource)?;
     let addr = address(ifindex, key.src.is_v4()).ok_or(Counter::NoFreeSource)?;
     reserve(key, entry, addr, flow)?;
     let port = u64::from(flow.reply.dport.be());
-    // Whoever races here writes the same address: one flow leaves by one device.
+    // Both CPUs of a race write the same address: one flow leaves by one device.
     entry.addr = addr;
     // SAFETY: a live map value, 8-byte aligned; completed by this exchange alone.
     if let Err(won) = unsafe { atomic::set_if_zero(&raw mut entry.port, port) }
@@ -35,17 +35,18 @@ pub fn complete(key: &CtKey, ifindex: u32, entry: &mut CtEntry) -> Result<(), Dr
     Ok(())
 }
 
-/// What becomes of a packet whose flow got no source: where every port is taken its client is told so.
+/// The verdict on a packet whose flow gets no source. Where every port is taken the packet is rejected, so that its client
+/// does not wait.
 #[inline(always)]
 pub fn verdict(reason: DropReason) -> Verdict {
     if matches!(reason, Counter::NoFreeSource) { Verdict::rejected(reason as u32) } else { reason.into() }
 }
 
-/// The address of this device, else the node's primary one: over a tunnel the node's own address would fail
-/// the other side's strict rp_filter.
+/// The source address: the device's, else the node's primary one. Over a tunnel the node's own address would fail the
+/// peer's strict rp_filter.
 #[inline(always)]
 fn address(ifindex: u32, v4: bool) -> Option<Addr> {
-    // SAFETY: a map's memory for as long as this program runs; see `entry::lookup` for what may become of it meanwhile.
+    // SAFETY: map memory, valid while the program runs (RCU); `entry::lookup` says what another CPU may do to it.
     if let Some(device) = unsafe { DEVICES.get(ifindex) } {
         let own = if v4 { device.source_v4 } else { device.source_v6 };
         if !own.is_unspecified() {
@@ -67,10 +68,10 @@ fn reserve(key: &CtKey, pending: &CtEntry, addr: Addr, flow: &mut FlowContext) -
     flow.entry.peer_port = key.dport;
     flow.entry.flags = CtEntry::UNMASQUERADE | CtEntry::SERVICE | pending.flags & CtEntry::XDP;
     flow.reply = CtKey::new(key.dst, key.dport, addr, key.sport, key.proto, Half::Ingress);
-    // SCTP has to keep its port, wherever that lies: see `begin::reserve`.
+    // SCTP has to keep its port, even outside the pool: see `create.rs`.
     let fixed = key.proto == Proto::SCTP;
-    let may_keep =
-        ports::is_source_port(key.sport) || fixed && frontend::port_flags(key.sport) & port_bits::ANY_NODEPORT == 0;
+    let may_keep = ports::is_source_port(key.sport)
+        || fixed && frontend::port_flags(key.sport) & port_bits::ANY_NODEPORT == 0;
     if may_keep && insert_unmasquerade(flow) {
         return Ok(());
     }

@@ -11,8 +11,8 @@ use crate::{
         verdict::Verdict,
     },
     conntrack::{entry, node_flow, snat},
-    new_flow,
     load_balancing::{cluster_ip, frontend, prefilter, source_ranges},
+    new_flow,
     observe::service_stats,
     packet::{
         access::{ifindex, skb},
@@ -24,17 +24,28 @@ use crate::{
     slow_path::{self, step::SlowStep},
 };
 
+/// The hook, stage by stage.
 #[inline(always)]
 pub fn egress<L: Link>(ctx: &TcContext) -> Verdict {
-    let packet = match parse::<L>(ctx, Half::Egress) {
-        Ok(packet) => packet,
-        Err(NotPlain::SlowPath) => return slow_packet_egress::<L>(ctx),
-        Err(NotPlain::Foreign) => return Verdict::NEXT,
-    };
-    // What the node itself sends came in by no device.
-    let own = skb(ctx).ingress_ifindex == 0;
+    match parse::<L>(ctx, Half::Egress) {
+        Ok(packet) => plain_packet::<L>(ctx, &packet),
+        Err(NotPlain::SlowPath) => slow_path_packet::<L>(ctx),
+        Err(NotPlain::Foreign) => Verdict::NEXT,
+    }
+}
+
+/// Whether the node itself sends the packet: it did not arrive on a device.
+#[inline(always)]
+fn is_from_node(ctx: &TcContext) -> bool {
+    skb(ctx).ingress_ifindex == 0
+}
+
+/// A plain packet.
+#[inline(always)]
+fn plain_packet<L: Link>(ctx: &TcContext, packet: &Packet) -> Verdict {
+    let from_node = is_from_node(ctx);
     if packet.echo {
-        let answered = if own { icmp_echo::answer::<L>(ctx, Half::Egress) } else { Verdict::NEXT };
+        let answered = if from_node { icmp_echo::answer::<L>(ctx, Half::Egress) } else { Verdict::NEXT };
         if !answered.is_next() {
             return answered;
         }
@@ -42,13 +53,13 @@ pub fn egress<L: Link>(ctx: &TcContext) -> Verdict {
     }
     if let Some(entry) = entry::lookup(&packet.key) {
         if !(packet.is_syn() && node_flow::may_replace(packet.key.proto, entry)) {
-            return known_flow::<L>(ctx, &packet, entry);
+            return known_flow::<L>(ctx, packet, entry);
         }
         entry::remove_by_reply(&packet.key, entry, true);
     }
-    let is_ours = own && prefilter::may_match(&packet.key);
-    let is_node_flow = prefilter::may_be_node_flow(&packet.key, own);
-    if !is_ours && !is_node_flow {
+    let may_match = from_node && prefilter::may_match(&packet.key);
+    let may_be_node_flow = prefilter::may_be_node_flow(&packet.key, from_node);
+    if !may_match && !may_be_node_flow {
         return unknown_flow(&packet.key);
     }
     let Some(flow) = flow_context() else {
@@ -57,14 +68,14 @@ pub fn egress<L: Link>(ctx: &TcContext) -> Verdict {
     flow.request = packet.key;
     flow.tcp_flags = u32::from(packet.tcp_flags);
     // From here on nothing is read from the parsed packet, as in `ingress.rs`.
-    let verdict = if is_ours { from_node(&flow.request) } else { unknown_flow(&flow.request) };
-    if verdict.is_next() && is_node_flow && node_flow::record(flow) {
+    let verdict = if may_match { unknown_flow_of_node(&flow.request) } else { unknown_flow(&flow.request) };
+    if verdict.is_next() && may_be_node_flow && node_flow::record(flow) {
         return new_flow::translate_source::<L>(ctx, flow);
     }
     verdict
 }
 
-/// A packet of a recorded flow.
+/// Translates a packet of a known flow.
 #[inline(always)]
 fn known_flow<L: Link>(ctx: &TcContext, packet: &Packet, entry: &mut CtEntry) -> Verdict {
     if entry.has(CtEntry::REPLY) {
@@ -85,22 +96,23 @@ fn known_flow<L: Link>(ctx: &TcContext, packet: &Packet, entry: &mut CtEntry) ->
     }
 }
 
-/// The same for what is not plain.
+/// The same stages for a packet on the slow path.
 #[inline(always)]
-fn slow_packet_egress<L: Link>(ctx: &TcContext) -> Verdict {
+fn slow_path_packet<L: Link>(ctx: &TcContext) -> Verdict {
     let Some(packet) = slow_packet() else {
         return Verdict::NEXT;
     };
     match slow_path::receive::<L>(ctx, packet, Half::Egress) {
-        SlowStep::NewFlow => {}
+        SlowStep::Continue => {}
         done => return packet.verdict(done),
     }
     match slow_path::egress::<L>(ctx, packet) {
-        SlowStep::NewFlow => {
-            let own = skb(ctx).ingress_ifindex == 0;
-            let mut verdict = if own { from_node(&packet.key) } else { unknown_flow(&packet.key) };
+        SlowStep::Continue => {
+            let from_node = is_from_node(ctx);
+            let mut verdict =
+                if from_node { unknown_flow_of_node(&packet.key) } else { unknown_flow(&packet.key) };
             if verdict.is_next()
-                && prefilter::may_be_node_flow(&packet.key, own)
+                && prefilter::may_be_node_flow(&packet.key, from_node)
                 && let Some(flow) = flow_context()
             {
                 flow.request = packet.key;
@@ -120,11 +132,11 @@ fn slow_packet_egress<L: Link>(ctx: &TcContext) -> Verdict {
     }
 }
 
-/// A packet of the node's own to a frontend that the socket hooks did not translate: a connected UDP socket to
-/// a Service without endpoints is told so here; policy Local without a local endpoint drops, and so do source ranges
-/// without the packet's source. Everything else passes. A subprogram, so that the verifier goes through it once.
+/// A packet of the node itself that the socket hooks did not translate. For a frontend: a connected UDP socket to a
+/// Service without endpoints gets its rejection here; source ranges without the packet's source drop, and so does
+/// policy Local without a local endpoint. Everything else passes. A subprogram, so that the verifier follows it once.
 #[inline(never)]
-fn from_node(key: &CtKey) -> Verdict {
+fn unknown_flow_of_node(key: &CtKey) -> Verdict {
     let bits = frontend::port_flags(key.dport);
     let frontend = if bits & port_bits::frontend(key.proto) == 0 {
         None
@@ -150,7 +162,7 @@ fn from_node(key: &CtKey) -> Verdict {
     Verdict::NEXT
 }
 
-/// A packet of no flow leaves the node; to nobody's address it does not.
+/// A packet of no known flow leaves the node, unless its destination is an unallocated address of a ServiceCIDR.
 #[inline(always)]
 fn unknown_flow(key: &CtKey) -> Verdict {
     if cluster_ip::is_unallocated(&key.dst) { Counter::Unallocated.into() } else { Verdict::NEXT }
