@@ -1,7 +1,7 @@
-//! What keeps a Service from being served as it asks, in words.
+//! Why a Service is not served as specified.
 //!
-//! A problem is a state, not an event: it lasts until its cause is gone. The controller holds the current
-//! ones, logs each once and hands new ones to its caller.
+//! A problem is a state, not an event: it lasts until its cause is gone. The controller holds the current ones, logs
+//! each once and returns new ones to its caller.
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
@@ -9,7 +9,7 @@ use proxy_common::FrontendKey;
 
 use crate::model::ServiceKey;
 
-/// Something about one Service that its owner should know.
+/// One problem of one Service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
     pub service: ServiceKey,
@@ -54,13 +54,13 @@ pub enum ProblemKind {
 /// What happens to a Service that does not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Consequence {
-    /// It was not there before.
+    /// It was not served before.
     NotServed,
-    /// An earlier state of it goes on being served.
+    /// Its previous state is still served.
     ServedAsBefore,
 }
 
-/// Why an endpoint's address is not sent to (CVE-2021-25737 and its kin).
+/// Why traffic is not sent to an endpoint address (CVE-2021-25737 and similar).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RefusedAddress {
     Unspecified,
@@ -95,7 +95,7 @@ impl fmt::Display for Consequence {
 }
 
 impl RefusedAddress {
-    /// Why traffic is never sent to `ip`, judged by the address alone.
+    /// Why traffic is never sent to `ip`, based on the address alone.
     pub fn of(ip: IpAddr) -> Option<Self> {
         let link_local = match ip {
             IpAddr::V4(v4) => v4.is_link_local(),
@@ -127,7 +127,7 @@ impl fmt::Display for RefusedAddress {
     }
 }
 
-/// A frontend as people write it.
+/// A frontend in readable form.
 struct Frontend(FrontendKey);
 
 impl fmt::Display for Frontend {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use prometheus::{HistogramVec, IntCounterVec};
 
-use super::Register;
+use super::register::Register;
 
 /// `rest_client_*`.
 #[derive(Debug)]
@@ -33,13 +33,13 @@ impl ClientMetrics {
         }
     }
 
-    /// A request was answered with this status, or not at all.
+    /// A request was answered with this status, or failed.
     pub fn requested(&self, method: &str, host: &str, code: Option<u16>) {
         let code = code.map_or_else(|| "<error>".to_owned(), |code| code.to_string());
         self.requests.with_label_values(&[&*code, method, host]).inc();
     }
 
-    /// An answer's head came after so long.
+    /// The response header arrived after this time.
     pub fn took(&self, method: &str, host: &str, took: Duration) {
         self.durations.with_label_values(&[method, host]).observe(took.as_secs_f64());
     }

@@ -1,4 +1,4 @@
-//! shunt's own metrics, of what the process does: syncs, hooks, watches, flows as the collector last saw them.
+//! shunt's own metrics of the process: syncs, hooks, watches, and flows as of the last conntrack-gc pass.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -6,16 +6,16 @@ use prometheus::{
     GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, core::Collector as _,
 };
 
-use super::{Register, doubling, now};
+use super::register::{Register, doubling, now};
 
-/// `shunt_*`, but for what is read from maps.
+/// `shunt_*`, except those read from maps.
 #[derive(Debug)]
 pub struct OwnMetrics {
     pub ready: IntGauge,
     pub services: IntGauge,
     pub problems: IntGauge,
     pub devices: IntGauge,
-    /// Flows that the collector removed.
+    /// Flows removed by conntrack-gc.
     pub flows_expired: IntCounter,
     /// `sent`, `failed` or `dropped`.
     pub events: IntCounterVec,
@@ -28,7 +28,7 @@ pub struct OwnMetrics {
     map_entries: IntGaugeVec,
 }
 
-/// What can fail by itself.
+/// Components whose failures are counted.
 const COMPONENTS: [&str; 3] = ["sync", "devices", "flows"];
 
 /// Flows by protocol and state.
@@ -104,7 +104,7 @@ impl OwnMetrics {
         self.last_failure.with_label_values(&[component]).set(now());
     }
 
-    /// A device waited so long for its programs.
+    /// The time from a device event to the attached programs.
     pub fn hooked(&self, took: Duration) {
         self.hook_latency.observe(took.as_secs_f64());
     }
@@ -113,7 +113,7 @@ impl OwnMetrics {
         self.watching.with_label_values(&[resource]).set(is_up.into());
     }
 
-    /// Flows there are now; states that nobody is in any more become 0.
+    /// The current number of flows; states without flows become 0.
     pub fn conntrack(&self, flows: &Flows) {
         for family in self.conntrack.collect() {
             for metric in family.get_metric() {

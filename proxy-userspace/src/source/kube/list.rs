@@ -7,12 +7,15 @@ use std::{
 };
 
 use super::{
-    Closed,
-    error::RequestError,
     reflector::{Interrupt, Opened, Reflector},
-    resource::{Bookmark, Head, Line, Page, decode, garbled},
+    resource::{Bookmark, Head, Line, Page, decode, malformed},
+    sink::Closed,
 };
-use crate::{model::ObjectKey, source::Event};
+use crate::{
+    kube_client::{RequestError, Status},
+    model::ObjectKey,
+    source::event::Event,
+};
 
 /// Between two objects of a list that is streamed.
 const PIECE: Duration = Duration::from_secs(10);
@@ -44,7 +47,7 @@ impl Reflector {
             self.sink.send(events).await?;
             let version = page.metadata.resource_version;
             if version.is_empty() {
-                return Err(garbled("a list without a version").into());
+                return Err(malformed("a list without a version").into());
             }
             if page.metadata.r#continue.is_empty() {
                 self.believe(&seen)?;
@@ -87,7 +90,7 @@ impl Reflector {
         let line: Line = decode(text)?;
         let object = line.object.get().as_bytes();
         match line.r#type.as_str() {
-            "ERROR" => return Err(decode::<super::request::Status>(object)?.into_error().into()),
+            "ERROR" => return Err(decode::<Status>(object)?.into_error().into()),
             "BOOKMARK" => {
                 let ends = decode::<Bookmark>(object)?.ends_list();
                 return Ok(if ends { Some(decode::<Head>(object)?.metadata.resource_version) } else { None });

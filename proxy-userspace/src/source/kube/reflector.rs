@@ -10,13 +10,16 @@ use serde_json::value::RawValue;
 use tokio::time::sleep;
 
 use super::{
-    Closed, Sink, Timing,
-    backoff::{Backoff, chance},
-    error::RequestError,
-    request::{ApiServer, Lines, Status},
-    resource::{Head, Line, Page, Resource, decode, garbled},
+    resource::{Head, Line, Page, Resource, decode, malformed},
+    sink::{Closed, Sink},
+    timing::Timing,
 };
-use crate::{metrics::METRICS, model::ObjectKey, source::Event};
+use crate::{
+    kube_client::{ApiServer, Backoff, Lines, RequestError, Status, chance},
+    metrics::METRICS,
+    model::ObjectKey,
+    source::event::Event,
+};
 
 /// A watch that lives this long has worked.
 const LASTED: Duration = Duration::from_secs(10);
@@ -242,7 +245,7 @@ impl Reflector {
             self.take_change(&line, &head, events)?;
         }
         if new.is_empty() {
-            return Err(garbled("an object without a version").into());
+            return Err(malformed("an object without a version").into());
         }
         version.clone_from(new);
         Ok(is_bookmark)
@@ -264,7 +267,7 @@ impl Reflector {
                     events.push(self.resource.gone(key));
                 }
             }
-            other => return Err(garbled(format!("a change of type {other:?}"))),
+            other => return Err(malformed(format!("a change of type {other:?}"))),
         }
         Ok(())
     }
@@ -349,7 +352,7 @@ impl Reflector {
     async fn pause(&self, wait: Duration) -> Result<(), Closed> {
         tokio::select! {
             () = sleep(wait) => Ok(()),
-            () = self.sink.events.closed() => Err(Closed),
+            () = self.sink.closed() => Err(Closed),
         }
     }
 
@@ -370,7 +373,7 @@ impl Reflector {
 /// end of the list never comes.
 fn refuses_streaming(error: &RequestError) -> bool {
     matches!(error.code(), Some(400 | 422))
-        || matches!(error, RequestError::Silent(_) | RequestError::Garbled(_))
+        || matches!(error, RequestError::Silent(_) | RequestError::Malformed(_))
 }
 
 /// Whether version `new` is of an earlier state than `old`. Versions are numbers that grow (KEP-5504); where one

@@ -6,11 +6,11 @@ use std::collections::HashMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::error::RequestError;
 use crate::{
     api::{self, FieldError, Kind, Object},
+    kube_client::RequestError,
     model::ObjectKey,
-    source::Event,
+    source::event::Event,
 };
 
 /// A collection of the API.
@@ -219,11 +219,11 @@ impl HeadMeta {
 
 /// Reads what the API server sent.
 pub fn decode<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, RequestError> {
-    serde_json::from_slice(text).map_err(|error| garbled(format!("not what the API promises: {error}")))
+    serde_json::from_slice(text).map_err(|error| malformed(format!("not what the API promises: {error}")))
 }
 
-pub fn garbled(what: impl Into<String>) -> RequestError {
-    RequestError::Garbled(what.into())
+pub fn malformed(what: impl Into<String>) -> RequestError {
+    RequestError::Malformed(what.into())
 }
 
 /// Percent-encoding of a query's value (RFC 3986: what is not unreserved).
