@@ -1,5 +1,5 @@
-//! Keeps the node's devices hooked: follows netlink, applies the rules of [`select`](crate::datapath::devices::select),
-//! attaches through [`Attacher`] and [`XdpDevices`], and keeps DEVICES in step.
+//! Keeps the node's devices hooked: compares what [`DeviceWatch`] selects with what is attached, attaches and detaches
+//! through [`Attacher`] and [`XdpDevices`], and keeps DEVICES in step.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,19 +10,13 @@ use std::{
 
 use proxy_common::Device;
 
-use super::{device_entries, xdp_devices::XdpDevices};
+use super::{device_entries, device_watch::DeviceWatch, xdp_devices::XdpDevices};
 use crate::{
-    config::{Config, DetectLocal},
+    config::Config,
     datapath::{
         attach::{Attacher, Method},
-        clsact,
-        devices::{
-            Change, Devices, Follow,
-            select::{Filter, Hook, Preferred},
-        },
-        direction::Direction,
+        devices::{Change, select::Hook},
         load::Loaded,
-        netlink::Socket,
         pins::Pins,
     },
     maps::MapError,
@@ -49,12 +43,7 @@ pub struct Latency {
 /// All devices, and what is attached to them.
 #[derive(Debug)]
 pub struct DeviceHooks {
-    follow: Follow,
-    netlink: Socket,
-    devices: Devices,
-    preferred: Preferred,
-    filter: Filter,
-    detect: DetectLocal,
+    watch: DeviceWatch,
     attacher: Attacher,
     xdp: XdpDevices,
     hooked: BTreeMap<u32, Hooked>,
@@ -85,17 +74,8 @@ const SLICE: Duration = Duration::from_millis(200);
 impl DeviceHooks {
     /// Follows devices from now on and reads the present ones; attaches nothing yet.
     pub fn open(config: &Config, pins: Pins, method: Method) -> io::Result<Self> {
-        // Subscribe before the dump, so that no change is missed.
-        let follow = Follow::open()?;
-        let mut netlink = Socket::open()?;
-        let devices = Devices::dump(&mut netlink)?;
         Ok(Self {
-            follow,
-            netlink,
-            devices,
-            preferred: Preferred::ask(),
-            filter: Filter { include: config.devices.clone(), exclude: config.exclude_devices.clone() },
-            detect: config.compile.detect_local.clone(),
+            watch: DeviceWatch::open(config)?,
             xdp: XdpDevices::new(pins.clone(), config.xdp)?,
             attacher: Attacher::new(pins, method)?,
             hooked: BTreeMap::new(),
@@ -108,12 +88,12 @@ impl DeviceHooks {
 
     /// A descriptor that becomes readable with the next event.
     pub fn descriptor(&self) -> io::Result<OwnedFd> {
-        self.follow.descriptor()
+        self.watch.descriptor()
     }
 
     /// The addresses of the node's devices, and the primary one of each family.
     pub fn addresses(&self) -> (Vec<NodeAddress>, Vec<std::net::IpAddr>) {
-        (self.devices.node_addresses(), self.devices.primary_addresses(&self.detect, self.preferred))
+        self.watch.addresses()
     }
 
     pub fn count(&self) -> usize {
@@ -146,12 +126,10 @@ impl DeviceHooks {
                 tracing::warn!(ifindex, %error, "cannot remove the pins of an earlier run");
             }
         }
-        for ifindex in self.devices.links.keys() {
+        for ifindex in self.watch.devices.links.keys() {
             if self.attacher.method() == Method::Tcx || !self.hooked.contains_key(ifindex) {
-                for direction in Direction::BOTH {
-                    if let Err(error) = clsact::detach(&mut self.netlink, *ifindex, direction) {
-                        tracing::warn!(ifindex, %error, "cannot remove the filter of an earlier run");
-                    }
+                if let Err(error) = self.attacher.remove_filters(*ifindex) {
+                    tracing::warn!(ifindex, %error, "cannot remove the filters of an earlier run");
                 }
             }
         }
@@ -160,7 +138,7 @@ impl DeviceHooks {
     /// Takes the events that are waiting.
     pub fn on_events(&mut self, loaded: &mut Loaded) -> Result<Outcome, DeviceError> {
         let began = Instant::now();
-        let happened = self.follow.drain(&mut self.devices)?;
+        let happened = self.watch.drain()?;
         if happened.lost {
             tracing::info!("device events were lost: reading all devices again");
             return self.repair(loaded);
@@ -171,16 +149,7 @@ impl DeviceHooks {
                 self.forget(loaded, *ifindex)?;
             }
         }
-        let mut addresses = !happened.changes.is_empty();
-        if happened.routes {
-            addresses |= self.devices.dump_default_routes(&mut self.netlink)?;
-        }
-        if happened.routes || happened.changes.contains(&Change::Addresses) {
-            let preferred = Preferred::ask();
-            addresses |= preferred != self.preferred;
-            self.preferred = preferred;
-        }
-        if !addresses {
+        if !self.watch.refresh(&happened)? {
             return Ok(Outcome::default());
         }
         self.since.get_or_insert(began);
@@ -189,16 +158,9 @@ impl DeviceHooks {
 
     /// Reads all devices again and compares what is attached with what should be.
     pub fn repair(&mut self, loaded: &mut Loaded) -> Result<Outcome, DeviceError> {
-        // Events from before the dump would undo it.
-        self.follow.drain(&mut Devices::default())?;
-        let fresh = Devices::dump(&mut self.netlink)?;
-        if fresh != self.devices {
-            tracing::info!("devices or addresses changed without an event");
-            self.devices = fresh;
-        }
-        self.preferred = Preferred::ask();
-        let gone: Vec<_> =
-            self.hooked.keys().copied().filter(|index| !self.devices.links.contains_key(index)).collect();
+        self.watch.dump()?;
+        let links = &self.watch.devices.links;
+        let gone: Vec<_> = self.hooked.keys().copied().filter(|index| !links.contains_key(index)).collect();
         for ifindex in gone {
             self.forget(loaded, ifindex)?;
         }
@@ -208,7 +170,7 @@ impl DeviceHooks {
             if !matches!(self.attacher.is_hooked(loaded, ifindex, hook, with_xdp), Ok(true)) {
                 tracing::warn!(
                     ifindex,
-                    device = self.name(ifindex),
+                    device = self.watch.name(ifindex),
                     "its programs were gone: hooking it again"
                 );
                 self.hooked.remove(&ifindex);
@@ -218,10 +180,6 @@ impl DeviceHooks {
         device_entries::repair(loaded, devices)?;
         let outcome = self.reconcile(loaded)?;
         Ok(Outcome { addresses: true, ..outcome })
-    }
-
-    fn name(&self, ifindex: u32) -> &str {
-        self.devices.links.get(&ifindex).map_or("", |link| &link.name)
     }
 
     /// A device was removed: removes its pins and its entry.
@@ -269,11 +227,9 @@ impl DeviceHooks {
 
     /// What every device should have attached.
     fn wanted(&mut self) -> Vec<(u32, Hooked)> {
-        let (devices, xdp) = (&self.devices, &mut self.xdp);
-        let each = devices.links.values().map(|link| {
-            let hook = devices.hook(link, &self.filter);
-            let mut device = devices.describe(link, hook, &self.detect, self.preferred);
-            let with_xdp = xdp.wants(link, devices.xdp_eligibility(link, hook, &device));
+        let (watch, xdp) = (&self.watch, &mut self.xdp);
+        let each = watch.select().map(|(link, hook, mut device)| {
+            let with_xdp = xdp.wants(link, watch.devices.xdp_eligibility(link, hook, &device));
             if with_xdp {
                 device.flags |= xdp.flags(link.index);
             }
@@ -297,7 +253,7 @@ impl DeviceHooks {
             Ok(()) => {
                 self.hooked.insert(ifindex, wanted);
                 self.reported.remove(&ifindex);
-                let device = self.name(ifindex).to_owned();
+                let device = self.watch.name(ifindex).to_owned();
                 if let Some(since) = self.since {
                     let took = since.elapsed();
                     METRICS.own.hooked(took);
@@ -316,7 +272,7 @@ impl DeviceHooks {
             }
             Err(error) => {
                 if self.reported.insert(ifindex) {
-                    tracing::warn!(ifindex, device = self.name(ifindex), %error, "cannot hook the device");
+                    tracing::warn!(ifindex, device = self.watch.name(ifindex), %error, "cannot hook the device");
                 }
                 Ok(false)
             }
@@ -331,7 +287,7 @@ impl DeviceHooks {
         mut wanted: Hooked,
     ) -> Result<bool, MapError> {
         let Some(link) =
-            self.devices.links.get(&ifindex).filter(|_| wanted.with_xdp && !self.xdp.has(ifindex))
+            self.watch.devices.links.get(&ifindex).filter(|_| wanted.with_xdp && !self.xdp.has(ifindex))
         else {
             return Ok(true);
         };
@@ -348,17 +304,17 @@ impl DeviceHooks {
         self.xdp.detach(ifindex);
         if self.hooked.remove(&ifindex).is_some() {
             if let Err(error) = self.attacher.unhook(ifindex) {
-                tracing::warn!(ifindex, device = self.name(ifindex), %error, "cannot unhook the device");
+                tracing::warn!(ifindex, device = self.watch.name(ifindex), %error, "cannot unhook the device");
             }
             device_entries::delete(loaded, ifindex)?;
-            tracing::debug!(ifindex, device = self.name(ifindex), "unhooked");
+            tracing::debug!(ifindex, device = self.watch.name(ifindex), "unhooked");
         }
         if let Hook::Unknown(link_type) = hook
             && self.reported.insert(ifindex)
         {
             tracing::warn!(
                 ifindex,
-                device = self.name(ifindex),
+                device = self.watch.name(ifindex),
                 link_type,
                 "unknown link type: not hooked, Services cannot be reached through this device"
             );

@@ -7,6 +7,7 @@
 mod affinity_gc;
 mod device_entries;
 mod device_hooks;
+mod device_watch;
 mod drops_gc;
 mod error;
 mod event_loop;

@@ -97,8 +97,7 @@ impl XdpDevices {
             };
             // Otherwise the veth driver silently drops what an XDP program transmits.
             if link.kind == "veth" && transmits != Some(true) {
-                refused =
-                    Some("the peer of a veth must have GRO on, or an XDP program of its own".to_owned());
+                refused = Some("the peer of a veth must have GRO on, or have an XDP program".to_owned());
                 continue;
             }
             let program = loaded.program(mode.program(&link.kind)).map_err(io::Error::other)?;
@@ -123,12 +122,7 @@ impl XdpDevices {
         let is_new = refused.is_some() && self.reported.insert(ifindex);
         match (attached.mode, refused) {
             (Some(mode), Some(reason)) if is_new => {
-                tracing::warn!(
-                    ifindex,
-                    device,
-                    reason,
-                    "native XDP does not work on this device: using {mode}"
-                );
+                tracing::warn!(ifindex, device, reason, "native XDP does not work here: using {mode}");
             }
             (None, Some(reason)) if is_new => {
                 tracing::warn!(ifindex, device, reason, "XDP does not serve this device: tc does");

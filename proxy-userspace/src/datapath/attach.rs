@@ -142,10 +142,13 @@ impl Attacher {
     /// Detaches our programs from a device of this namespace.
     pub fn unhook(&mut self, ifindex: u32) -> io::Result<()> {
         self.unpin(ifindex)?;
-        if self.method == Method::Clsact {
-            for direction in Direction::BOTH {
-                clsact::detach(&mut self.netlink, ifindex, direction)?;
-            }
+        if self.method == Method::Clsact { self.remove_filters(ifindex) } else { Ok(()) }
+    }
+
+    /// Removes our clsact filters from a device, if there are any.
+    pub fn remove_filters(&mut self, ifindex: u32) -> io::Result<()> {
+        for direction in Direction::BOTH {
+            clsact::detach(&mut self.netlink, ifindex, direction)?;
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ pub struct Layout {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Mismatch {
     #[error(
-        "it holds up to {pinned} entries and this start asks for {wanted}: start with the size it has, or run \
+        "its size is {pinned} entries, but {wanted} are configured: configure the pinned size, or run \
          `shunt cleanup` first (Services are down until shunt runs again)"
     )]
     Size { pinned: u32, wanted: u32 },

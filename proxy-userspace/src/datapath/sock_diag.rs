@@ -83,7 +83,7 @@ impl SockDiag {
         let mut id = [0; ID];
         // Cookies count up from 1: no socket has this one.
         id[ID - 8..].fill(0xfe);
-        let nobody = Connected {
+        let absent = Connected {
             family: libc::AF_INET as u8,
             id,
             cookie: 0,
@@ -92,7 +92,7 @@ impl SockDiag {
         };
         // Without UDP support in sock_diag the dump fails; destroying returns ENOENT in either case.
         self.connected_udp()?;
-        self.destroy(&nobody).map(drop)
+        self.destroy(&absent).map(drop)
     }
 }
 

@@ -50,9 +50,9 @@ struct Series {
     name: String,
     count: u32,
     /// The count that the API server knows.
-    told: u32,
+    patched_count: u32,
     last: Instant,
-    told_at: Instant,
+    patched_at: Instant,
 }
 
 impl Writer {
@@ -76,10 +76,10 @@ impl Writer {
                     Some(event) => self.take(event).await,
                     None => return,
                 },
-                () = sleep(PATCH), if !self.seen.is_empty() => self.tell_repeated().await,
+                () = sleep(PATCH), if !self.seen.is_empty() => self.patch_repeated().await,
             }
             if self.seen.values().any(|series| series.is_due(Instant::now())) {
-                self.tell_repeated().await;
+                self.patch_repeated().await;
             }
         }
     }
@@ -99,15 +99,15 @@ impl Writer {
             if self.seen.len() >= REMEMBERED {
                 self.forget_half();
             }
-            let series = Series { name, count: 1, told: 1, last: now, told_at: Instant::now() };
+            let series = Series { name, count: 1, patched_count: 1, last: now, patched_at: Instant::now() };
             self.seen.insert(event, series);
         }
     }
 
     /// Patches Events that were repeated, and forgets finished series.
-    async fn tell_repeated(&mut self) {
+    async fn patch_repeated(&mut self) {
         let now = Instant::now();
-        self.seen.retain(|_, series| now.duration_since(series.last) < SERIES || series.is_untold());
+        self.seen.retain(|_, series| now.duration_since(series.last) < SERIES || series.is_unpatched());
         let due: Vec<_> = self.seen.iter().filter(|(_, series)| series.is_due(now)).collect();
         let due: Vec<(Event, Series)> =
             due.into_iter().map(|(event, series)| (event.clone(), series.clone())).collect();
@@ -115,8 +115,8 @@ impl Writer {
             let (path, patch) = object::repeated(&event, &series.name, series.count, Timestamp::now());
             if self.send(Method::PATCH, &path, MERGE_PATCH, &patch).await {
                 if let Some(known) = self.seen.get_mut(&event) {
-                    known.told = series.count;
-                    known.told_at = Instant::now();
+                    known.patched_count = series.count;
+                    known.patched_at = Instant::now();
                 }
             } else {
                 // The API server keeps Events for an hour: it may be gone; the next occurrence is a new one.
@@ -154,7 +154,7 @@ impl Writer {
             if !may_pass || begun.elapsed() > STALE {
                 if !std::mem::replace(&mut self.was_refused, true) {
                     tracing::warn!(
-                        "an event could not be sent: {error} (they need create and patch of events in events.k8s.io)"
+                        "an Event could not be sent: {error} (needs create and patch of events in events.k8s.io)"
                     );
                 }
                 METRICS.own.events.with_label_values(&["failed"]).inc();
@@ -180,11 +180,11 @@ impl Writer {
 }
 
 impl Series {
-    fn is_untold(&self) -> bool {
-        self.count > self.told
+    fn is_unpatched(&self) -> bool {
+        self.count > self.patched_count
     }
 
     fn is_due(&self, now: Instant) -> bool {
-        self.is_untold() && now.duration_since(self.told_at) >= PATCH
+        self.is_unpatched() && now.duration_since(self.patched_at) >= PATCH
     }
 }

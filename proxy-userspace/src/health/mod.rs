@@ -40,7 +40,7 @@ pub async fn keep_listening(addr: SocketAddr, what: &'static str, page: Page) ->
         }
         Err(error) => error,
     };
-    tracing::warn!(%addr, %error, "cannot listen for {what}: going on without, trying again");
+    tracing::warn!(%addr, %error, "cannot listen for {what}: trying again");
     tokio::spawn(async move {
         loop {
             tokio::time::sleep(REBIND).await;

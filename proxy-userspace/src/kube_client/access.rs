@@ -1,6 +1,5 @@
-//! Where the API server is and as whom to speak to it: a kubeconfig or the pod's service account, turned into
-//! one client for each address. What a file holds is read by the kube crate; which file counts is decided by
-//! the command line ([`Origin`]).
+//! Addresses and credentials of the API server: a kubeconfig or the pod's service account, turned into one client per
+//! address. The kube crate parses the files; the command line decides which file is used ([`Origin`]).
 
 use std::{
     error::Error,
@@ -26,14 +25,14 @@ use tower::{
 use super::{error::causes, token::TokenFile};
 use crate::config::{Cluster, Origin};
 
-/// A server that does not take the connection within this time counts as away.
+/// Connect timeout.
 const CONNECT: Duration = Duration::from_secs(3);
-/// A connection whose peer went without a word is noticed after IDLE + PROBES * PROBE.
+/// TCP keepalive: a dead peer is detected after IDLE + PROBES * PROBE.
 const IDLE: Duration = Duration::from_secs(10);
 const PROBE: Duration = Duration::from_secs(5);
 const PROBES: u32 = 3;
 
-/// Why there is no client for the cluster's API server.
+/// Why no client can be created.
 #[derive(Debug, thiserror::Error)]
 pub enum AccessError {
     #[error("{origin}: cannot be read: {source}; name a kubeconfig with --kubeconfig FILE")]
@@ -55,10 +54,10 @@ pub enum AccessError {
     Credentials { origin: Origin, why: String },
 }
 
-/// One address of the API server, and the client that speaks to it.
+/// One address of the API server, and its client.
 #[derive(Clone)]
 pub struct Server {
-    /// As people write it.
+    /// As written in the configuration.
     pub address: String,
     pub client: Client,
 }
@@ -69,7 +68,7 @@ impl fmt::Debug for Server {
     }
 }
 
-/// A client for each address, in the order in which they are tried. Reads files, asks nobody.
+/// A client per address, in the order in which they are tried. Reads files, sends no request.
 ///
 /// Must be called within a runtime.
 pub fn servers(cluster: &Cluster) -> Result<Vec<Server>, AccessError> {
@@ -95,7 +94,7 @@ pub fn servers(cluster: &Cluster) -> Result<Vec<Server>, AccessError> {
     cluster.servers.iter().map(at).collect()
 }
 
-/// The configuration that several kubeconfig files give together, as kubectl merges them.
+/// Merges kubeconfig files as kubectl does.
 fn of_files(origin: &Origin, paths: &[PathBuf]) -> Result<Config, AccessError> {
     let wrong =
         |error: KubeconfigError| AccessError::Kubeconfig { origin: origin.clone(), why: causes(&error) };
@@ -113,8 +112,8 @@ fn of_files(origin: &Origin, paths: &[PathBuf]) -> Result<Config, AccessError> {
         let why = "it names no cluster".to_owned();
         return Err(AccessError::Kubeconfig { origin: origin.clone(), why });
     }
-    // Before the crate sees it: it takes HTTPS_PROXY from the environment for the same thing, and an agent
-    // that carries the node's traffic does not go by way of somebody's proxy.
+    // Checked before the kube crate sees it: the crate also takes HTTPS_PROXY from the environment, but an agent that
+    // forwards the node's traffic must not depend on a proxy.
     if let Some(url) = proxy_of(&kubeconfig) {
         return Err(AccessError::Proxy { origin: origin.clone(), url });
     }
@@ -123,7 +122,7 @@ fn of_files(origin: &Origin, paths: &[PathBuf]) -> Result<Config, AccessError> {
     Ok(config)
 }
 
-/// The proxy-url of the cluster that the current context names.
+/// The proxy-url of the current context's cluster.
 fn proxy_of(kubeconfig: &Kubeconfig) -> Option<String> {
     let current = kubeconfig.current_context.as_ref()?;
     let context = kubeconfig.contexts.iter().find(|named| &named.name == current)?.context.as_ref()?;
@@ -146,7 +145,7 @@ fn server(origin: &Origin, mut config: Config) -> Result<Server, AccessError> {
         return Err(AccessError::Server { origin: origin.clone(), server: address });
     }
     let wrong = |error: &dyn Error| AccessError::Credentials { origin: origin.clone(), why: causes(error) };
-    // Of several credentials the crate takes one; a file's token comes after those that stand in the kubeconfig.
+    // The crate uses one of several credentials; a token file has lower precedence than inline credentials.
     let user = &mut config.auth_info;
     let path = if user.token.is_none() && user.username.is_none() { user.token_file.take() } else { None };
     let token = path.map(|path| TokenFile::open(path.as_ref())).transpose().map_err(|error| wrong(&error))?;
@@ -154,8 +153,8 @@ fn server(origin: &Origin, mut config: Config) -> Result<Server, AccessError> {
     Ok(Server { address, client })
 }
 
-/// As the kube crate builds one, but with limits that a proxy can live with (the crate waits 30 s for a
-/// connection and tries by itself again), and with keepalives: a server that lost its power says no goodbye.
+/// Built like the kube crate's client, but with shorter limits (the crate waits 30 s for a connection and retries by
+/// itself) and with keepalives: a server that loses power closes no connection.
 fn client(config: Config, token: Option<TokenFile>) -> Result<Client, kube::Error> {
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
@@ -178,7 +177,7 @@ fn client(config: Config, token: Option<TokenFile>) -> Result<Client, kube::Erro
 mod tests {
     use super::*;
 
-    /// What is wrong with a kubeconfig of this text.
+    /// The error for a kubeconfig with this text.
     fn complaint(name: &str, text: &str) -> String {
         let path = std::env::temp_dir().join(format!("shunt-access-{name}-{}", std::process::id()));
         std::fs::write(&path, text).unwrap();

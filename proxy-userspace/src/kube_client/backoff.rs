@@ -1,8 +1,8 @@
-//! How long to wait before asking again: longer from failure to failure, never the same for two nodes.
+//! Delay before a retry: growing with each failure, and randomised so that nodes do not retry at the same time.
 //!
-//! A server that is away is asked often: what changed meanwhile is to be here seconds after it is back, and a
-//! refused connection costs nobody much. One that is there and refuses, or says that it cannot cope, is left alone for longer: every
-//! node of the cluster would ask it for all of its lists.
+//! An unreachable server is retried often: changes should arrive within seconds after it is back, and a refused
+//! connection is cheap. A server that responds with an error is left alone for longer: every node of the cluster would
+//! request all lists from it.
 
 use std::{
     hash::{BuildHasher as _, Hasher as _, RandomState},
@@ -12,14 +12,14 @@ use std::{
 use super::error::RequestError;
 
 const FIRST: Duration = Duration::from_millis(200);
-/// Between attempts at a server that is away.
+/// Limit while the server is unreachable.
 const AWAY: Duration = Duration::from_secs(2);
-/// Between attempts at a server that says no.
+/// Limit while the server refuses.
 const REFUSED: Duration = Duration::from_secs(30);
-/// A server may not put us off for longer than this.
+/// Limit of Retry-After.
 const PUT_OFF: Duration = Duration::from_secs(60);
 
-/// Counts failures in a row.
+/// Counts consecutive failures.
 #[derive(Debug, Default)]
 pub struct Backoff {
     failures: u32,
@@ -27,33 +27,33 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Something went well.
+    /// A request succeeded.
     pub fn reset(&mut self) {
         self.failures = 0;
     }
 
-    /// How long to wait after this failure.
+    /// The delay after this failure.
     pub fn after(&mut self, error: &RequestError) -> Duration {
-        // 502 and 503: a load balancer in front of a server that is away, or one that is just starting.
+        // 502 and 503: a load balancer in front of an unreachable server, or a server that is starting.
         let is_refused = error.code().is_some_and(|code| !matches!(code, 502 | 503));
         if is_refused != std::mem::replace(&mut self.was_refused, is_refused) {
-            // A server that was away for long and says no now has said it once.
+            // The first refusal after the server was unreachable.
             self.failures = 0;
         }
         let limit = if is_refused { REFUSED } else { AWAY };
         let grown = FIRST * (1 << self.failures.min(10));
         self.failures = self.failures.saturating_add(1);
         match error.retry_after() {
-            // The server's word, and a little more: it says the same to every node.
+            // Retry-After plus a random part: the server sends the same value to every node.
             Some(told) => told.min(PUT_OFF) + FIRST.mul_f64(chance() * 5.0),
             None => grown.min(limit).mul_f64(0.75 + chance() / 2.0),
         }
     }
 }
 
-/// A number from 0 to 1 that nobody can tell beforehand.
+/// A random number from 0 to 1.
 pub fn chance() -> f64 {
-    // Each RandomState has other keys: good enough to keep nodes apart.
+    // Each RandomState has different keys; good enough to spread nodes.
     let bits = RandomState::new().build_hasher().finish() >> 11;
     bits as f64 / (1u64 << 53) as f64
 }

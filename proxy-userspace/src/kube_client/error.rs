@@ -1,42 +1,42 @@
-//! Why the API server did not give what was asked, sorted by what helps.
+//! Errors of requests to the API server, by remedy.
 
 use std::{error::Error, fmt::Write as _, time::Duration};
 
-/// A request, or the answer's body, that failed.
+/// A failed request, or a failed read of a response body.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// No connection, or it broke: another address may do better.
+    /// No connection, or it broke: another address may work.
     #[error("{0}")]
     Unreachable(String),
-    /// Connected, but nothing comes.
-    #[error("no answer within {0:?}")]
+    /// Connected, but no response.
+    #[error("no response within {0:?}")]
     Silent(Duration),
-    /// The server's refusal.
+    /// The server returned an error.
     #[error("{code} {reason}: {message}")]
     Refused { code: u16, reason: String, message: String, retry_after: Option<Duration> },
-    /// What came is not what the API promises.
+    /// The response is not valid.
     #[error("{0}")]
     Malformed(String),
 }
 
 impl RequestError {
-    /// The version is too old for the server: a complete list is needed (410 Gone).
+    /// The resourceVersion is too old: a complete list is needed (410 Gone).
     pub fn is_expired(&self) -> bool {
         self.code() == Some(410)
     }
 
-    /// The server does not know the resource.
+    /// The server does not serve the resource.
     pub fn is_unknown(&self) -> bool {
         self.code() == Some(404)
     }
 
-    /// The server knows no field of that name to select by.
+    /// The server does not support the field selector.
     pub fn is_about_fields(&self) -> bool {
         let says = |message: &str| message.contains("field selector") || message.contains("field label");
         matches!(self, Self::Refused { code: 400, message, .. } if says(message))
     }
 
-    /// Whether another address of the API server may do better.
+    /// Whether another address of the API server may work.
     pub fn is_of_this_server(&self) -> bool {
         match self {
             Self::Unreachable(_) | Self::Silent(_) | Self::Malformed(_) => true,
@@ -58,7 +58,7 @@ impl RequestError {
         }
     }
 
-    /// Whether other credentials than those in memory may help: they may have been replaced on disk.
+    /// Whether new credentials may help: they may have been replaced on disk.
     pub fn is_about_credentials(&self) -> bool {
         match self {
             Self::Refused { code, .. } => *code == 401,
@@ -67,7 +67,7 @@ impl RequestError {
         }
     }
 
-    /// What whoever runs the agent can do about it, where that is clear.
+    /// Advice for the operator, if there is any.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Refused { code: 401, .. } => Some(
@@ -85,7 +85,7 @@ impl RequestError {
     }
 }
 
-/// An error and its causes in one line; a cause that the line already names is not said twice.
+/// An error and its causes in one line, without repetitions.
 pub fn causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -1,6 +1,7 @@
-//! Single requests to the API server: which address to ask, how long to wait, and what the answer is, as bytes.
+//! Single requests to the API server: choice of address, timeouts, and the response as bytes.
 //!
-//! GET, and what events need. Every wait has an end: a server that took the connection and says nothing is as good as away.
+//! GET, and the methods that Events need. Every wait has a timeout: a server that accepts a connection and does not
+//! respond counts as unreachable.
 
 use std::{
     sync::{
@@ -25,16 +26,16 @@ use crate::{
     metrics::METRICS,
 };
 
-/// From sending a request to the head of its answer, connecting included.
+/// From sending a request, including the connection, to the response header.
 const ANSWER: Duration = Duration::from_secs(10);
-/// Until credentials were read, and a plugin that gives them has ended.
+/// For reading credentials, including a credential plugin.
 const CREDENTIALS: Duration = Duration::from_secs(30);
-/// Between two pieces of a list.
+/// Between two chunks of a list.
 const PIECE: Duration = Duration::from_secs(10);
-/// A line of a watch longer than this is no object (the API server takes 3 MB at most).
+/// Maximum length of a line of a watch (the API server accepts objects of 3 MB at most).
 const MAX_LINE: usize = 16 << 20;
 
-/// All addresses of the API server, and the one that is asked now.
+/// All addresses of the API server, and the current one.
 #[derive(Clone, Debug)]
 pub struct ApiServer {
     cluster: Arc<Cluster>,
@@ -42,18 +43,18 @@ pub struct ApiServer {
     current: Arc<AtomicUsize>,
 }
 
-/// A watch that is open: lines as they come.
+/// An open watch, read line by line.
 #[derive(Debug)]
 pub struct Lines {
     body: Body,
     read: Vec<u8>,
-    /// How far `read` was searched for the end of a line.
+    /// How far `read` was searched for a newline.
     searched: usize,
     server: ApiServer,
     index: usize,
 }
 
-/// metav1.Status, as far as anybody looks at it.
+/// metav1.Status, as far as it is used.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Status {
@@ -70,24 +71,24 @@ struct Details {
 }
 
 impl ApiServer {
-    /// Reads the credentials; asks nobody yet.
+    /// Reads the credentials; sends no request yet.
     pub fn new(cluster: Cluster) -> Result<Self, AccessError> {
         let servers = Arc::new(RwLock::new(servers(&cluster)?));
         Ok(Self { cluster: Arc::new(cluster), servers, current: Arc::default() })
     }
 
-    /// The address that is asked now.
+    /// The current address.
     pub fn address(&self) -> String {
         self.server(self.current.load(Ordering::Relaxed)).address
     }
 
     fn server(&self, index: usize) -> Server {
-        // There is one at least: `access` sees to it.
+        // `access` ensures that there is at least one.
         self.servers.read().unwrap_or_else(PoisonError::into_inner)[index].clone()
     }
 
-    /// The server number `index` failed: the next request goes to the one after it. Of several requests that
-    /// failed at one server only the first moves on.
+    /// Server `index` failed: the next request goes to the next one. Of several requests that failed at one server only
+    /// the first switches.
     fn move_on(&self, index: usize) {
         let next = (index + 1) % self.servers.read().unwrap_or_else(PoisonError::into_inner).len();
         let moved = self.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
@@ -96,23 +97,23 @@ impl ApiServer {
         }
     }
 
-    /// Reads the credentials again: tokens and certificates are replaced on disk before they expire. A credential
-    /// plugin is run for it, which may take its time, or hang: not where other requests wait.
+    /// Reads the credentials again: tokens and certificates are replaced on disk before they expire. This runs the
+    /// credential plugin, which may be slow or hang, so not on the runtime's threads.
     pub async fn renew(&self) {
         let cluster = self.cluster.clone();
         let renewed = timeout(CREDENTIALS, tokio::task::spawn_blocking(move || servers(&cluster))).await;
         match renewed {
-            // As many as before: the number depends on the command line alone.
+            // The number is unchanged: it depends on the command line alone.
             Ok(Ok(Ok(renewed))) => {
                 *self.servers.write().unwrap_or_else(PoisonError::into_inner) = renewed;
             }
-            Ok(Ok(Err(error))) => tracing::warn!("credentials stay as they are: {error}"),
-            Ok(Err(error)) => tracing::warn!("credentials stay as they are: {error}"),
-            Err(_) => tracing::warn!("credentials stay as they are: none within {CREDENTIALS:?}"),
+            Ok(Ok(Err(error))) => tracing::warn!("keeping the present credentials: {error}"),
+            Ok(Err(error)) => tracing::warn!("keeping the present credentials: {error}"),
+            Err(_) => tracing::warn!("keeping the present credentials: none within {CREDENTIALS:?}"),
         }
     }
 
-    /// What whoever runs the agent can do about a failure, where that is clear.
+    /// Advice for the operator about a failure, if there is any.
     pub fn hint(&self, error: &RequestError) -> Option<&'static str> {
         let is_by_service = self.cluster.origin == Origin::InCluster && self.cluster.servers.is_empty();
         let is_away = matches!(error, RequestError::Unreachable(_) | RequestError::Silent(_));
@@ -124,7 +125,7 @@ impl ApiServer {
         })
     }
 
-    /// The whole answer to a GET.
+    /// The complete response body of a GET.
     pub async fn get(&self, target: &str) -> Result<Vec<u8>, RequestError> {
         let index = self.current.load(Ordering::Relaxed);
         let result = self.get_from(index, target).await;
@@ -149,7 +150,7 @@ impl ApiServer {
         self.judge(index, result).map(drop)
     }
 
-    /// Begins a watch.
+    /// Opens a watch.
     pub async fn watch(&self, target: &str) -> Result<Lines, RequestError> {
         let index = self.current.load(Ordering::Relaxed);
         let result = self.open(index, target).await;
@@ -175,14 +176,13 @@ impl ApiServer {
         Ok(all)
     }
 
-    /// Sends a GET and waits for an answer that is no refusal.
+    /// Sends a GET and waits for a successful response.
     async fn open(&self, index: usize, target: &str) -> Result<Response<Body>, RequestError> {
         let is_watch = target.contains("watch=true");
         self.send(index, Request::get(target).body(Body::empty()), !is_watch).await
     }
 
-    /// Sends a request and waits for an answer that is no refusal. `is_timed`: how long that takes is a measure of the
-    /// server.
+    /// Sends a request and waits for a successful response. `is_timed`: the duration counts in the metrics.
     async fn send(
         &self,
         index: usize,
@@ -192,7 +192,7 @@ impl ApiServer {
         let mut request = request.map_err(|error| RequestError::Malformed(causes(&error)))?;
         let headers = request.headers_mut();
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-        // Stands in the API server's audit log.
+        // Appears in the API server's audit log.
         headers.insert(
             header::USER_AGENT,
             HeaderValue::from_static(concat!("shunt/", env!("CARGO_PKG_VERSION"))),
@@ -218,7 +218,7 @@ impl ApiServer {
             response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
         let mut body = response.into_body();
         let mut text = Vec::new();
-        // The refusal stands even if its explanation does not arrive.
+        // The status counts even if the body does not arrive.
         while let Ok(Some(piece)) = piece(&mut body, PIECE).await {
             text.extend_from_slice(&piece);
         }
@@ -233,8 +233,8 @@ impl ApiServer {
 }
 
 impl Lines {
-    /// The next line; `None` when the server has ended the watch as it does every few minutes. A last line
-    /// without an end is cut off: it does not count.
+    /// The next line; `None` when the server has ended the watch, as it does every few minutes. An incomplete last line
+    /// is an error.
     pub async fn next(&mut self, silence: Duration) -> Result<Option<Vec<u8>>, RequestError> {
         let result = self.read_line(silence).await;
         self.server.judge(self.index, result)
@@ -258,7 +258,7 @@ impl Lines {
         }
     }
 
-    /// A line that is here already.
+    /// A line that has already been received.
     pub fn ready(&mut self) -> Option<Vec<u8>> {
         let end = self.searched + self.read[self.searched..].iter().position(|byte| *byte == b'\n')?;
         self.searched = 0;
@@ -269,16 +269,19 @@ impl Lines {
     }
 }
 
-/// The next piece of a body.
+/// The next chunk of a body.
 async fn piece(body: &mut Body, patience: Duration) -> Result<Option<Vec<u8>>, RequestError> {
     loop {
         let frame = timeout(patience, body.frame()).await.map_err(|_| RequestError::Silent(patience))?;
         match frame {
             None => return Ok(None),
             Some(Err(error)) => {
-                return Err(RequestError::Unreachable(format!("the answer broke off: {}", causes(&error))));
+                return Err(RequestError::Unreachable(format!(
+                    "the response was cut off: {}",
+                    causes(&error)
+                )));
             }
-            // What is no data is a trailer.
+            // Other frames are trailers.
             Some(Ok(frame)) => {
                 if let Ok(data) = frame.into_data() {
                     return Ok(Some(data.into()));
@@ -293,7 +296,7 @@ impl Status {
         let seconds = self.details.map_or(0, |details| details.retry_after_seconds);
         let known = http::StatusCode::from_u16(self.code).ok().and_then(|code| code.canonical_reason());
         let reason = if self.reason.is_empty() { known.unwrap_or("error").to_owned() } else { self.reason };
-        let message = if self.message.is_empty() { "without a word".to_owned() } else { self.message };
+        let message = if self.message.is_empty() { "no message".to_owned() } else { self.message };
         let retry_after = (seconds > 0).then(|| Duration::from_secs(seconds));
         RequestError::Refused { code: self.code, reason, message, retry_after }
     }

@@ -1,6 +1,6 @@
-//! A token that lies in a file, as a pod's service account has one: read for each request, because the kubelet replaces
-//! it before it expires, and requests are few. The kube crate reads such files too, but sends the line end that most
-//! of them have, which is no HTTP.
+//! A token file, as of a pod's service account: read for each request, because the kubelet replaces it before it
+//! expires and requests are rare. The kube crate reads such files too, but sends their trailing newline, which is
+//! invalid in HTTP.
 
 use std::{
     fs, io,
@@ -10,7 +10,7 @@ use std::{
 
 use http::{HeaderValue, Request, header};
 
-/// A file with a token, and the last one that it held.
+/// A token file, and its last valid token.
 #[derive(Clone, Debug)]
 pub struct TokenFile {
     path: PathBuf,
@@ -22,7 +22,7 @@ impl TokenFile {
         Ok(Self { path: path.to_owned(), last: Arc::new(Mutex::new(read(path)?)) })
     }
 
-    /// The request with the token that the file holds now.
+    /// Adds the file's current token to a request.
     pub fn show<B>(&self, mut request: Request<B>) -> Request<B> {
         request.headers_mut().insert(header::AUTHORIZATION, self.current());
         request
@@ -30,7 +30,7 @@ impl TokenFile {
 
     fn current(&self) -> HeaderValue {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        // In the middle of being replaced, or taken away: the last one may serve still.
+        // The file is being replaced or was deleted: the last token may still be valid.
         if let Ok(now) = read(&self.path) {
             *last = now;
         }

@@ -40,7 +40,7 @@ impl fmt::Display for Sign {
             Self::Listener { port, owner, mode } => {
                 match owner {
                     Some((name, pid)) => write!(f, "{name} (pid {pid})")?,
-                    None => f.write_str("somebody")?,
+                    None => f.write_str("a process")?,
                 }
                 write!(f, " answers at port {port} as kube-proxy does")?;
                 if let Some(mode) = mode {

@@ -44,7 +44,7 @@ pub fn destroy(name: &str) -> io::Result<()> {
             other => return other,
         }
     }
-    Err(io::Error::new(io::ErrorKind::ResourceBusy, "a rule that is none of kube-proxy's uses it"))
+    Err(io::Error::new(io::ErrorKind::ResourceBusy, "a rule that is not kube-proxy's uses it"))
 }
 
 fn destruction(name: &str) -> Request {

@@ -36,7 +36,7 @@ const RTM_DELLINK: u16 = 17;
 #[derive(Debug, thiserror::Error)]
 pub enum KubeProxyError {
     #[error(
-        "kube-proxy is alive here ({signs}) and would make anew what is removed: `{fix}` first, or use --force"
+        "kube-proxy is alive here ({signs}) and would create the removed objects again: `{fix}` first, or use --force"
     )]
     Alive { signs: String, fix: &'static str },
     #[error("looking for {what} failed (run as root, or with CAP_NET_ADMIN)")]

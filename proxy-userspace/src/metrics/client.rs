@@ -26,7 +26,7 @@ impl ClientMetrics {
             ),
             durations: register.histograms(
                 "rest_client_request_duration_seconds",
-                "Time from a request to the head of its answer; watches are not counted.",
+                "Time from a request to the response header; watches are not counted.",
                 BUCKETS.to_vec(),
                 &["verb", "host"],
             ),

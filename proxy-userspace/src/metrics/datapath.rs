@@ -36,7 +36,7 @@ impl DatapathMetrics {
         let mut metrics = Self {
             events: register.counters(
                 "shunt_datapath_events_total",
-                "What the datapath did: every total of `shunt counter list`.",
+                "Events counted by the datapath: the totals of `shunt counter list`.",
                 &["event"],
             ),
             drops: register.counters(
@@ -46,12 +46,12 @@ impl DatapathMetrics {
             ),
             refusals: register.counters(
                 "shunt_datapath_refusals_total",
-                "Packets refused with RST or port unreachable, and sockets' questions, by reason and device.",
+                "Packets refused with RST or port unreachable, and refused socket calls, by reason and device.",
                 &["reason", "device"],
             ),
             max_entries: register.int_gauges(
                 "shunt_map_max_entries",
-                "Entries that a map has room for.",
+                "Maximum entries of a map.",
                 &["map"],
             ),
             nowhere: HashMap::new(),

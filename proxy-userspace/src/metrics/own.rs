@@ -47,13 +47,13 @@ impl OwnMetrics {
                 .int_gauge("shunt_ready", "1 once the maps are complete and the programs attached."),
             services: register.int_gauge("shunt_services", "Services that are known."),
             problems: register
-                .int_gauge("shunt_problems", "Things that keep Services from being served as they ask."),
-            devices: register.int_gauge("shunt_devices", "Devices with our programs on them."),
+                .int_gauge("shunt_problems", "Problems that keep Services from being served as specified."),
+            devices: register.int_gauge("shunt_devices", "Devices with our programs attached."),
             flows_expired: register
-                .counter("shunt_flows_expired_total", "Flows removed after their time-out."),
+                .counter("shunt_flows_expired_total", "Flows removed after their idle timeout."),
             events: register.counters(
                 "shunt_events_total",
-                "Events for the API server: sent, failed, or dropped because too many waited.",
+                "Events for the API server: sent, failed, or dropped because the queue was full.",
                 &["result"],
             ),
             watch_failures: register.counters(
@@ -63,27 +63,27 @@ impl OwnMetrics {
             ),
             hook_latency: register.histogram(
                 "shunt_device_hook_duration_seconds",
-                "From the kernel's word of a device to our programs on it.",
+                "Time from a device event to the attached programs.",
                 doubling(0.001, 14),
             ),
             watching: register.int_gauges(
                 "shunt_watch_up",
-                "1 while the resource is followed, 0 while the API server does not let us.",
+                "1 while the resource is followed, 0 while the API server cannot be reached or refuses.",
                 &["resource"],
             ),
             failures: register.counters(
                 "shunt_errors_total",
-                "What failed and is tried again.",
+                "Failures by component; each is retried.",
                 &["component"],
             ),
             last_failure: register.gauges(
                 "shunt_last_error_timestamp_seconds",
-                "When it last failed; 0 is never.",
+                "Time of the last failure; 0: never.",
                 &["component"],
             ),
             conntrack: register.int_gauges(
                 "shunt_conntrack_flows",
-                "Flows by protocol and state, as the collector last saw them.",
+                "Flows by protocol and state, as of the last conntrack-gc pass.",
                 &["protocol", "state"],
             ),
             map_entries: register.int_gauges("shunt_map_entries", "Entries in use.", &["map"]),

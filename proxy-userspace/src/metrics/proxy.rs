@@ -52,9 +52,9 @@ impl ProxyMetrics {
         };
         let stamp = |name, help| register.gauges(name, help, &[FAMILY]);
         let metrics = Self {
-            sync: sync("", "Time to bring the maps to what the API says."),
-            full_sync: sync("full_", "The same, of syncs that looked at every Service."),
-            partial_sync: sync("partial_", "The same, of syncs of what had changed."),
+            sync: sync("", "Time to bring the maps up to date."),
+            full_sync: sync("full_", "The same for syncs that compiled every Service."),
+            partial_sync: sync("partial_", "The same for syncs of changes."),
             programming: register.histograms(
                 "kubeproxy_network_programming_duration_seconds",
                 "From the change of a Service or a pod (the slice's last-change-trigger-time) to the maps.",
@@ -63,11 +63,11 @@ impl ProxyMetrics {
             ),
             last_sync: stamp(
                 "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
-                "When the maps were last brought to what the API says.",
+                "Time at which the maps were last brought up to date.",
             ),
             last_queued: stamp(
                 "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
-                "When a sync was last asked for.",
+                "Time at which a sync was last queued.",
             ),
             endpoint_changes_pending: register.int_gauge(
                 "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
@@ -90,13 +90,13 @@ impl ProxyMetrics {
             livez: register.counters("kubeproxy_proxy_livez_total", "Answers of /livez.", &["code"]),
             reconciler: register.histograms(
                 "kubeproxy_conntrack_reconciler_sync_duration_seconds",
-                "Time to find and forget UDP flows whose backend serves no longer.",
+                "Time to find and delete UDP flows of removed endpoints.",
                 doubling(0.001, 15),
                 &[FAMILY],
             ),
             reconciler_deleted: register.counters(
                 "kubeproxy_conntrack_reconciler_deleted_entries_total",
-                "UDP flows forgotten because their backend serves no longer.",
+                "UDP flows deleted because their endpoint was removed.",
                 &[FAMILY],
             ),
         };

@@ -10,8 +10,8 @@ pub struct Register<'a>(pub &'a Registry);
 
 impl Register<'_> {
     fn known<M: Collector + Clone + 'static>(&self, metric: prometheus::Result<M>) -> M {
-        let metric = metric.expect("a name and labels as Prometheus wants them");
-        self.0.register(Box::new(metric.clone())).expect("each name stands once");
+        let metric = metric.expect("a valid name and valid labels");
+        self.0.register(Box::new(metric.clone())).expect("each name is registered once");
         metric
     }
 

@@ -17,7 +17,7 @@ use crate::inspect::{
 type Metric = (&'static str, &'static str, &'static [(&'static str, Count)]);
 
 const METRICS: [Metric; 5] = [
-    ("shunt_service_flows_total", "Flows to a service port that began.", &[("", Count::Flows)]),
+    ("shunt_service_flows_total", "New flows to a service port.", &[("", Count::Flows)]),
     (
         "shunt_service_packets_total",
         "Packets of a service port's flows; those of the node's own sockets are not seen.",

@@ -145,7 +145,7 @@ fn lock() -> io::Result<Flock<File>> {
         }
         thread::sleep(Duration::from_millis(50));
     }
-    Err(io::Error::new(io::ErrorKind::TimedOut, format!("somebody has held {LOCK} for five seconds")))
+    Err(io::Error::new(io::ErrorKind::TimedOut, format!("another process has held {LOCK} for five seconds")))
 }
 
 fn unreadable(family: Family, table: &str) -> io::Error {

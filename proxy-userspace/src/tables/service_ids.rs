@@ -168,7 +168,7 @@ mod tests {
         ids.flushed(now);
         assert!(ids.free_unused(now - Duration::from_secs(1), &HashSet::new()).is_empty(), "dump was before");
         assert!(ids.free_unused(now, &HashSet::from([id])).is_empty(), "still named");
-        assert_eq!(ids.acquire(key("a")), Some((id, true)), "the same id, counted anew");
+        assert_eq!(ids.acquire(key("a")), Some((id, true)), "the same id, with new counters");
         assert_eq!(ids.acquire(key("a")), Some((id, false)));
         ids.retire(id);
         ids.flushed(now);

@@ -69,7 +69,7 @@ impl SlotSets {
         self.by_service.insert(id, new).unwrap_or_default()
     }
 
-    /// Writes a set to `new`, unless it stands there already, and releases `old`.
+    /// Writes a set to `new`, unless that is its present range, and releases `old`.
     pub fn fill(&mut self, old: Range, new: Range, set: &[u32], backend_ids: &[u32], slots: &mut Slots) {
         if old == new {
             return;

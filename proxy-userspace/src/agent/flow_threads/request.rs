@@ -40,7 +40,7 @@ pub(super) enum Order {
     Served,
 }
 
-/// What a thread needs: map handles of its own.
+/// A thread's own map handles.
 #[derive(Debug)]
 pub(super) struct Maps {
     pub(super) conntrack: RawMap,

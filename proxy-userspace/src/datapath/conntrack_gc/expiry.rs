@@ -188,7 +188,7 @@ mod tests {
         halves
     }
 
-    fn look(dump: &[(CtKey, CtEntry)], now: u32, serves: bool) -> GcResult {
+    fn gc(dump: &[(CtKey, CtEntry)], now: u32, serves: bool) -> GcResult {
         let dump = dump.iter().copied().collect();
         find_dead(&dump, Clock { now, hz: HZ }, &Timeouts::default(), |_, _| serves)
     }
@@ -196,7 +196,7 @@ mod tests {
     const OPEN: u64 = tcp::OPENED | tcp::REPLIED | tcp::CONFIRMED;
 
     #[test]
-    fn each_state_has_its_time() {
+    fn each_state_has_its_timeout() {
         let cases = [
             (Proto::TCP, tcp::OPENED, 60),
             (Proto::TCP, tcp::OPENED | tcp::REPLIED, 60),
@@ -214,18 +214,18 @@ mod tests {
             // The clock wraps within the flow's life.
             let flow = flow(1000, proto, state, u32::MAX - 100, None);
             let at = |seconds: u32| (u32::MAX - 100).wrapping_add(seconds * HZ);
-            assert_eq!(look(&flow, at(seconds - 1), true).dead, [], "{proto} {state:#x} lives");
-            assert_eq!(look(&flow, at(seconds), true).dead.len(), 1, "{proto} {state:#x} dies");
+            assert_eq!(gc(&flow, at(seconds - 1), true).dead, [], "{proto} {state:#x} lives");
+            assert_eq!(gc(&flow, at(seconds), true).dead.len(), 1, "{proto} {state:#x} dies");
         }
     }
 
     #[test]
-    fn datagrams_to_and_fro_for_a_while_are_a_stream() {
+    fn udp_in_both_directions_for_a_while_is_a_stream() {
         for (lasted, seconds) in [(1, 30), (2, 180), (3600, 180)] {
             let mut halves = flow(1000, Proto::UDP, tcp::OPENED | tcp::REPLIED, 0, None);
             halves.iter_mut().for_each(|half| half.1.last_seen = lasted * HZ);
-            assert_eq!(look(&halves, (lasted + seconds - 1) * HZ, true).dead, [], "after {lasted} s");
-            assert_eq!(look(&halves, (lasted + seconds) * HZ, true).dead.len(), 1, "after {lasted} s");
+            assert_eq!(gc(&halves, (lasted + seconds - 1) * HZ, true).dead, [], "after {lasted} s");
+            assert_eq!(gc(&halves, (lasted + seconds) * HZ, true).dead.len(), 1, "after {lasted} s");
         }
     }
 
@@ -234,8 +234,8 @@ mod tests {
         let closed = OPEN | tcp::FIN_CLIENT | tcp::FIN_BACKEND;
         for (state, seconds) in [(closed, 60), (closed | tcp::RESET, 10)] {
             let flow = flow(1000, Proto::TCP, state, 0, Some(5000));
-            assert_eq!(look(&flow, (seconds - 1) * HZ, true).dead, [], "{state:#x}");
-            assert_eq!(look(&flow, seconds * HZ, true).dead.len(), 1, "{state:#x}");
+            assert_eq!(gc(&flow, (seconds - 1) * HZ, true).dead, [], "{state:#x}");
+            assert_eq!(gc(&flow, seconds * HZ, true).dead.len(), 1, "{state:#x}");
         }
     }
 
@@ -243,13 +243,13 @@ mod tests {
     fn traffic_in_either_direction_keeps_a_flow() {
         let mut halves = flow(1000, Proto::UDP, tcp::OPENED | tcp::REPLIED, 0, None);
         halves[1].1.last_seen = 179 * HZ;
-        assert_eq!(look(&halves, 200 * HZ, true).dead, []);
+        assert_eq!(gc(&halves, 200 * HZ, true).dead, []);
     }
 
     #[test]
     fn all_halves_die_together_and_the_reservation_last() {
         let halves = flow(1000, Proto::TCP, tcp::OPENED, 0, Some(5000));
-        let found = look(&halves, 3600 * HZ, true);
+        let found = gc(&halves, 3600 * HZ, true);
         assert_eq!(found.dead.len(), 1);
         let mut keys: Vec<_> = found.dead[0].halves.iter().map(|half| half.0).collect();
         assert_eq!(keys.last(), Some(&halves[1].0));
@@ -263,51 +263,51 @@ mod tests {
     #[test]
     fn a_pending_masquerade_dies_with_its_flow() {
         let halves = flow(1000, Proto::TCP, tcp::OPENED, 0, Some(0));
-        assert_eq!(look(&halves, 3600 * HZ, true).dead[0].halves.len(), 3);
+        assert_eq!(gc(&halves, 3600 * HZ, true).dead[0].halves.len(), 3);
     }
 
     #[test]
-    fn datagrams_leave_a_backend_that_serves_no_more_and_streams_stay() {
+    fn udp_flows_leave_a_removed_endpoint_and_tcp_flows_stay() {
         let udp = flow(1000, Proto::UDP, tcp::OPENED | tcp::REPLIED, 0, Some(5000));
-        let forsaken = look(&udp, HZ, false).dead;
-        assert_eq!(forsaken[0].halves, udp[..1], "the way of the question, not that of the answer");
-        assert!(!forsaken[0].may_revive, "a busy socket would stay with the backend");
-        let expired = look(&udp, 3600 * HZ, false).dead;
+        let flushed = gc(&udp, HZ, false).dead;
+        assert_eq!(flushed[0].halves, udp[..1], "the request half, not the reply half");
+        assert!(!flushed[0].may_revive, "a busy socket would stay with the backend");
+        let expired = gc(&udp, 3600 * HZ, false).dead;
         assert!(expired[0].may_revive && expired[0].halves.len() == 4);
         let stream = flow(1000, Proto::TCP, OPEN, 0, None);
-        let found = look(&stream, HZ, false);
+        let found = gc(&stream, HZ, false);
         assert_eq!(found.dead, []);
         assert!(found.backends.contains(&9) && found.services.contains(&7), "its ids stay taken");
         // A direct flow to the backend's own address is not the Service's.
         let mut direct = flow(1000, Proto::UDP, tcp::OPENED, 0, None);
         direct.iter_mut().for_each(|half| half.1.flags &= !CtEntry::SERVICE);
-        assert_eq!(look(&direct, HZ, false).dead, []);
+        assert_eq!(gc(&direct, HZ, false).dead, []);
     }
 
     #[test]
     fn a_lone_half_waits_for_its_partner() {
         let halves = flow(1000, Proto::TCP, tcp::OPENED, 0, None);
         for half in halves {
-            assert_eq!(look(&[half], 9 * HZ, true).dead, []);
-            assert!(look(&[half], 9 * HZ, true).backends.contains(&9));
-            assert_eq!(look(&[half], 10 * HZ, true).dead.len(), 1);
+            assert_eq!(gc(&[half], 9 * HZ, true).dead, []);
+            assert!(gc(&[half], 9 * HZ, true).backends.contains(&9));
+            assert_eq!(gc(&[half], 10 * HZ, true).dead.len(), 1);
         }
     }
 
     #[test]
-    fn a_request_whose_reservation_is_anothers_takes_nothing_with_it() {
+    fn a_request_half_whose_reservation_belongs_to_another_flow_is_deleted_alone() {
         let old = flow(1000, Proto::TCP, tcp::OPENED, 0, None);
         let mut new = flow(1000, Proto::TCP, OPEN, 20 * HZ, None);
         // The later flow goes to another frontend with the same backend and holds the middle tuple.
         new[0].0.dst = addr(5);
         new[1].1.addr = addr(5);
-        let found = look(&[old[0], new[0], new[1]], 21 * HZ, true);
+        let found = gc(&[old[0], new[0], new[1]], 21 * HZ, true);
         assert_eq!(found.dead.len(), 1);
         assert_eq!(found.dead[0].halves, [old[0]]);
     }
 
     proptest! {
-        /// No live flow loses a half, and no dead one keeps any, whatever stands beside it.
+        /// No live flow loses a half, and no dead flow keeps one, whatever other entries exist.
         #[test]
         fn flows_live_and_die_whole(flows in proptest::collection::vec(
             (any::<bool>(), 0u8..3, 0u64..64, 0u32..7 * 3600), 0..40)
@@ -319,7 +319,7 @@ mod tests {
                 let masquerade = [None, Some(0), Some(20_000 + i as u16)][usize::from(*masquerade)];
                 all.push(flow(1000 + i as u16, proto, *state, now - age * HZ, masquerade));
             }
-            let found = look(&all.concat(), now, true);
+            let found = gc(&all.concat(), now, true);
             let dead: HashSet<CtKey> =
                 found.dead.iter().flat_map(|flow| flow.halves.iter().map(|half| half.0)).collect();
             for (halves, (is_tcp, masquerade, state, age)) in all.iter().zip(&flows) {
