@@ -20,10 +20,9 @@ use crate::{
         prog::ProgInfo,
     },
     datapath::{
-        DatapathError,
-        attach::Direction,
-        clsact,
+        DatapathError, clsact,
         devices::Devices,
+        direction::Direction,
         load::{GLOBALS_SECTION, PROGRAMS},
         netlink::Socket,
         pins::Pins,

@@ -1,5 +1,5 @@
-//! What the user asked for, after the command line was understood: typed, complete, no defaults left open.
-//! Read by the controller and the datapath's loader; knows neither clap nor the kernel.
+//! The resolved configuration: typed, complete, without open defaults. Read by the controller and the loader;
+//! independent of clap and of the kernel.
 
 use std::{
     fmt,
@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use crate::kube_proxy_config::{ConfigFile, KubeProxyConfiguration};
 
-/// Everything `shunt run` is told.
+/// The configuration of `shunt run`.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub source: Source,
@@ -32,24 +32,23 @@ pub struct Config {
     pub timeouts: Timeouts,
     pub healthz_bind_address: Option<SocketAddr>,
     pub metrics_bind_address: Option<SocketAddr>,
-    /// Service ports that have series of their own in the metrics.
+    /// Maximum number of service ports with their own metric series.
     pub service_metrics_max: u32,
-    /// A listener that cannot be opened ends the agent.
+    /// Exit if a listener cannot be opened.
     pub bind_address_hard_fail: bool,
-    /// Between the end of one sync and the begin of the next: the first change is written at once, those that
-    /// follow closely together.
+    /// Minimum time between two syncs: the first change is written at once, later ones are batched.
     pub min_sync: Duration,
-    /// How often what nobody else should touch is compared with what it should be.
+    /// Interval at which programs, pins and maps are checked and repaired.
     pub repair: Duration,
     /// Written to /proc/self/oom_score_adj.
     pub oom_score_adj: i32,
-    /// klog's: 4 logs what shunt does, 5 every step.
+    /// klog's level: 4 is debug, 5 and above trace.
     pub verbosity: u8,
-    /// What the user should know about how the command line was understood, a line each.
+    /// Warnings about the command line, one per line.
     pub notes: Vec<String>,
-    /// `--config`: its change ends the agent.
+    /// `--config`: when it changes, the agent exits.
     pub file: Option<ConfigFile>,
-    /// All of this in kube-proxy's words, for `--write-config-to` and `/configz`
+    /// The same as a KubeProxyConfiguration, for `--write-config-to` and `/configz`
     /// ([`crate::kube_proxy_config::configz`]).
     pub kube_proxy: KubeProxyConfiguration,
     /// Print sampled datapath decisions.
@@ -70,18 +69,18 @@ pub struct Cluster {
     pub origin: Origin,
     /// Addresses to use instead of the origin's, in turn.
     pub servers: Vec<String>,
-    /// Ask for streaming lists (KEP-3157).
+    /// Request streaming lists (KEP-3157).
     pub watch_list: bool,
 }
 
-/// Who says where the API server is and as whom to speak to it.
+/// Where the API server's address and credentials come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// `--kubeconfig`.
     Flag(PathBuf),
     /// clientConnection.kubeconfig of `--config`.
     ConfigFile(PathBuf),
-    /// `$KUBECONFIG`: several files count as one.
+    /// `$KUBECONFIG`: several files are merged.
     Environment(Vec<PathBuf>),
     /// `~/.kube/config`.
     Home(PathBuf),
@@ -111,18 +110,18 @@ pub struct CompileConfig {
     pub detect_local: DetectLocal,
     pub masquerade_all: bool,
     pub nodeport_addresses: NodePortAddresses,
-    /// `--allow-service-external-ips false`: spec.externalIPs count for nothing.
+    /// `--allow-service-external-ips false`: spec.externalIPs are ignored.
     pub without_external_ips: bool,
-    /// The node's primary address of its family, whatever the Node says (`--bind-address`).
+    /// `--bind-address`: the node's primary address of its family; takes precedence over the Node object.
     pub node_ip: Option<IpAddr>,
     /// `--iptables-localhost-nodeports false`: no NodePorts at 127.0.0.1.
     pub without_localhost_node_ports: bool,
 }
 
-/// `--socket-lb`: whose sockets are translated at connect and sendmsg.
+/// `--socket-lb`: which sockets are translated at connect and sendmsg.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SocketLb {
-    /// Nobody's: the node's own processes have no Services.
+    /// None: the node's own processes cannot use Services.
     Off,
     /// Sockets of the host's network namespace.
     #[default]
@@ -131,15 +130,15 @@ pub enum SocketLb {
     All,
 }
 
-/// `--xdp`: who serves outside traffic to NodePorts, load balancer addresses and externalIPs on uplinks.
+/// `--xdp`: what serves external traffic to NodePorts, load balancer addresses and externalIPs on uplinks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Xdp {
     /// tc, as all other traffic.
     #[default]
     Off,
-    /// XDP in the device's driver; where that does not work, on skbs.
+    /// XDP in the device's driver, with a fallback to generic XDP.
     Native,
-    /// XDP on skbs.
+    /// Generic XDP (on skbs).
     Generic,
 }
 
@@ -151,45 +150,46 @@ pub enum Scheduler {
     Random,
 }
 
-/// Who is a local pod: `--detect-local-mode` and `--cluster-cidr` as in kube-proxy.
+/// How local pods are recognised: `--detect-local-mode` and `--cluster-cidr` as in kube-proxy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum DetectLocal {
-    /// The Node's podCIDRs; without those, whatever comes in by a pod device of this node.
+    /// The Node's podCIDRs; if there are none, packets from a pod device of this node.
     #[default]
     Auto,
     /// Sources inside these.
     ClusterCidr(Vec<IpNet>),
     /// Sources inside the Node's podCIDRs.
     NodeCidr,
-    /// Packets that come in by this bridge (or one of its ports).
+    /// Packets received on this bridge or one of its ports.
     BridgeInterface(String),
-    /// Packets that come in by a device whose name begins so.
+    /// Packets received on a device with this name prefix.
     InterfaceNamePrefix(String),
 }
 
 /// `--nodeport-addresses`: which of the node's addresses accept NodePort traffic.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum NodePortAddresses {
-    /// All of the node's own.
+    /// All addresses of the node.
     #[default]
     All,
     /// The primary InternalIP of each family.
     Primary,
-    /// Those inside these ranges; a family without a range accepts on all.
+    /// Addresses in these ranges; a family without a range accepts on all.
     Cidrs(Vec<IpNet>),
 }
 
-/// Entries of the maps whose size is the user's to choose.
+/// Configurable map sizes, in entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapSizes {
     pub conntrack: u32,
-    /// CONNTRACK's size comes from the number of CPUs (kube-proxy's maxPerCore): a pinned map may keep another one.
+    /// CONNTRACK's size was derived from the number of CPUs (kube-proxy's maxPerCore): a pinned map may keep another
+    /// size.
     pub conntrack_is_scaled: bool,
     pub frontends: u32,
     pub backends: u32,
     pub slots: u32,
     pub services: u32,
-    /// Elements of SERVICE_STATS: ids below it have statistics; 0 and 1 are none, as no id is 0.
+    /// Elements of SERVICE_STATS: service ids below this have statistics; 0 and 1 disable them, because no id is 0.
     pub stats: u32,
     pub affinity: u32,
     pub source_ranges: u32,
@@ -211,23 +211,23 @@ impl Default for MapSizes {
     }
 }
 
-/// Seconds a flow may be silent, by its state.
+/// Idle timeouts of flows in seconds, by state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
     /// TCP before the handshake is complete.
     pub opening: u32,
     pub established: u32,
-    /// One side has sent FIN. An hour, as kube-proxy sets it for CLOSE_WAIT: a client that has sent its
-    /// request and shut down its side may wait that long for the answer.
+    /// One side has sent FIN. An hour, like kube-proxy's CLOSE_WAIT timeout: a client that has sent its request and
+    /// shut down its side may wait that long for the response.
     pub half_closed: u32,
-    /// Both sides have, or one has sent RST.
+    /// Both sides have sent FIN, or one has sent RST.
     pub closed: u32,
-    /// Both sides have sent FIN, and the node's port stands for the client's: the backend remembers that port for a
-    /// minute (TIME_WAIT), and what is begun from it meanwhile costs a reset, and sometimes a second.
+    /// Both sides have sent FIN and the source is translated: the backend keeps the translated port in TIME_WAIT for a
+    /// minute, and reusing it earlier costs a reset, sometimes a second.
     pub time_wait: u32,
-    /// Datagrams that nobody answered, or one question and its answer.
+    /// UDP without a reply, or one request and its reply.
     pub unreplied: u32,
-    /// Datagrams in both directions, for longer than a question and its answer.
+    /// UDP in both directions for longer than one request and its reply.
     pub assured: u32,
 }
 

@@ -1,4 +1,4 @@
-//! All healthCheckNodePorts of this node: who answers where, and with what. Data only; the controller keeps it,
+//! All healthCheckNodePorts of this node: addresses, ports and answers. Data only: the controller keeps it,
 //! [`health`](crate::health) opens the listeners.
 
 use std::{
@@ -20,12 +20,12 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalEndpoints {
     pub service: ServiceKey,
-    /// The Service's, as far as it is known: for whoever tells of it.
+    /// The Service's uid, if known; for Events.
     pub uid: Option<Arc<str>>,
     pub count: usize,
 }
 
-/// Every address and port to listen at.
+/// The answer for every address and port to listen on.
 pub type Listeners = BTreeMap<SocketAddr, LocalEndpoints>;
 
 /// The health checks that Services ask for.
@@ -41,7 +41,7 @@ struct Claim {
 }
 
 impl HealthChecks {
-    /// What `service` asks for now; whether that is something new.
+    /// Replaces the health check of `service`; returns whether it changed.
     pub fn set(
         &mut self,
         service: &ServiceKey,
@@ -56,10 +56,10 @@ impl HealthChecks {
         }
     }
 
-    /// By port the Service that answers: of several the older one, as for frontends.
+    /// The Service that owns each port: of several the oldest one, as for frontends.
     fn owners(&self) -> BTreeMap<u16, (&ServiceKey, &Claim)> {
         let mut owners: BTreeMap<u16, (&ServiceKey, &Claim)> = BTreeMap::new();
-        // In files there is no time of creation: the first by name, then.
+        // Manifest files have no creation time: the first by name wins.
         let order = |(key, claim): &(&ServiceKey, &Claim)| {
             (claim.created.is_none(), claim.created.clone(), (*key).clone())
         };
@@ -72,7 +72,7 @@ impl HealthChecks {
         owners
     }
 
-    /// Where to listen on a node whose NodePorts are at `addresses`.
+    /// The listeners of a node that serves NodePorts on `addresses`.
     pub fn listeners(&self, addresses: &[IpAddr]) -> Listeners {
         let mut listeners = Listeners::new();
         for (port, (service, claim)) in self.owners() {
@@ -87,7 +87,7 @@ impl HealthChecks {
         listeners
     }
 
-    /// Services whose port another one answers.
+    /// Services whose port belongs to another Service.
     pub fn problems(&self) -> impl Iterator<Item = Problem> + '_ {
         let owners = self.owners();
         self.claims.iter().filter_map(move |(key, claim)| {
@@ -99,8 +99,8 @@ impl HealthChecks {
     }
 }
 
-/// The addresses at which a health check listens: where NodePorts are served (`roles` is what NODE_ADDRS holds). A
-/// family in which that is everywhere has one listener for all addresses, also those to come.
+/// The addresses on which health checks listen: where NodePorts are served (`roles` is what NODE_ADDRS holds). If a
+/// family serves NodePorts on all addresses, it has one wildcard listener, which also covers future addresses.
 pub fn addresses<'a>(
     roles: impl IntoIterator<Item = (&'a Addr, &'a u32)>,
     chosen: &NodePortAddresses,
@@ -109,7 +109,7 @@ pub fn addresses<'a>(
         .into_iter()
         .filter(|(_, roles)| **roles & role::NODEPORT != 0)
         .map(|(addr, _)| addr.to_ip())
-        // Such an address means nothing without its device.
+        // A link-local address is meaningless without its device.
         .filter(|ip| !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local()))
         .collect();
     let mut found = Vec::new();
@@ -153,7 +153,7 @@ mod tests {
         assert!(checks.set(&key("a"), Some(&new), Some(check(32000, 1))));
         assert!(checks.set(&key("b"), Some(&old), Some(check(32000, 2))));
         assert!(!checks.set(&key("b"), Some(&old), Some(check(32000, 2))));
-        // A Service without an address in a family is not asked there.
+        // A Service without an address in a family has no listener there.
         let listeners = checks.listeners(&any);
         let at: SocketAddr = "0.0.0.0:32000".parse().unwrap();
         assert_eq!(listeners.len(), 1);

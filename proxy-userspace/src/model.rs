@@ -1,8 +1,7 @@
-//! The domain: Services, EndpointSlices and Nodes as far as a proxy needs them, with every API default filled
-//! in. What the sources deliver, the snapshot holds and `compile` reads.
+//! The domain model: Services, EndpointSlices and Nodes as far as a proxy needs them, with API defaults filled in. The
+//! sources deliver it, the snapshot holds it, `compile` reads it.
 //!
-//! Not the API's own shape (that is `api/`), not the datapath's (that is `proxy-common`); no Kubernetes
-//! client types.
+//! Not the API's shape (`api/`) and not the datapath's (`proxy-common`); no Kubernetes client types.
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
@@ -20,7 +19,7 @@ pub struct ObjectKey {
 /// Namespace and name of a Service.
 pub type ServiceKey = ObjectKey;
 
-/// Address family; the families of a dual-stack Service are two Services to everything below `compile`.
+/// Address family. Below `compile`, the two families of a dual-stack Service are separate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Family {
     V4,
@@ -66,12 +65,12 @@ pub struct Service {
     /// `clusterIP: None`.
     pub headless: bool,
     pub has_selector: bool,
-    /// Labelled `service.kubernetes.io/service-proxy-name`: another proxy serves it.
+    /// Labelled `service.kubernetes.io/service-proxy-name`: served by another proxy.
     pub other_proxy: bool,
     pub ports: Vec<ServicePort>,
     pub internal_policy: TrafficPolicy,
     pub external_policy: TrafficPolicy,
-    /// `sessionAffinity: ClientIP` and for how many seconds.
+    /// Timeout of `sessionAffinity: ClientIP`.
     pub affinity_seconds: Option<u32>,
     pub external_ips: Vec<IpAddr>,
     /// Addresses of `status.loadBalancer.ingress` that the proxy captures (ipMode VIP).
@@ -94,8 +93,8 @@ pub struct ServicePort {
     pub node_port: Option<u16>,
 }
 
-/// Where a port leads inside a pod. The proxy itself never reads it (slices carry resolved numbers); the demo
-/// and whoever plays endpoint controller does.
+/// The port inside a pod. The proxy never reads it (slices carry resolved numbers); the demo and the tests' endpoint
+/// controller do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetPort {
     Number(u16),
@@ -106,15 +105,16 @@ pub enum TargetPort {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointSlice {
     pub key: ObjectKey,
-    /// The Service it belongs to; `None` when it names none or is of a headless Service: then it is ignored.
+    /// Its Service; `None` if it names none or belongs to a headless Service: then it is ignored.
     pub service: Option<ServiceKey>,
     pub ports: Vec<SlicePort>,
     pub endpoints: Vec<SliceEndpoint>,
-    /// What changed it last, where its controller says so; no part of what it holds: the snapshot takes it off.
+    /// The cause of its last change, if its controller recorded one. Not part of the contents: the snapshot removes it.
     pub trigger: Option<Trigger>,
 }
 
-/// When the pod or Service changed that a slice was changed for (`endpoints.kubernetes.io/last-change-trigger-time`).
+/// When the pod or Service changed that caused the change of a slice
+/// (`endpoints.kubernetes.io/last-change-trigger-time`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trigger {
     pub family: Family,
@@ -141,7 +141,7 @@ pub struct SliceEndpoint {
     pub hints: Option<Box<Hints>>,
 }
 
-/// For whom an endpoint is meant, where its controller says so.
+/// Topology hints of an endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hints {
     pub zones: Vec<Arc<str>>,
@@ -174,11 +174,12 @@ pub struct Node {
     /// Addresses of any other type that are IP addresses.
     pub other_ips: Vec<IpAddr>,
     pub pod_cidrs: Vec<IpNet>,
-    /// It is being deleted, or the cluster's autoscaler is about to: load balancers are to send elsewhere (KEP-3836).
+    /// It is being deleted, or the cluster autoscaler is about to delete it: load balancers should send elsewhere
+    /// (KEP-3836).
     pub leaving: bool,
 }
 
-/// A ServiceCIDR: ranges that ClusterIPs are given out from.
+/// A ServiceCIDR: ranges from which ClusterIPs are allocated.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceCidr {
     pub name: Arc<str>,
@@ -254,7 +255,7 @@ impl Service {
         self.cluster_ips.iter().copied().find(|ip| Family::from(*ip) == family)
     }
 
-    /// Whether this proxy has anything to do for it.
+    /// Whether this proxy serves it.
     pub fn is_served(&self) -> bool {
         !self.headless
             && !self.other_proxy

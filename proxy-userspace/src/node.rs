@@ -1,4 +1,4 @@
-//! NODE_CONFIG and NODE_ADDRS: what the datapath must know of the node, from its Node object, its addresses
+//! NODE_CONFIG and NODE_ADDRS: what the datapath must know about the node, computed from its Node object, its addresses
 //! and the configuration. Pure functions, called by the controller.
 
 use std::{collections::BTreeMap, net::IpAddr};
@@ -22,19 +22,19 @@ pub struct NodeAddress {
 /// Devices that hold addresses of Services, not of the node (kube-proxy's IPVS mode, NodeLocal DNSCache).
 const VIP_DEVICES: [&str; 2] = ["kube-ipvs0", "nodelocaldns"];
 
-/// The node's address of this family: its InternalIP, else what the caller took from the routes.
+/// The node's address of this family: its InternalIP, else the `fallback` derived from routes.
 pub fn primary(node: &Node, fallback: &[IpAddr], family: Family) -> Option<IpAddr> {
     node.primary_ip(family).or_else(|| fallback.iter().copied().find(|ip| Family::from(*ip) == family))
 }
 
-/// Ranges that found no room in NODE_CONFIG.
+/// Ranges that do not fit into NODE_CONFIG.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NoRoom {
     pub pods: Vec<IpNet>,
     pub services: Vec<IpNet>,
 }
 
-/// The value of NODE_CONFIG, and what found no room in it.
+/// The value of NODE_CONFIG, and the ranges that do not fit.
 pub fn node_config(
     node: &Node,
     fallback: &[IpAddr],
@@ -57,7 +57,7 @@ pub fn node_config(
     (value.pod_prefix_count, left.pods) = fill(&mut value.pod_prefixes, ranges);
     (value.service_prefix_count, left.services) = fill(&mut value.service_prefixes, service_cidrs);
     let used = &ranges[..value.pod_prefix_count as usize];
-    // A dual-stack node may know the pod range of one family only.
+    // A dual-stack node may have a pod range of one family only.
     for (family, flag) in
         [(Family::V4, NodeConfig::LOCAL_BY_DEVICE_V4), (Family::V6, NodeConfig::LOCAL_BY_DEVICE_V6)]
     {
@@ -75,7 +75,7 @@ pub fn node_config(
     (value, left)
 }
 
-/// Writes ranges to their places; how many there are now, and those that found none.
+/// Writes ranges into their slots; returns their number and the ranges that do not fit.
 fn fill(places: &mut [Prefix], ranges: &[IpNet]) -> (u32, Vec<IpNet>) {
     let room = places.len();
     for (place, range) in places.iter_mut().zip(ranges) {
@@ -84,8 +84,8 @@ fn fill(places: &mut [Prefix], ranges: &[IpNet]) -> (u32, Vec<IpNet>) {
     (ranges.len().min(room) as u32, ranges.iter().skip(room).copied().collect())
 }
 
-/// The contents of NODE_ADDRS. An address that a device holds is the node's, also where it is a load balancer's or an
-/// external one of some Service; a ClusterIP is not, on whatever device a cache or a proxy has put it.
+/// The contents of NODE_ADDRS. An address on a device is the node's, even if it is also a Service's load balancer
+/// address or externalIP. A ClusterIP is not, on whatever device a cache or a proxy has put it.
 pub fn node_addrs(
     addresses: &[NodeAddress],
     node: &Node,

@@ -1,7 +1,7 @@
-//! What keeps a Service from being served as it asks, in words.
+//! Why a Service is not served as specified.
 //!
-//! A problem is a state, not an event: it lasts until its cause is gone. The controller holds the current
-//! ones, logs each once and hands new ones to its caller.
+//! A problem is a state, not an event: it lasts until its cause is gone. The controller holds the current ones, logs
+//! each once and returns new ones to its caller.
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
@@ -9,7 +9,7 @@ use proxy_common::FrontendKey;
 
 use crate::model::ServiceKey;
 
-/// Something about one Service that its owner should know.
+/// One problem of one Service.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
     pub service: ServiceKey,
@@ -18,11 +18,11 @@ pub struct Problem {
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum ProblemKind {
-    #[error("it has no clusterIP; nothing can be served before the cluster gives it one")]
+    #[error("it has no clusterIP; it cannot be served until it has one")]
     NoClusterIp,
     #[error("endpoint address {address} is refused: it is {why}")]
     EndpointRefused { address: IpAddr, why: RefusedAddress },
-    #[error("loadBalancerSourceRanges: {range:?} is not an address range; it lets nobody in")]
+    #[error("loadBalancerSourceRanges: {range:?} is not an address range; it allows no client")]
     SourceRange { range: Arc<str> },
     #[error(
         "port {port}/SCTP is refused: its endpoint {address} listens on {target}, and SCTP ports cannot be translated; make \
@@ -35,32 +35,32 @@ pub enum ProblemKind {
     )]
     SctpNodePort { port: u16, node_port: u16 },
     #[error(
-        "externalTrafficPolicy is Local, but it has no healthCheckNodePort: its load balancer cannot ask which nodes \
-         have endpoints"
+        "externalTrafficPolicy is Local, but it has no healthCheckNodePort: its load balancer cannot find the nodes \
+         that have endpoints"
     )]
     NoHealthCheckPort,
     #[error("healthCheckNodePort {port} cannot be opened at {address}: {reason}; trying again")]
     HealthCheckPort { port: u16, address: IpAddr, reason: String },
-    #[error("healthCheckNodePort {port} is answered for Service {owner}, whose claim goes first")]
+    #[error("healthCheckNodePort {port} is answered for Service {owner}, whose claim takes precedence")]
     HealthCheckPortTaken { port: u16, owner: ServiceKey },
     #[error("externalIPs are not served: --allow-service-external-ips is false")]
     ExternalIps,
-    #[error("{frontend} is served for Service {owner}, whose claim goes first", frontend = Frontend(*frontend))]
+    #[error("{frontend} is served for Service {owner}, whose claim takes precedence", frontend = Frontend(*frontend))]
     FrontendTaken { frontend: FrontendKey, owner: ServiceKey },
-    #[error("map {map} has no room for it ({max} entries); {consequence}")]
+    #[error("map {map} is full ({max} entries); {consequence}")]
     Full { map: &'static str, max: u32, consequence: Consequence },
 }
 
 /// What happens to a Service that does not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Consequence {
-    /// It was not there before.
+    /// It was not served before.
     NotServed,
-    /// An earlier state of it goes on being served.
+    /// Its previous state is still served.
     ServedAsBefore,
 }
 
-/// Why an endpoint's address is not sent to (CVE-2021-25737 and its kin).
+/// Why traffic is not sent to an endpoint address (CVE-2021-25737 and similar).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RefusedAddress {
     Unspecified,
@@ -88,14 +88,14 @@ impl fmt::Display for Problem {
 impl fmt::Display for Consequence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::NotServed => "it is not served until others go",
-            Self::ServedAsBefore => "its former state stays until others go",
+            Self::NotServed => "it is not served until other Services are removed",
+            Self::ServedAsBefore => "its previous state is served until other Services are removed",
         })
     }
 }
 
 impl RefusedAddress {
-    /// Why traffic is never sent to `ip`, judged by the address alone.
+    /// Why traffic is never sent to `ip`, based on the address alone.
     pub fn of(ip: IpAddr) -> Option<Self> {
         let link_local = match ip {
             IpAddr::V4(v4) => v4.is_link_local(),
@@ -127,7 +127,7 @@ impl fmt::Display for RefusedAddress {
     }
 }
 
-/// A frontend as people write it.
+/// A frontend in readable form.
 struct Frontend(FrontendKey);
 
 impl fmt::Display for Frontend {
@@ -176,7 +176,7 @@ mod tests {
         let kind = ProblemKind::FrontendTaken { frontend, owner: ServiceKey::new("default", "older") };
         assert_eq!(
             Problem::new(&key, kind).to_string(),
-            "Service default/web: NodePort 30080/TCP (IPv6) is served for Service default/older, whose claim goes first"
+            "Service default/web: NodePort 30080/TCP (IPv6) is served for Service default/older, whose claim takes precedence"
         );
     }
 }

@@ -1,7 +1,7 @@
-//! Everything the sources have said, and which Services a change concerns.
+//! The cluster's state as delivered by the sources, and which Services a change affects.
 //!
-//! [`Snapshot::apply`] takes one event and names the Services to compile anew; it compiles nothing itself.
-//! The controller calls it; work is proportional to what the event changes.
+//! [`Snapshot::apply`] takes one event and returns the Services to recompile; it compiles nothing itself. The
+//! controller calls it; the work is proportional to the change.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -18,7 +18,7 @@ use crate::{
     source::Event,
 };
 
-/// What an event makes necessary.
+/// What must be recomputed after an event.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dirty {
     pub services: Vec<ServiceKey>,
@@ -30,7 +30,7 @@ pub struct Dirty {
     pub cluster_ips: bool,
 }
 
-/// The cluster as far as the sources have told.
+/// All known objects, with indexes.
 #[derive(Debug, Default)]
 pub struct Snapshot {
     node_name: Arc<str>,
@@ -45,16 +45,16 @@ pub struct Snapshot {
     node_addresses: HashMap<IpAddr, u32>,
     /// How many endpoints have this address.
     endpoint_addresses: HashMap<IpAddr, u32>,
-    /// Names that repeat in thousands of endpoints, kept once.
+    /// Interned names: they repeat in thousands of endpoints.
     names: HashSet<Arc<str>>,
-    /// What changed endpoints since they were last taken, by Service.
+    /// Causes of endpoint changes since the last [`Self::take_triggers`], by Service.
     triggers: HashMap<ServiceKey, Vec<Trigger>>,
-    /// Older triggers are of changes that this process did not see happen.
+    /// Older triggers belong to changes from before this process started.
     started: Timestamp,
     synced: bool,
 }
 
-/// Of one Service's triggers no more are remembered, should writing fail for hours.
+/// Maximum triggers kept per Service, in case writing fails for hours.
 const MAX_TRIGGERS: usize = 64;
 
 impl Snapshot {
@@ -101,7 +101,7 @@ impl Snapshot {
         self.services.len()
     }
 
-    /// This node, as an object if there is one, else by name alone.
+    /// This node's object, or one with only the name.
     pub fn node(&self) -> Node {
         let name = &self.node_name;
         self.nodes.get(name).cloned().unwrap_or_else(|| Node { name: name.clone(), ..Node::default() })
@@ -112,8 +112,8 @@ impl Snapshot {
         self.nodes.contains_key(&self.node_name)
     }
 
-    /// Whether load balancers may send to this node (KEP-3836). Where nobody ever tells of any Node, as files need not,
-    /// `without` any object is the answer; where this one's is unknown among others, the node has left the cluster.
+    /// Whether load balancers may send to this node (KEP-3836). If the source need not have Nodes (`without`, as with
+    /// files) and has none, the answer is yes; if other Nodes exist and this one does not, it has left the cluster.
     pub fn is_node_eligible(&self, without: bool) -> bool {
         match self.nodes.get(&self.node_name) {
             Some(node) => !node.leaving,
@@ -121,7 +121,7 @@ impl Snapshot {
         }
     }
 
-    /// Whether this node's object should be there and is not; `without` as for [`Self::is_node_eligible`].
+    /// Whether this node's object is missing; `without` as for [`Self::is_node_eligible`].
     pub fn misses_node(&self, without: bool) -> bool {
         !(self.knows_node() || without && self.nodes.is_empty())
     }
@@ -142,14 +142,14 @@ impl Snapshot {
         self.node_addresses.keys().copied()
     }
 
-    /// Whether the cluster gave this address to some Service. A load balancer's address is none of these: it may well be
-    /// a node's own (k3s). Neither is an externalIP: whoever may make a Service can name any address.
+    /// Whether the address is a Service's ClusterIP. Load balancer addresses do not count: they may be a node's own
+    /// (k3s). Neither do externalIPs: any address can be specified there.
     pub fn is_cluster_ip(&self, ip: IpAddr) -> bool {
         self.cluster_ips.contains_key(&ip)
     }
 
-    /// The Service's endpoints from all its slices, one for each port, in the order of the slices' names.
-    /// Those at an address that traffic must never be sent to are left out and reported.
+    /// The Service's endpoints from all its slices, one for each port, in the order of the slices' names. Endpoints at
+    /// addresses that must never receive traffic are left out and reported.
     pub fn endpoints(&self, key: &ServiceKey) -> (Vec<Endpoint>, Vec<Problem>) {
         let slices = self.slices_of.get(key).into_iter().flatten().filter_map(|slice| self.slices.get(slice));
         let (mut endpoints, mut refused) = (Vec::new(), BTreeSet::new());
@@ -195,16 +195,16 @@ impl Snapshot {
         self.dirty_with(key.clone(), &changed)
     }
 
-    /// Counts a Service's ClusterIPs in or out; the addresses that became or ceased to be one.
+    /// Counts a Service's ClusterIPs in or out; returns the addresses that became or ceased to be a ClusterIP.
     fn count_cluster_ips(&mut self, service: &Service, add: bool) -> Vec<IpAddr> {
         let ips: &[IpAddr] = if service.is_served() { &service.cluster_ips } else { &[] };
         ips.iter().copied().filter(|ip| count(&mut self.cluster_ips, *ip, add)).collect()
     }
 
-    /// The Service itself and those with an endpoint at an address whose being a ClusterIP changed.
+    /// The Service itself, and Services with an endpoint at an address that became or ceased to be a ClusterIP.
     fn dirty_with(&self, key: ServiceKey, changed: &[IpAddr]) -> Dirty {
         let mut services = vec![key];
-        // The index makes this the rare case: an endpoint address is hardly ever a ClusterIP.
+        // Rare: an endpoint address is hardly ever a ClusterIP.
         if changed.iter().any(|ip| self.endpoint_addresses.contains_key(ip)) {
             let concerned = self
                 .slices
@@ -243,8 +243,8 @@ impl Snapshot {
         dirty
     }
 
-    /// A slice that goes carries the trigger of its last change, which is not what removed it: as kube-proxy, the
-    /// Service's are not measured.
+    /// The trigger of a deleted slice belongs to its last change, not to the deletion. Like kube-proxy, the Service's
+    /// triggers are discarded.
     fn slice_gone(&mut self, key: &ObjectKey) -> Dirty {
         let dirty = self.remove_slice(key);
         for service in &dirty.services {
@@ -253,7 +253,7 @@ impl Snapshot {
         dirty
     }
 
-    /// What changed endpoints since the last call.
+    /// Causes of endpoint changes since the last call.
     pub fn take_triggers(&mut self) -> Vec<Trigger> {
         std::mem::take(&mut self.triggers).into_values().flatten().collect()
     }
@@ -301,7 +301,7 @@ impl Snapshot {
         }
     }
 
-    /// Replaces names that other slices have too by the copy kept for all.
+    /// Interns the slice's names.
     fn intern(&mut self, slice: &mut EndpointSlice) {
         let names = &mut self.names;
         let mut once = |name: &mut Arc<str>| match names.get(name) {
@@ -318,7 +318,7 @@ impl Snapshot {
     }
 }
 
-/// Counts an address in or out; whether it came or went.
+/// Counts an address in or out; returns whether it was the first or the last.
 fn count(counts: &mut HashMap<IpAddr, u32>, ip: IpAddr, add: bool) -> bool {
     let n = counts.entry(ip).or_insert(0);
     if add {

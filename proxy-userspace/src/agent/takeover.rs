@@ -1,9 +1,9 @@
-//! Coming to a node on which another proxy (kube-proxy) has served: its open connections live on in netfilter's connection
-//! tracking, which translates them whether or not that proxy and its rules are still there. They are recorded in CONNTRACK
-//! as flows that rewrite nothing, so that the programs let them pass instead of ending them.
+//! Takes over from another proxy (kube-proxy): its open connections continue in nf_conntrack, which translates them whether
+//! or not that proxy and its rules still exist. They are recorded in CONNTRACK as flows that rewrite nothing, so that the
+//! programs pass them instead of resetting them.
 //!
-//! Twice: before the programs are attached, and right after, for what began meanwhile. In between
-//! `NodeConfig::TAKING_OVER` makes them drop, not reset, segments of connections they do not know yet; TCP sends those again.
+//! Recorded twice: before the programs are attached, and right after, for connections opened in between. Until then
+//! `NodeConfig::TAKING_OVER` makes the programs drop, not reset, segments of unknown connections; TCP retransmits them.
 
 use std::io;
 
@@ -19,22 +19,22 @@ use crate::{
     tables::Tables,
 };
 
-/// What became of another proxy's flows.
+/// Number of flows of another proxy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Taken {
-    /// Recorded now.
+pub struct Recorded {
+    /// Recorded by this call.
     pub new: usize,
-    /// Left out for want of room.
-    pub left: usize,
+    /// Not recorded, because there is no room.
+    pub left_out: usize,
 }
 
-/// Records the flows that netfilter translates to backends of Services we serve, established connections first. They take
-/// three quarters of CONNTRACK at most: a node that takes no new flows is worse off than one that resets some old ones.
-pub fn record(loaded: &Loaded, tables: &Tables) -> io::Result<Taken> {
+/// Records the flows that nf_conntrack translates to backends of known Services, established connections first. They take
+/// at most three quarters of CONNTRACK: resetting some old connections is better than refusing new ones.
+pub fn record(loaded: &Loaded, tables: &Tables) -> io::Result<Recorded> {
     let mut flows = nf_conntrack::translated()?;
-    let mut taken = Taken::default();
+    let mut recorded = Recorded::default();
     if flows.is_empty() {
-        return Ok(taken);
+        return Ok(recorded);
     }
     flows.sort_by_key(|flow| !is_established(flow));
     let clock = loaded.program("clock").map_err(io::Error::other)?;
@@ -44,34 +44,34 @@ pub fn record(loaded: &Loaded, tables: &Tables) -> io::Result<Taken> {
     let room = conntrack.info().max_entries as usize / 8 * 3;
     for flow in &flows {
         let Some([reply, request]) = halves(flow, tables, now) else { continue };
-        if taken.new >= room {
-            taken.left += 1;
+        if recorded.new >= room {
+            recorded.left_out += 1;
             continue;
         }
-        // The reply half first, as always: a request half that packets find has one. Where either is there already, the
-        // flow is known.
+        // The reply half comes first, as always: a visible request half has a reply half. If either exists, the flow is
+        // known.
         if !conntrack.insert(bytes_of(&reply.0), bytes_of(&reply.1))? {
             continue;
         }
         if conntrack.insert(bytes_of(&request.0), bytes_of(&request.1))? {
-            taken.new += 1;
+            recorded.new += 1;
         } else {
             conntrack.delete(bytes_of(&reply.0))?;
         }
     }
-    Ok(taken)
+    Ok(recorded)
 }
 
-/// Open, and with an answer.
+/// Open, and confirmed by both ends.
 fn is_established(flow: &Translated) -> bool {
     flow.state & tcp::CONFIRMED != 0 && !tcp::is_closed(flow.state)
 }
 
-/// Reply and request half of a flow; nothing where it is none of our business.
+/// Reply and request half of a flow; `None` if it is not a Service's.
 fn halves(flow: &Translated, tables: &Tables, now: u32) -> Option<[(CtKey, CtEntry); 2]> {
     let (client, port) = flow.client;
     let (addr, frontend_port) = flow.frontend;
-    // The node's own packets meet no ingress hook; sockets that are connected go on as they are.
+    // The node's own packets pass no ingress hook; its connected sockets continue unchanged.
     if tables.node_addrs.get(&client).is_some_and(|roles| roles & role::OWN != 0) {
         return None;
     }
@@ -83,7 +83,7 @@ fn halves(flow: &Translated, tables: &Tables, now: u32) -> Option<[(CtKey, CtEnt
     let service = exact.or_else(node_port)?.service;
     let backend =
         tables.backend_addrs.get(&FrontendKey::new(flow.backend.0, flow.backend.1, flow.proto)).copied();
-    // A connection drains from an endpoint that left the Service; a datagram had better find one that serves.
+    // TCP drains from a removed endpoint; a UDP flow should choose one that serves.
     if backend.is_none() && flow.proto == Proto::UDP {
         return None;
     }

@@ -1,5 +1,5 @@
-//! `--trace`: the datapath's sampled decisions, read from its ring buffer and logged. Only started when asked
-//! for; without it the programs never write there.
+//! `--trace`: logs the sampled decisions that the programs write to their ring buffer. Without the flag the programs write
+//! nothing there.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use aya_log::EbpfLogger;
 use log::{Log, Metadata, Record};
 use tokio::io::{Interest, unix::AsyncFd};
 
-/// Hands aya's records to tracing.
+/// Forwards aya's records to tracing.
 #[derive(Debug)]
 struct ToTracing;
 
@@ -24,10 +24,10 @@ impl Log for ToTracing {
     fn flush(&self) {}
 }
 
-/// Starts to read; the task ends with the runtime.
+/// Starts the reader; its task ends with the runtime.
 pub fn start(ebpf: &mut Ebpf) -> io::Result<()> {
     let logger = EbpfLogger::init_with_logger(ebpf, ToTracing).map_err(io::Error::other)?;
-    // SAFETY: the logger owns its ring buffer's descriptor, always the same, and the `AsyncFd` owns the logger.
+    // SAFETY: the logger owns its ring buffer's descriptor, which never changes, and the `AsyncFd` owns the logger.
     let mut logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) }?;
     tokio::spawn(async move {
         loop {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::Deserialize;
 
 use super::{
-    FieldError, Reason,
+    field_error::{FieldError, Reason},
     meta::ObjectMeta,
     validate::{field, ip, port, protocol},
 };
@@ -62,7 +62,7 @@ pub struct PortDoc {
 
 /// Names the Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
-/// When what the slice follows changed.
+/// The time of the change that caused this update.
 const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// Marks slices of headless Services.
 const HEADLESS: &str = "service.kubernetes.io/headless";
@@ -84,7 +84,7 @@ pub fn convert(doc: SliceDoc) -> Result<EndpointSlice, FieldError> {
             return Err(field("addressType", reason));
         }
     };
-    // Names of hosts are nothing a proxy can send to.
+    // A proxy cannot send to host names.
     let Some(family) = family else {
         return Ok(EndpointSlice {
             key,
@@ -97,7 +97,7 @@ pub fn convert(doc: SliceDoc) -> Result<EndpointSlice, FieldError> {
     let ports = ports("ports", doc.ports.as_deref().unwrap_or_default())?;
     let endpoints = doc.endpoints.unwrap_or_default().into_iter().enumerate();
     let endpoints = endpoints.map(|(i, endpoint)| convert_endpoint(i, endpoint, family));
-    // One that cannot be read is worth no measurement; nothing else depends on it.
+    // An unreadable time only loses a measurement.
     let trigger = doc.metadata.annotation(TRIGGER_TIME).and_then(|time| time.parse().ok());
     let trigger = trigger.map(|at| Trigger { family, at });
     Ok(EndpointSlice { key, service, ports, endpoints: endpoints.collect::<Result<_, _>>()?, trigger })
@@ -154,7 +154,7 @@ mod tests {
     use super::*;
 
     fn read(slice: Value) -> Result<EndpointSlice, FieldError> {
-        super::super::read(slice).and_then(convert)
+        super::super::parse::read(slice).and_then(convert)
     }
 
     fn meta() -> Value {

@@ -4,8 +4,8 @@
 use serde::Deserialize;
 
 use super::{
-    FieldError,
     endpoint_slice::{PortDoc, ports},
+    field_error::FieldError,
     meta::ObjectMeta,
     validate::ip,
 };
@@ -15,7 +15,7 @@ use crate::model::{EndpointSlice, Family, ObjectKey, Service, SliceEndpoint, Sli
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoints {
     pub key: ObjectKey,
-    /// It says itself that it is not to be mirrored, or is a leader election's record.
+    /// It must not be mirrored: labelled so, or a leader election record.
     pub skip_mirror: bool,
     pub subsets: Vec<Subset>,
 }
@@ -81,8 +81,8 @@ pub fn convert(doc: EndpointsDoc) -> Result<Endpoints, FieldError> {
 }
 
 impl Endpoints {
-    /// The slices that stand for it beside `service`, the Service of its name: one for each subset and
-    /// family. None where the Service has a selector: then its slices are made from pods.
+    /// The slices mirrored from it, one per subset and family. `service` is the Service of the same name; none if that
+    /// has a selector: then the slices are made from pods.
     pub fn mirror(&self, service: Option<&Service>) -> Vec<EndpointSlice> {
         if self.skip_mirror || service.is_none_or(|service| service.has_selector) {
             return Vec::new();
@@ -95,7 +95,7 @@ impl Endpoints {
                 if endpoints.is_empty() {
                     continue;
                 }
-                // A slash keeps it apart from every name a real slice may have.
+                // The name of a real slice cannot contain a slash.
                 let name = format!("endpoints/{}/{i}/IPv{}", self.key.name, family.number());
                 slices.push(EndpointSlice {
                     key: ObjectKey::new(self.key.namespace.clone(), name),
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     fn read(doc: Value) -> Result<Endpoints, FieldError> {
-        super::super::read(doc).and_then(convert)
+        super::super::parse::read(doc).and_then(convert)
     }
 
     fn service(selector: Value) -> Service {

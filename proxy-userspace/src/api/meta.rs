@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    FieldError,
+    field_error::{FieldError, Reason},
     validate::{field, label, subdomain},
 };
 use crate::model::ObjectKey;
@@ -17,7 +17,7 @@ pub struct ObjectMeta {
     pub name: Option<String>,
     pub namespace: Option<String>,
     pub uid: Option<String>,
-    /// Values are looked at only where they matter: an unquoted `1.0` or `y` elsewhere harms nobody.
+    /// Values are parsed only where they are used: an unquoted `1.0` or `y` elsewhere is harmless.
     pub labels: Option<BTreeMap<String, Value>>,
     pub annotations: Option<BTreeMap<String, Value>>,
     pub creation_timestamp: Option<String>,
@@ -40,10 +40,10 @@ impl ObjectMeta {
 
     pub fn name(&self) -> Result<&str, FieldError> {
         let name = self.name.as_deref().filter(|name| !name.is_empty());
-        name.ok_or_else(|| field("metadata.name", super::Reason::Required))
+        name.ok_or_else(|| field("metadata.name", Reason::Required))
     }
 
-    /// Somebody asked for its deletion; it stays while finalizers hold it.
+    /// Its deletion was requested; finalizers may still hold it.
     pub fn is_being_deleted(&self) -> bool {
         self.deletion_timestamp.as_deref().is_some_and(|time| !time.is_empty())
     }

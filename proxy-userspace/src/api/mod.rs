@@ -1,22 +1,27 @@
-//! The API's own shape of the objects a proxy reads, and how they become the domain's.
+//! The Kubernetes API's shape of the objects that a proxy reads, and their conversion to `model`.
 //!
-//! Trimmed to the fields that matter; API defaults are filled in, and what the API server would refuse is
-//! refused here too, with the field's path, because files have passed no API server. Called by the sources.
+//! Trimmed to the fields in use. API defaults are filled in. Objects that the API server would refuse are refused here
+//! too, with the field's path, because manifest files have passed no API server. Called by the sources.
 
 mod endpoint_slice;
 mod endpoints;
+mod field_error;
 mod meta;
 mod node;
+mod parse;
 mod service;
 mod service_cidr;
 mod validate;
 
 use std::fmt;
 
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-pub use self::endpoints::Endpoints;
+use self::parse::{read, read_text};
+pub use self::{
+    endpoints::Endpoints,
+    field_error::{FieldError, Reason},
+};
 use crate::model::{EndpointSlice, Node, ObjectKey, Service, ServiceCidr};
 
 /// An object that a proxy reads.
@@ -39,61 +44,17 @@ pub enum Kind {
     ServiceCidr,
 }
 
-/// Which object; the namespace of what has none (Node, ServiceCIDR) is empty.
+/// Identifies an object; the namespace of cluster-scoped kinds (Node, ServiceCIDR) is empty.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ObjectId {
     pub kind: Kind,
     pub key: ObjectKey,
 }
 
-/// Why an object was refused, and where in it.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{path}: {reason}")]
-pub struct FieldError {
-    /// As in `spec.ports[0].port`.
-    pub path: String,
-    pub reason: Reason,
-}
-
-/// What is wrong with a field.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Reason {
-    #[error("{0}")]
-    Shape(String),
-    #[error("required")]
-    Required,
-    #[error("{0:?} is not an IP address")]
-    NotAnAddress(String),
-    #[error("{0:?} is not an address range (as in 10.0.0.0/8)")]
-    NotARange(String),
-    #[error("{address} is {why}")]
-    SpecialAddress { address: std::net::IpAddr, why: crate::problem::RefusedAddress },
-    #[error("{value:?} is not one of {allowed}")]
-    NotOneOf { value: String, allowed: &'static str },
-    #[error("{0} is not a port number (1 to 65535)")]
-    NotAPort(i64),
-    #[error("{value} is not in {min} to {max}")]
-    OutOfRange { value: i64, min: i64, max: i64 },
-    #[error("{0:?} is not a name (lower case letters, digits, '-', up to 63)")]
-    NotALabel(String),
-    #[error("{0:?} is not a name (lower case letters, digits, '-', '.', up to 253)")]
-    NotASubdomain(String),
-    #[error("same as {0}")]
-    Duplicate(String),
-    #[error("two addresses of one family")]
-    SameFamily,
-    #[error("{0:?} is not an address of family {1}")]
-    WrongFamily(String, &'static str),
-    #[error("not the same as {0}")]
-    Differs(&'static str),
-    #[error("not allowed when {0}")]
-    NotAllowed(&'static str),
-}
-
-/// One object of a document, or what became of it.
+/// One object of a document, or why it is not used.
 #[derive(Clone, Debug)]
 pub struct Item {
-    /// Which object it is, as far as that could be read.
+    /// The object, if its name could be read.
     pub id: Option<ObjectId>,
     pub result: Result<Object, ItemError>,
 }
@@ -102,7 +63,7 @@ pub struct Item {
 pub enum ItemError {
     #[error("{0}")]
     Refused(FieldError),
-    /// A proxy has nothing to do with this kind.
+    /// A proxy does not use this kind.
     #[error("kind {0} is ignored")]
     Ignored(String),
 }
@@ -114,8 +75,8 @@ pub fn decode(document: Value) -> Vec<Item> {
     items
 }
 
-/// One object of a known kind as an API server sends it. What nobody reads (managedFields above all) is skipped
-/// while the text is read: it is never held.
+/// One object of a known kind as an API server sends it. Unused fields (managedFields above all) are skipped while
+/// parsing and never kept in memory.
 pub fn decode_one(kind: Kind, text: &str) -> Result<Object, FieldError> {
     match kind {
         Kind::Service => read_text(text).and_then(service::convert).map(Object::Service),
@@ -206,7 +167,7 @@ fn join(path: &str, field: &str) -> String {
     }
 }
 
-/// Which object a document is about, even when the rest of it is wrong.
+/// The object of a document, even if the rest of it is invalid.
 fn id_of(kind: Kind, value: &Value) -> Option<ObjectId> {
     let meta = value.get("metadata")?;
     let name = meta.get("name")?.as_str()?;
@@ -215,23 +176,6 @@ fn id_of(kind: Kind, value: &Value) -> Option<ObjectId> {
         _ => meta.get("namespace").and_then(Value::as_str).filter(|ns| !ns.is_empty()).unwrap_or("default"),
     };
     Some(ObjectId { kind, key: ObjectKey::new(namespace, name) })
-}
-
-fn read<T: DeserializeOwned>(value: Value) -> Result<T, FieldError> {
-    serde_path_to_error::deserialize(value).map_err(shape)
-}
-
-fn read_text<T: DeserializeOwned>(text: &str) -> Result<T, FieldError> {
-    let mut json = serde_json::Deserializer::from_str(text);
-    serde_path_to_error::deserialize(&mut json).map_err(shape)
-}
-
-fn shape(error: serde_path_to_error::Error<serde_json::Error>) -> FieldError {
-    let path = match error.path().to_string() {
-        path if path == "." => String::new(),
-        path => path,
-    };
-    FieldError { path, reason: Reason::Shape(error.into_inner().to_string()) }
 }
 
 impl Object {

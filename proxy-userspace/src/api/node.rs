@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::{
-    FieldError,
+    field_error::FieldError,
     meta::ObjectMeta,
     validate::{ip, range, subdomain},
 };
@@ -46,7 +46,7 @@ struct Address {
 }
 
 const ZONE: &str = "topology.kubernetes.io/zone";
-/// The cluster autoscaler's mark on a node that it is about to delete.
+/// The cluster autoscaler's taint on a node that it is about to delete.
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
 pub fn convert(doc: NodeDoc) -> Result<Node, FieldError> {
@@ -73,7 +73,7 @@ pub fn convert(doc: NodeDoc) -> Result<Node, FieldError> {
             "InternalIP" => {
                 node.internal_ips.push(ip(&format!("status.addresses[{i}].address"), &address.address)?);
             }
-            // Hostname and DNS names stand here too.
+            // Hostnames and DNS names are listed here too.
             _ => node.other_ips.extend(address.address.parse::<std::net::IpAddr>()),
         }
     }
@@ -95,7 +95,7 @@ mod tests {
                 {"type": "InternalIP", "address": "192.168.8.201"}, {"type": "Hostname", "address": "n1"},
                 {"type": "ExternalIP", "address": "203.0.113.1"}]},
         });
-        let node = super::super::read(doc).and_then(convert).unwrap();
+        let node = super::super::parse::read(doc).and_then(convert).unwrap();
         assert_eq!(node.zone.as_deref(), Some("a"));
         assert_eq!(node.internal_ips, ["192.168.8.201".parse::<std::net::IpAddr>().unwrap()]);
         assert_eq!(node.other_ips, ["203.0.113.1".parse::<std::net::IpAddr>().unwrap()]);
@@ -107,7 +107,7 @@ mod tests {
     fn nodes_that_are_leaving() {
         let leaving = |metadata, spec| {
             let doc = json!({"metadata": metadata, "spec": spec});
-            super::super::read(doc).and_then(convert).unwrap().leaving
+            super::super::parse::read(doc).and_then(convert).unwrap().leaving
         };
         let taint = |key: &str| json!({"taints": [{"key": "other"}, {"key": key, "effect": "NoSchedule"}]});
         assert!(leaving(json!({"name": "n"}), taint("ToBeDeletedByClusterAutoscaler")));

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, de::IgnoredAny};
 
 use super::{
-    FieldError, Reason,
+    field_error::{FieldError, Reason},
     meta::ObjectMeta,
     validate::{field, ip, label, port, protocol, range, vip},
 };
@@ -89,7 +89,7 @@ struct Ingress {
     ip_mode: Option<String>,
 }
 
-/// Another proxy serves what has this label.
+/// Services with this label are served by another proxy.
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// The API's default for `sessionAffinityConfig.clientIP.timeoutSeconds`.
 const AFFINITY_SECONDS: i64 = 10800;
@@ -209,7 +209,7 @@ fn service_port(
         None | Some(IntOrString::Int(0)) => TargetPort::Number(number),
         Some(IntOrString::Int(target)) => TargetPort::Number(port(&path("targetPort"), *target)?),
         Some(IntOrString::String(text)) if text.is_empty() => TargetPort::Number(number),
-        // `targetPort: "8080"` is a number to people and a name to the API, which refuses it.
+        // `targetPort: "8080"` looks like a number but is a name to the API, which refuses it.
         Some(IntOrString::String(text)) => match text.parse() {
             Ok(target) => TargetPort::Number(port(&path("targetPort"), target)?),
             Err(_) => TargetPort::Name(text.as_str().into()),
@@ -220,7 +220,7 @@ fn service_port(
         Some(_) if kind == ServiceType::ClusterIp => {
             return Err(field(path("nodePort"), Reason::NotAllowed("spec.type is ClusterIP")));
         }
-        // Left over from another type: the API lets it stand and it means nothing.
+        // Left over from another Service type: the API keeps it without effect.
         Some(_) if kind == ServiceType::ExternalName => None,
         Some(number) => Some(port(&path("nodePort"), number)?),
     };
@@ -264,7 +264,7 @@ fn vips<'a>(path: &str, texts: impl Iterator<Item = &'a String>) -> Result<Vec<I
     texts.enumerate().map(|(i, text)| vip(&format!("{path}[{i}]"), text)).collect()
 }
 
-/// Addresses with ipMode VIP (the default); traffic to the others comes by way of the load balancer.
+/// Addresses with ipMode VIP (the default); traffic to other addresses arrives through the load balancer.
 fn load_balancer_ips(status: Option<&Status>) -> Result<Vec<IpAddr>, FieldError> {
     let ingress = status.and_then(|status| status.load_balancer.as_ref()?.ingress.as_ref());
     let mut found = Vec::new();
@@ -283,8 +283,7 @@ fn load_balancer_ips(status: Option<&Status>) -> Result<Vec<IpAddr>, FieldError>
     Ok(found)
 }
 
-/// The API server has let entries through in its time that are no ranges: one of them is no reason to refuse the
-/// Service.
+/// Older API servers accepted invalid entries: one of them is no reason to refuse the Service.
 fn source_ranges(spec: &Spec) -> impl Iterator<Item = Result<IpNet, Arc<str>>> + '_ {
     let texts = spec.load_balancer_source_ranges.iter().flatten();
     texts.map(|text| range("spec.loadBalancerSourceRanges", text).map_err(|_| text.as_str().into()))
@@ -302,7 +301,7 @@ mod tests {
     use super::*;
 
     fn read(spec: Value) -> Result<Service, FieldError> {
-        super::super::read(json!({"metadata": {"name": "web"}, "spec": spec})).and_then(convert)
+        super::super::parse::read(json!({"metadata": {"name": "web"}, "spec": spec})).and_then(convert)
     }
 
     fn refusal(spec: Value) -> String {
@@ -407,7 +406,7 @@ mod tests {
             "status": {"loadBalancer": {"ingress": [
                 {"ip": "10.1.1.1"}, {"ip": "169.254.1.2", "ipMode": "Proxy"}, {"hostname": "x"}]}},
         });
-        let service = super::super::read(doc).and_then(convert).unwrap();
+        let service = super::super::parse::read(doc).and_then(convert).unwrap();
         assert_eq!(service.load_balancer_ips, ["10.1.1.1".parse::<IpAddr>().unwrap()]);
     }
 }

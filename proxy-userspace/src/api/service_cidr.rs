@@ -1,11 +1,12 @@
 //! networking.k8s.io ServiceCIDR (KEP-1880; v1beta1 since 1.31, v1 since 1.33).
 //!
-//! One that is being deleted counts until it is gone: its finalizer holds it while a Service has an address of it.
+//! One that is being deleted stays in effect until it is gone: its finalizer holds it while a Service has an address in
+//! it.
 
 use serde::Deserialize;
 
 use super::{
-    FieldError, Reason,
+    field_error::{FieldError, Reason},
     meta::ObjectMeta,
     validate::{field, range, subdomain},
 };

@@ -1,10 +1,10 @@
-//! What the API server checks of single fields; each check names the field it is about.
+//! The API server's checks of single fields; each error names the field.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{FieldError, Reason};
+use super::field_error::{FieldError, Reason};
 use crate::{model::Protocol, problem::RefusedAddress};
 
 pub fn field(path: impl Into<String>, reason: Reason) -> FieldError {
@@ -16,7 +16,7 @@ pub fn ip(path: &str, text: &str) -> Result<IpAddr, FieldError> {
     text.parse().map_err(|_| field(path, Reason::NotAnAddress(text.into())))
 }
 
-/// An IP address that a Service may have: none that every host uses for itself.
+/// An IP address that a Service may have: not one with a special meaning on every host.
 pub fn vip(path: &str, text: &str) -> Result<IpAddr, FieldError> {
     let address = ip(path, text)?;
     match RefusedAddress::of(address) {

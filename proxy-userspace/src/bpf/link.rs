@@ -1,5 +1,5 @@
-//! Links: a program's attachment as an object that can be pinned and re-pointed at another program without
-//! a moment in between. aya has no in-place update for cgroup links, so all of them go this way.
+//! BPF links: an attachment that can be pinned and updated to another program atomically. aya has no in-place update
+//! for cgroup links, so all links are handled here.
 
 use std::{
     io,
@@ -71,7 +71,7 @@ pub const TYPE_XDP: u32 = 6;
 pub const TYPE_TCX: u32 = 11;
 
 impl LinkInfo {
-    /// What the kernel says of the link behind `fd`.
+    /// The kernel's information about the link behind `fd`.
     pub fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
         let mut info = Self::zeroed();
         obj_info(fd, &mut info)?;
@@ -83,7 +83,7 @@ impl LinkInfo {
         matches!(self.link_type, TYPE_TCX | TYPE_XDP).then_some(self.target[0])
     }
 
-    /// A cgroup link's cgroup: the inode number of its directory, 0 when it is gone.
+    /// A cgroup link's cgroup id: the inode number of its directory; 0 if the cgroup is gone.
     pub fn cgroup_id(&self) -> Option<u64> {
         (self.link_type == TYPE_CGROUP).then(|| u64::from(self.target[0]) | u64::from(self.target[1]) << 32)
     }
@@ -98,7 +98,7 @@ impl LinkInfo {
     }
 }
 
-/// Attaches a program to a device's tcx hook, in front of every other program there.
+/// Attaches a program to a device's tcx hook, before all other programs.
 pub fn create_tcx(prog: BorrowedFd<'_>, ifindex: u32, attach_type: AttachType) -> io::Result<OwnedFd> {
     let mut attr = CreateAttr::zeroed();
     attr.prog_fd = prog.as_raw_fd() as u32;
@@ -108,7 +108,7 @@ pub fn create_tcx(prog: BorrowedFd<'_>, ifindex: u32, attach_type: AttachType) -
     bpf_fd(Cmd::LinkCreate, &mut attr)
 }
 
-/// Attaches an XDP program to a device in the mode that `flags` name. EBUSY or EEXIST: some program is there.
+/// Attaches an XDP program to a device in the mode given by `flags`. EBUSY or EEXIST: another program is attached.
 pub fn create_xdp(prog: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io::Result<OwnedFd> {
     let mut attr = CreateAttr::zeroed();
     attr.prog_fd = prog.as_raw_fd() as u32;
@@ -118,7 +118,7 @@ pub fn create_xdp(prog: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io::Result<
     bpf_fd(Cmd::LinkCreate, &mut attr)
 }
 
-/// Attaches a program to a cgroup beside whatever others are there (links are always "multi").
+/// Attaches a program to a cgroup, next to other programs (links are always "multi").
 pub fn create_cgroup(
     prog: BorrowedFd<'_>,
     cgroup: BorrowedFd<'_>,
@@ -131,7 +131,7 @@ pub fn create_cgroup(
     bpf_fd(Cmd::LinkCreate, &mut attr)
 }
 
-/// Points a link at another program. ENOLINK: what it was attached to is gone.
+/// Updates a link to another program. ENOLINK: its target is gone.
 pub fn update(link: BorrowedFd<'_>, prog: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = UpdateAttr::zeroed();
     attr.link_fd = link.as_raw_fd() as u32;
@@ -139,7 +139,7 @@ pub fn update(link: BorrowedFd<'_>, prog: BorrowedFd<'_>) -> io::Result<()> {
     bpf(Cmd::LinkUpdate, &mut attr).map(drop)
 }
 
-/// Detaches now, whoever else holds the link.
+/// Detaches at once, even if others hold the link.
 pub fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
     bpf(Cmd::LinkDetach, &mut (link.as_raw_fd() as u32)).map(drop)
 }

@@ -1,7 +1,7 @@
-//! One map by its file descriptor: what it is, and its operations one by one and in batches.
+//! One map by its file descriptor: its properties, and its operations, single and batched.
 //!
-//! Batches fall back to single operations where the map's type has none (EINVAL, ENOTSUPP), so a caller
-//! never needs to know. Not typed: keys and values are bytes, per-CPU values as the kernel lays them out.
+//! Batches fall back to single operations if the map type does not support them (EINVAL, ENOTSUPP); callers need not
+//! care. Untyped: keys and values are bytes, per-CPU values in the kernel's layout.
 
 use std::{
     cell::Cell,
@@ -14,19 +14,19 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{Cmd, ENOTSUPP, bpf, obj_get, obj_info, ptr, ptr_mut};
 
-/// Entries a batch carries at most: bounds one system call's time and our buffers.
+/// Maximum entries per batch: limits the time of one system call and the buffers.
 const CHUNK: usize = 8192;
-/// Bytes of values that are read at once: those of per-CPU maps are long where there are many CPUs.
+/// Maximum bytes of values per batch read: values of per-CPU maps are long on machines with many CPUs.
 const CHUNK_BYTES: usize = 4 << 20;
 
-/// Map types (uapi/linux/bpf.h, `enum bpf_map_type`) whose elements need a word of care.
+/// Map types (uapi/linux/bpf.h, `enum bpf_map_type`) that need special handling.
 const ARRAY: u32 = 2;
 const PERCPU_HASH: u32 = 5;
 const PERCPU_ARRAY: u32 = 6;
 const LRU_PERCPU_HASH: u32 = 10;
 const PERCPU_CGROUP_STORAGE: u32 = 21;
 
-/// The beginning of `struct bpf_map_info`: what makes two maps the same kind of thing.
+/// The beginning of `struct bpf_map_info`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct MapInfo {
@@ -40,7 +40,7 @@ pub struct MapInfo {
 }
 
 impl MapInfo {
-    /// What the kernel says of the map behind `fd`.
+    /// The kernel's information about the map behind `fd`.
     pub fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
         let mut info = Self::zeroed();
         obj_info(fd, &mut info)?;
@@ -85,11 +85,11 @@ pub struct RawMap {
     info: MapInfo,
     /// Bytes of one value as bpf(2) passes it: for per-CPU maps all CPUs' together.
     value_len: usize,
-    /// Cleared once the kernel said that this map has no batches.
+    /// False once the kernel has refused batches on this map.
     batches: Cell<bool>,
 }
 
-/// A write that failed after `done` elements were dealt with.
+/// A write that failed after `done` elements.
 #[derive(Debug)]
 pub struct PartialWrite {
     pub done: usize,
@@ -115,7 +115,7 @@ impl RawMap {
         Self::new(obj_get(path)?)
     }
 
-    /// A handle of its own on the same map, for another thread.
+    /// A second handle on the same map, for another thread.
     pub fn try_clone(&self) -> io::Result<Self> {
         Self::new(self.fd.try_clone()?)
     }
@@ -129,7 +129,7 @@ impl RawMap {
         self.value_len
     }
 
-    /// Whether elements always exist (arrays) instead of being inserted and deleted.
+    /// Whether elements always exist, as in arrays.
     pub fn is_array(&self) -> bool {
         matches!(self.info.map_type, ARRAY | PERCPU_ARRAY)
     }
@@ -159,7 +159,7 @@ impl RawMap {
         bpf(Cmd::MapUpdateElem, &mut self.elem(key, ptr(value), 0)).map(drop)
     }
 
-    /// Inserts what is not there yet; says whether it was not.
+    /// Inserts a new key; returns false if it exists.
     pub fn insert(&self, key: &[u8], value: &[u8]) -> io::Result<bool> {
         const BPF_NOEXIST: u64 = 1;
         assert_eq!(value.len(), self.value_len, "value size of {}", self.info.name());
@@ -170,7 +170,7 @@ impl RawMap {
         }
     }
 
-    /// Deletes (an array's element: zeroes it); says whether something was there.
+    /// Deletes a key (zeroes an array's element); returns whether it existed.
     pub fn delete(&self, key: &[u8]) -> io::Result<bool> {
         if self.is_array() {
             return self.update(key, &vec![0; self.value_len]).map(|()| true);
@@ -198,8 +198,8 @@ impl RawMap {
         }
     }
 
-    /// Calls `each` with every key and value, arrays' zero elements included. Entries that come or go
-    /// meanwhile may be seen or not; an entry that stays is seen (at least once).
+    /// Calls `each` with every key and value, including zero elements of arrays. Entries added or deleted concurrently
+    /// may be missed; all others are seen at least once.
     pub fn for_each(&self, mut each: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
         if self.batches.get() {
             match self.for_each_batched(usize::MAX, &mut each) {
@@ -217,7 +217,7 @@ impl RawMap {
         Ok(())
     }
 
-    /// The same for an array's elements below `len` alone.
+    /// The same for an array's elements below `len`.
     pub fn for_first(&self, len: u32, mut each: impl FnMut(u32, &[u8])) -> io::Result<()> {
         let len = len.min(self.info.max_entries);
         if self.batches.get() && len > 0 {
@@ -263,7 +263,7 @@ impl RawMap {
                 Ok(_) => false,
                 Err(e) if e.raw_os_error() == Some(libc::ENOENT) => true,
                 Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => {
-                    // One bucket holds more than there is room for.
+                    // One bucket has more entries than the buffer.
                     room *= 2;
                     keys.resize(room * key_len, 0);
                     values.resize(room * value_len, 0);
@@ -318,7 +318,7 @@ impl RawMap {
                 Ok(_) => return Ok(()),
                 Err(e) if unsupported(&e) => {
                     self.batches.set(e.raw_os_error() != Some(ENOTSUPP));
-                    // The kernel leaves `count` as it was when it refuses before it starts.
+                    // The kernel leaves `count` unchanged if it fails before it starts.
                     done = if attr.count as usize >= count { 0 } else { attr.count as usize };
                 }
                 Err(source) => return Err(PartialWrite { done: (attr.count as usize).min(count), source }),
@@ -332,7 +332,7 @@ impl RawMap {
         Ok(())
     }
 
-    /// Deletes all `keys` in order; those that are not there are passed over. Returns how many were.
+    /// Deletes all `keys` in order; missing ones are skipped. Returns how many existed.
     pub fn delete_all<'a>(
         &self,
         keys: impl ExactSizeIterator<Item = &'a [u8]>,
@@ -362,7 +362,7 @@ impl RawMap {
             let mut attr = self.batch(ptr(&keys[done * key_len..]), 0, left);
             match bpf(Cmd::MapDeleteBatch, &mut attr) {
                 Ok(_) => return Ok(deleted + left),
-                // Not there: the kernel stops at it, we go on behind it.
+                // Missing: the kernel stops there; continue behind it.
                 Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {
                     deleted += attr.count as usize;
                     done += attr.count as usize + 1;
@@ -406,12 +406,12 @@ impl AsFd for RawMap {
     }
 }
 
-/// The kernel has no such operation for this map, or (EINVAL) may not know the command at all.
+/// The kernel does not support the operation on this map, or (EINVAL) does not know the command.
 fn unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | ENOTSUPP | libc::EOPNOTSUPP))
 }
 
-/// CPUs that may ever come online: as many values a per-CPU element has.
+/// The number of possible CPUs, and so of values in a per-CPU element.
 pub fn possible_cpus() -> io::Result<usize> {
     let text = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
     count_cpus(text.trim()).ok_or_else(|| io::Error::other(format!("cannot read CPU list {text:?}")))

@@ -1,8 +1,8 @@
-//! The bpf(2) system call: the commands aya has no call for (batches, links updated in place, test runs), and
-//! the plain ones beside them so that a pinned object needs no aya type around it.
+//! The bpf(2) system call: commands that aya lacks (batches, link updates, test runs), and the basic ones, so that a
+//! pinned object needs no aya type.
 //!
-//! All `unsafe` of shunt's own BPF use is here and in [`probe`]. No policy: the map store, the loader and
-//! the inspect commands call it.
+//! All `unsafe` of shunt's own BPF use is here and in [`probe`]. No policy: the map store, the loader and the inspect
+//! commands call it.
 
 pub mod link;
 pub mod map;
@@ -58,14 +58,14 @@ pub(crate) fn bpf<A: Pod>(cmd: Cmd, attr: &mut A) -> io::Result<i32> {
     if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret as i32) }
 }
 
-/// As [`bpf`], for commands that return a new file descriptor.
+/// Like [`bpf`], for commands that return a new file descriptor.
 pub(crate) fn bpf_fd<A: Pod>(cmd: Cmd, attr: &mut A) -> io::Result<OwnedFd> {
     let fd = bpf(cmd, attr)?;
     // SAFETY: the kernel just created this descriptor for us, close-on-exec; nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// A buffer's address as bpf(2) wants it.
+/// A buffer's address for bpf(2).
 pub(crate) fn ptr<T>(buffer: &[T]) -> u64 {
     buffer.as_ptr() as u64
 }
@@ -101,15 +101,14 @@ pub fn obj_get(path: &Path) -> io::Result<OwnedFd> {
     bpf_fd(Cmd::ObjGet, &mut ObjAttr { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 })
 }
 
-/// Pins a map, program or link at `path`; EEXIST when something is there.
+/// Pins a map, program or link at `path`; EEXIST if the path exists.
 pub fn obj_pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
     let mut attr = ObjAttr { pathname: path.as_ptr() as u64, bpf_fd: fd.as_raw_fd() as u32, file_flags: 0 };
     bpf(Cmd::ObjPin, &mut attr).map(drop)
 }
 
-/// Puts `fd` at `path` in place of whatever is pinned there, with no moment at which nothing is: bpffs
-/// renames over an existing pin.
+/// Pins `fd` at `path`, atomically replacing an existing pin: bpffs renames over it.
 pub fn obj_repin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     // bpffs refuses names with a dot.
@@ -120,7 +119,7 @@ pub fn obj_repin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     std::fs::rename(&fresh, path).inspect_err(|_| drop(std::fs::remove_file(&fresh)))
 }
 
-/// Removes a pin; nothing there is no error.
+/// Removes a pin; a missing one is not an error.
 pub fn remove_pin(path: &Path) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -128,8 +127,8 @@ pub fn remove_pin(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Reads what the kernel says of an object into `info` (`struct bpf_{map,prog,link}_info`; a shorter struct
-/// of an older header is filled as far as it goes).
+/// Reads the kernel's information about an object into `info` (`struct bpf_{map,prog,link}_info`; a shorter struct is
+/// filled as far as it goes).
 pub(crate) fn obj_info<I: Pod>(fd: BorrowedFd<'_>, info: &mut I) -> io::Result<()> {
     let mut attr = InfoAttr {
         bpf_fd: fd.as_raw_fd() as u32,

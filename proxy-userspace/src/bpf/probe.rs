@@ -1,5 +1,5 @@
-//! What this kernel can do, found by trying and never by its version: distributions backport, so RHEL's 5.14
-//! has what Debian's 5.10 lacks.
+//! Kernel feature probes. Each feature is tried, never derived from the version: distributions backport (RHEL's 5.14
+//! has features that Debian's 5.10 lacks).
 
 use std::{
     io,
@@ -61,7 +61,7 @@ const BPF_FUNC_GET_NETNS_COOKIE: i32 = 122;
 const BPF_FUNC_SET_RETVAL: i32 = 187;
 
 impl Features {
-    /// Tries each feature. An error means that programs cannot be loaded at all (privilege, lockdown).
+    /// Probes each feature. An error means that programs cannot be loaded at all (privileges, lockdown).
     pub fn probe() -> io::Result<Self> {
         let plain = prog::load(SCHED_CLS, 0, &[mov_imm(0, 0), EXIT])?;
         // *(u64 *)(r10 - 8) = 0; r0 = 1; r0 = fetch_add(r10 - 8, r0); r0 = 0
@@ -70,7 +70,7 @@ impl Features {
         let connect4 = AttachType::Connect4 as u32;
         let cookie = [call(BPF_FUNC_GET_NETNS_COOKIE), mov_imm(0, 1), EXIT];
         let retval = [mov_imm(1, -libc::ECONNREFUSED), call(BPF_FUNC_SET_RETVAL), mov_imm(0, 1), EXIT];
-        // No device has this number: ENODEV where tcx is known, EINVAL where it is not.
+        // No device has this ifindex: ENODEV if the kernel supports tcx, else EINVAL.
         let tcx = match link::create_tcx(plain.as_fd(), i32::MAX as u32, AttachType::TcxIngress) {
             Err(e) => e.raw_os_error() == Some(libc::ENODEV),
             Ok(_) => true,
@@ -84,7 +84,7 @@ impl Features {
         })
     }
 
-    /// The first thing this kernel lacks without which shunt cannot work.
+    /// The first required feature that this kernel lacks.
     pub fn lacking(&self) -> Result<(), Lacking> {
         let missing = if !self.atomic_fetch {
             Some(("atomic fetch-and-add instructions in BPF programs", "5.12"))
@@ -104,7 +104,7 @@ fn loads(prog_type: u32, attach_type: u32, insns: &[u64]) -> bool {
     prog::load(prog_type, attach_type, insns).is_ok()
 }
 
-/// The flag is checked when the helper runs, not when the program loads: so run it over an empty packet.
+/// The flag is checked when the helper runs, not at load time: run it on an empty packet.
 fn csum_takes_ipv6() -> bool {
     const BPF_F_PSEUDO_HDR: i32 = 1 << 4;
     let program = [
@@ -115,7 +115,7 @@ fn csum_takes_ipv6() -> bool {
         call(BPF_FUNC_L4_CSUM_REPLACE),
         EXIT,
     ];
-    // l4_csum_replace with size 0 and from 0 is the diff form: adds `to`, here nothing.
+    // l4_csum_replace with size 0 and from 0 adds `to` to the checksum, here 0.
     prog::load(SCHED_CLS, 0, &program)
         .and_then(|prog| prog::test_run(prog.as_fd(), &[0; 64]))
         .is_ok_and(|retval| retval == 0)
@@ -130,7 +130,7 @@ pub fn kernel_release() -> String {
 /// The cookie of the network namespace this process is in (`SO_NETNS_COOKIE`, Linux 5.14).
 pub fn netns_cookie() -> io::Result<u64> {
     const SO_NETNS_COOKIE: i32 = 71;
-    // Not bound: in a namespace whose loopback is down there is nothing to bind to.
+    // Not bound: in a namespace whose loopback is down, binding fails.
     let socket = socket(AddressFamily::Netlink, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let mut cookie = 0u64;
     let mut len = size_of::<u64>() as libc::socklen_t;
@@ -147,7 +147,7 @@ pub fn netns_cookie() -> io::Result<u64> {
     if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
-/// Jiffies per second: the coarse clock ticks once a jiffy.
+/// Jiffies per second, from the resolution of the coarse clock.
 pub fn jiffies_per_second() -> io::Result<u32> {
     let resolution = nix::time::ClockId::CLOCK_MONOTONIC_COARSE.res()?;
     let nanos = resolution.tv_sec() as u64 * 1_000_000_000 + resolution.tv_nsec() as u64;

@@ -1,4 +1,4 @@
-//! One program by its file descriptor: what it is, where it sits, and a test run of it.
+//! One program by its file descriptor: its properties, where it is attached, and test runs.
 
 use std::{
     io,
@@ -54,7 +54,7 @@ pub struct ProgInfo {
     pub run_time_ns: u64,
     pub run_cnt: u64,
     pub recursion_misses: u64,
-    /// Instructions the verifier walked (0 before kernel 5.16).
+    /// Instructions processed by the verifier (0 before kernel 5.16).
     pub verified_insns: u32,
     attach_btf_obj_id: u32,
     attach_btf_id: u32,
@@ -62,7 +62,7 @@ pub struct ProgInfo {
 }
 
 impl ProgInfo {
-    /// What the kernel says of the program behind `fd`.
+    /// The kernel's information about the program behind `fd`.
     pub fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
         let mut info = Self::zeroed();
         obj_info(fd, &mut info)?;
@@ -97,7 +97,7 @@ pub(super) struct TestRunAttr {
     reserved: u32,
 }
 
-/// Runs a program once over `packet` and returns what it returned.
+/// Runs a program once on `packet` and returns its return value.
 pub fn test_run(fd: BorrowedFd<'_>, packet: &[u8]) -> io::Result<u32> {
     let mut attr = TestRunAttr::zeroed();
     attr.prog_fd = fd.as_raw_fd() as u32;
@@ -124,16 +124,16 @@ struct QueryAttr {
     revision: u64,
 }
 
-/// A program attached somewhere.
+/// An attached program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attached {
     pub prog_id: u32,
-    /// 0 when it was attached without a link.
+    /// 0 if it is attached without a link.
     pub link_id: u32,
 }
 
-/// The programs attached to `target` (an ifindex for tcx, a directory's descriptor for cgroups), in the
-/// order they run. Only tcx tells the links.
+/// The programs attached to `target` (an ifindex for tcx, a directory's descriptor for cgroups), in execution order.
+/// Only tcx reports the links.
 pub fn query(target: u32, attach_type: u32) -> io::Result<Vec<Attached>> {
     let (mut progs, mut links) = (vec![0u32; 64], vec![0u32; 64]);
     let mut attr = QueryAttr::zeroed();

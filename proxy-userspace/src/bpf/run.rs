@@ -1,5 +1,5 @@
-//! Test runs of packet programs (BPF_PROG_TEST_RUN): one frame in, what became of it out. The kernel sends nothing: what
-//! a program redirects stays here. Frames begin with an Ethernet header, because the kernel takes one for granted.
+//! Test runs of packet programs (BPF_PROG_TEST_RUN): one frame in, the resulting frame out. The kernel sends nothing,
+//! even on a redirect. Frames begin with an Ethernet header, because the kernel expects one.
 
 use std::{
     io,
@@ -10,18 +10,18 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{Cmd, bpf, prog::TestRunAttr, ptr, ptr_mut};
 
-/// Room for what a program puts in front of a packet.
+/// Headroom for headers that a program adds.
 const GROWTH: usize = 256;
 
-/// What became of a frame.
+/// The result of a test run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ran {
-    /// What the program returned.
+    /// The program's return value.
     pub action: u32,
     pub frame: Vec<u8>,
 }
 
-/// `struct __sk_buff`: of all its words a caller may set only a few.
+/// `struct __sk_buff`: a caller may set only a few of its fields.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct SkBuff {
@@ -45,7 +45,7 @@ struct XdpMd {
     egress_ifindex: u32,
 }
 
-/// Runs a classifier as the hook of `device` would, over a packet that came in by `came_in`: 0 is the node itself.
+/// Runs a classifier as the hook of `device` on a packet received on `came_in`; 0: sent by the node itself.
 pub fn classifier(fd: BorrowedFd<'_>, frame: &[u8], device: u32, came_in: u32) -> io::Result<Ran> {
     let ctx = [SkBuff { ingress_ifindex: came_in, ifindex: device, ..SkBuff::zeroed() }];
     let mut out = vec![0; frame.len() + GROWTH];
@@ -60,7 +60,7 @@ pub fn classifier(fd: BorrowedFd<'_>, frame: &[u8], device: u32, came_in: u32) -
     Ok(Ran { action: attr.retval, frame: out })
 }
 
-/// Runs an XDP program over a frame that came in by `device`.
+/// Runs an XDP program on a frame received on `device`.
 pub fn xdp(fd: BorrowedFd<'_>, frame: &[u8], device: u32) -> io::Result<Ran> {
     let ctx = [XdpMd { data_end: frame.len() as u32, ingress_ifindex: device, ..XdpMd::zeroed() }];
     let mut ctx_out = [XdpMd::zeroed()];
@@ -74,7 +74,7 @@ pub fn xdp(fd: BorrowedFd<'_>, frame: &[u8], device: u32) -> io::Result<Ran> {
     attr.repeat = 1;
     bpf(Cmd::ProgTestRun, &mut attr)?;
     out.truncate(attr.data_size_out as usize);
-    // What a program put in front of the frame stands before it.
+    // Headers that a program added precede the frame.
     let frame = out.split_off((ctx_out[0].data as usize).min(out.len()));
     Ok(Ran { action: attr.retval, frame })
 }

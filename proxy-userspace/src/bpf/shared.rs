@@ -1,5 +1,5 @@
-//! An array map's memory (BPF_F_MMAPABLE, kernel 5.5), mapped: numbers in it are read and written while programs do the
-//! same, without a system call and without touching what stands beside them. Called by `shunt monitor`.
+//! An array map's memory (BPF_F_MMAPABLE, kernel 5.5), mapped: single numbers are read and written while programs do
+//! the same, without a system call and without touching adjacent fields. Used by `shunt monitor`.
 
 use std::{
     io,
@@ -20,7 +20,7 @@ pub struct SharedArray {
 impl SharedArray {
     /// Maps all elements of `map` for reading and writing.
     pub fn map(map: &RawMap) -> io::Result<Self> {
-        // Elements lie 8 bytes apart or a multiple of that.
+        // The element size is rounded up to 8 bytes.
         let element = (map.info().value_size as usize).next_multiple_of(8);
         let len = element * map.info().max_entries as usize;
         let (access, fd) = (libc::PROT_READ | libc::PROT_WRITE, map.as_fd());
@@ -33,7 +33,7 @@ impl SharedArray {
         }
     }
 
-    /// The number `offset` bytes from the first element's beginning.
+    /// The number at `offset` bytes in the first element.
     pub fn u64_at(&self, offset: usize) -> &AtomicU64 {
         assert!(offset.is_multiple_of(8) && offset + 8 <= self.len, "offset {offset} of {}", self.len);
         // SAFETY: within the mapping, which begins at a page, and aligned; it lives as long as `self`, and whoever else

@@ -10,7 +10,7 @@ use crate::{
         probe::{Features, kernel_release},
         prog,
     },
-    datapath::{attach::Direction, clsact, netlink::Socket},
+    datapath::{clsact, direction::Direction, netlink::Socket},
 };
 
 pub(super) fn examine() -> Vec<Finding> {

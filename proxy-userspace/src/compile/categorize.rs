@@ -1,22 +1,41 @@
 //! Which endpoints of a service port traffic may go to: kube-proxy's CategorizeEndpoints, rule by rule
 //! (KEP-2433 hints, KEP-3015 node hints, KEP-1669 terminating endpoints, KEP-2086 internal policy).
 
-use super::Policies;
 use crate::model::{Endpoint, Hints, Node};
+
+/// The traffic policies of one service port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policies {
+    pub internal_local: bool,
+    pub external_local: bool,
+    /// It has a NodePort, a load balancer address or an externalIP.
+    pub externally_accessible: bool,
+}
+
+impl Policies {
+    /// External policy Local still needs the cluster-wide set, for traffic from inside the cluster.
+    fn uses_cluster(self) -> bool {
+        !self.internal_local || self.externally_accessible
+    }
+
+    fn uses_local(self) -> bool {
+        self.internal_local || (self.external_local && self.externally_accessible)
+    }
+}
 
 /// Indices into the endpoints given, in their order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Categories {
-    /// For policy Cluster, and for the short circuits of policy Local.
+    /// For policy Cluster, and for traffic from inside the cluster under external policy Local.
     pub cluster: Vec<usize>,
-    /// On this node. Not a subset of `cluster`: hints do not apply here, and the fallback to terminating
-    /// endpoints is this set's own.
+    /// On this node. Not a subset of `cluster`: hints do not apply here, and each set falls back to terminating
+    /// endpoints independently.
     pub local: Vec<usize>,
-    /// Somewhere there is an endpoint: without, traffic is refused instead of dropped.
+    /// Any endpoint exists: if not, traffic is refused instead of dropped.
     pub has_any: bool,
 }
 
-/// How hints narrow the cluster-wide set. All or nothing: one ready endpoint without hints switches it off.
+/// How hints narrow the cluster-wide set. A single ready endpoint without hints disables them.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Topology {
     Ignored,
@@ -24,8 +43,8 @@ enum Topology {
     SameZone,
 }
 
-/// Sorts the endpoints of one service port and family. Zone and node hints count only among ready endpoints;
-/// where a set has no ready endpoint, it takes those that still serve while terminating.
+/// Sorts the endpoints of one service port and family. Hints apply only to ready endpoints; a set without a ready
+/// endpoint takes terminating endpoints that still serve.
 pub fn categorize(endpoints: &[&Endpoint], node: &Node, policies: Policies) -> Categories {
     let mut found = Categories::default();
     if policies.uses_cluster() {
@@ -134,7 +153,7 @@ mod tests {
         check(&all, CLUSTER, &[0, 1, 2], &[], true);
         check(&all, EXTERNAL_LOCAL, &[0, 1, 2], &[0], true);
         check(&all, INTERNAL_LOCAL, &[], &[0], true);
-        // Local without a local endpoint: nothing to send to, but an endpoint exists, so drop and not refuse.
+        // Local without a local endpoint: an endpoint exists elsewhere, so traffic is dropped, not refused.
         check(&["r@other"], INTERNAL_LOCAL, &[], &[], true);
         check(&[], INTERNAL_LOCAL, &[], &[], false);
         check(&[], CLUSTER, &[], &[], false);
@@ -145,7 +164,7 @@ mod tests {
         check(&["t@me", "r@other"], CLUSTER, &[1], &[], true);
         check(&["t@me", "x@other"], CLUSTER, &[0], &[], true);
         check(&["x@me", "x@other"], CLUSTER, &[], &[], false);
-        // Each set falls back by itself.
+        // Each set falls back independently.
         check(&["t@me", "r@other"], EXTERNAL_LOCAL, &[1], &[0], true);
         check(&["t@other"], INTERNAL_LOCAL, &[], &[], true);
     }
@@ -155,7 +174,7 @@ mod tests {
         check(&["r@x z:a", "r@y z:b"], CLUSTER, &[0], &[], true);
         check(&["r@x z:a", "r@y"], CLUSTER, &[0, 1], &[], true);
         check(&["r@x z:b", "r@y z:c"], CLUSTER, &[0, 1], &[], true);
-        // An endpoint that is not ready has no say, hinted or not.
+        // An endpoint that is not ready does not count, with or without hints.
         check(&["r@x z:a", "x@y"], CLUSTER, &[0], &[], true);
         // Hints do not narrow the local set.
         check(&["r@me z:b", "r@y z:a"], EXTERNAL_LOCAL, &[1], &[0], true);

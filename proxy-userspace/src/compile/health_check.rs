@@ -1,9 +1,9 @@
-//! What the healthCheckNodePort of a Service answers on this node: a load balancer asks every node whether it
-//! has endpoints of its own. Pure; `health/` listens.
+//! What the healthCheckNodePort of a Service answers on this node: a load balancer asks every node whether it has local
+//! endpoints. Pure; `health/` opens the listeners.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use super::is_local;
+use super::categorize::is_local;
 use crate::{
     model::{Endpoint, Family, Node, Service, ServiceType, TrafficPolicy},
     problem::ProblemKind,
@@ -13,12 +13,12 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthCheck {
     pub port: u16,
-    /// For each family the Service has: how many addresses of this node have a ready endpoint.
+    /// For each family of the Service: the number of local addresses with a ready endpoint.
     pub local_endpoints: Vec<(Family, usize)>,
 }
 
-/// The Service's health check. Only load balancers with external policy Local have one, so a port left over from
-/// another type or policy is not opened.
+/// The Service's health check. Only type LoadBalancer with external policy Local has one; a port left over from another
+/// type or policy is not opened.
 pub fn health_check(
     service: &Service,
     endpoints: &[Endpoint],
@@ -33,8 +33,8 @@ pub fn health_check(
     Ok(Some(HealthCheck { port, local_endpoints }))
 }
 
-/// Addresses, not endpoints: one pod serves several ports. One that is terminating never counts, even where
-/// publishNotReadyAddresses calls it ready: the balancer is to send what is new elsewhere (KEP-1669).
+/// Counts addresses, not endpoints: one pod serves several ports. A terminating one never counts, even if
+/// publishNotReadyAddresses makes it ready: new connections should go elsewhere (KEP-1669).
 fn count(endpoints: &[Endpoint], family: Family, node: &Node) -> usize {
     let counts = |endpoint: &&Endpoint| {
         Family::from(endpoint.address) == family

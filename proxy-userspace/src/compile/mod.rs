@@ -1,7 +1,7 @@
-//! From one Service and its endpoints to what this node must do for it.
+//! Compiles one Service and its endpoints into what this node must do for it.
 //!
-//! [`compile`] is a pure function: no ids, no maps, no I/O. The controller calls it for every Service that a
-//! change concerns; `tables` gives the result ids and places.
+//! [`compile`] is a pure function: no ids, no maps, no I/O. The controller calls it for every Service that a change
+//! affects; `tables` gives the result ids and slot ranges.
 
 mod categorize;
 mod health_check;
@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use proxy_common::FrontendKind;
 
 pub use self::{
-    categorize::{Categories, categorize, is_local},
+    categorize::{Categories, Policies, categorize, is_local},
     health_check::HealthCheck,
 };
 use crate::{
@@ -27,9 +27,9 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CompiledService {
     pub key: ServiceKey,
-    /// When the Service was made: the older one keeps an address both claim.
+    /// Creation time: the older Service keeps an address that both claim.
     pub created: Option<Arc<str>>,
-    /// One for each port and family; empty when there is nothing to serve.
+    /// One for each port and family; empty if there is nothing to serve.
     pub ports: Vec<CompiledPort>,
     pub health_check: Option<HealthCheck>,
     pub problems: Vec<Problem>,
@@ -42,26 +42,26 @@ pub struct CompiledPort {
     pub protocol: Protocol,
     pub family: Family,
     pub port: u16,
-    /// Choose at random instead of in turn.
+    /// Random instead of round-robin.
     pub random: bool,
     /// Session affinity by client address; 0 is none.
     pub affinity_seconds: u32,
-    /// Some endpoint exists: without, new flows are refused.
+    /// Any endpoint exists: if not, new flows are refused.
     pub has_endpoints: bool,
-    /// Everything that `cluster` and `local` name, each once, by address and port.
+    /// The union of `cluster` and `local`, sorted by address and port.
     pub backends: Vec<CompiledBackend>,
     /// Indices into `backends`, in order.
     pub cluster: Vec<u32>,
     /// Indices into `backends`, in order.
     pub local: Vec<u32>,
-    /// UDP only: endpoints that serve, in use or not. Flows to others are forgotten.
+    /// UDP only: all serving endpoints, in a set or not. Flows to others are flushed.
     pub serving: Vec<(IpAddr, u16)>,
     pub frontends: Vec<CompiledFrontend>,
-    /// Clients that its load balancer's addresses let in; `None` is everyone.
+    /// Clients that may use its load balancer addresses; `None`: all.
     pub source_ranges: Option<Vec<IpNet>>,
 }
 
-/// An address and port that leads to a service port.
+/// An address and port of a service port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CompiledFrontend {
     /// `None` is every address of the node that accepts NodePorts.
@@ -70,7 +70,7 @@ pub struct CompiledFrontend {
     pub kind: FrontendKind,
     /// Its traffic policy is Local.
     pub local: bool,
-    /// It cannot be served: new flows are refused whatever endpoints there are.
+    /// It cannot be served: new flows are refused regardless of endpoints.
     pub refused: bool,
 }
 
@@ -85,27 +85,7 @@ pub struct CompiledBackend {
     pub node: Option<Arc<str>>,
 }
 
-/// The traffic policies of one service port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Policies {
-    pub internal_local: bool,
-    pub external_local: bool,
-    /// It has a NodePort, a load balancer's address or an external address.
-    pub externally_accessible: bool,
-}
-
-impl Policies {
-    /// Local external traffic still needs the cluster-wide set, for the short circuits.
-    fn uses_cluster(self) -> bool {
-        !self.internal_local || self.externally_accessible
-    }
-
-    fn uses_local(self) -> bool {
-        self.internal_local || (self.external_local && self.externally_accessible)
-    }
-}
-
-/// What `node` must do for `service`, given its endpoints (all of them, every port and family).
+/// What `node` must do for `service`. `endpoints` are those of all ports and families.
 pub fn compile(
     service: &Service,
     endpoints: &[Endpoint],
@@ -154,8 +134,8 @@ pub fn compile(
     compiled
 }
 
-/// The Service's own addresses in one family, each once; a ClusterIP goes before a load balancer's address
-/// and that before an external one (an address that is both is the load balancer's, with its source ranges).
+/// The Service's addresses in one family, each once. ClusterIP takes precedence over load balancer address, and that
+/// over externalIP (an address that is both is the load balancer's, with its source ranges).
 fn addresses(
     service: &Service,
     family: Family,
@@ -191,7 +171,7 @@ fn compile_port(
 ) -> CompiledPort {
     let externally_accessible =
         port.node_port.is_some() || addresses.iter().any(|(_, kind)| *kind != FrontendKind::ClusterIp);
-    // The policy counts for what the Service asks for itself, not for an address that its status still names.
+    // The external policy applies to what the spec requests, not to an address that is still in the status.
     let has_external_policy = matches!(service.kind, ServiceType::NodePort | ServiceType::LoadBalancer)
         || !service.external_ips.is_empty();
     let policies = Policies {
@@ -250,9 +230,8 @@ fn frontends(
     frontends
 }
 
-/// The endpoints of one port and family, sorted by address and port, each once: of two with one address and
-/// port the later replaces the earlier unless it is terminating (a reused pod address belongs to the pod
-/// that runs).
+/// The endpoints of one port and family, sorted by address and port. Of duplicates the later one wins unless it is
+/// terminating (a reused pod address belongs to the running pod).
 fn endpoints_of<'a>(endpoints: &'a [Endpoint], port: &ServicePort, family: Family) -> Vec<&'a Endpoint> {
     let mut found: BTreeMap<(IpAddr, u16), &Endpoint> = BTreeMap::new();
     let mine = endpoints.iter().filter(|endpoint| {

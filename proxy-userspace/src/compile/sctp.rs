@@ -1,20 +1,20 @@
-//! SCTP: its checksum covers the whole packet and a program cannot compute it anew, so addresses are translated and
-//! ports are not. A frontend is served only where its number is the one that every endpoint listens on; any other is
-//! refused to everyone, so that nobody gets through to some endpoints and not to others.
+//! SCTP: its checksum covers the whole packet and a program cannot recompute it, so addresses are translated and ports
+//! are not. A frontend is served only if its port is the target port of every endpoint; otherwise it is refused for all
+//! clients, so that no client reaches only some of the endpoints.
 
 use crate::{
     model::{Endpoint, Protocol, ServicePort},
     problem::ProblemKind,
 };
 
-/// Why this port cannot be served: one of its endpoints, ready or not, listens on another number.
+/// Why this port cannot be served: one of its endpoints, ready or not, listens on another port number.
 pub fn port_problem(port: &ServicePort, endpoints: &[&Endpoint]) -> Option<ProblemKind> {
     let mut others = endpoints.iter().filter(|endpoint| endpoint.port != port.port);
     let other = others.next().filter(|_| port.protocol == Protocol::Sctp)?;
     Some(ProblemKind::SctpPort { port: port.port, address: other.address, target: other.port })
 }
 
-/// Why its NodePort cannot be served while the port itself can: it is another number, as most are.
+/// Why the NodePort cannot be served although the port itself can: its number differs, as it usually does.
 pub fn node_port_problem(port: &ServicePort) -> Option<ProblemKind> {
     let node_port = port.node_port.filter(|node_port| *node_port != port.port)?;
     (port.protocol == Protocol::Sctp).then_some(ProblemKind::SctpNodePort { port: port.port, node_port })

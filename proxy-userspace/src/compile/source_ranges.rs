@@ -1,5 +1,5 @@
-//! Which clients the load balancer's addresses of a Service let in: loadBalancerSourceRanges, rule by rule
-//! (SERVICE-SEMANTICS 2.3 and 2.9).
+//! loadBalancerSourceRanges: which clients may use the load balancer addresses of a Service (SERVICE-SEMANTICS 2.3 and
+//! 2.9).
 
 use std::net::IpAddr;
 
@@ -7,11 +7,11 @@ use ipnet::IpNet;
 
 use crate::model::{Family, Node, Service};
 
-/// The ranges of one family, in order; `None` lets everyone in. Each family is judged by its own entries: a list of
-/// IPv6 ranges restricts nothing in IPv4, and 0.0.0.0/0 opens IPv4 alone.
+/// The ranges of one family, in order; `None` allows all clients. Each family is evaluated by its own entries: a list
+/// of IPv6 ranges restricts nothing in IPv4, and 0.0.0.0/0 opens IPv4 alone.
 ///
-/// kube-proxy passes over an entry that is no range, and with it over the restriction when there is no other. Here such
-/// an entry goes on restricting the family it looks like: a slip of the pen must not open a Service to everyone.
+/// kube-proxy ignores an invalid entry, and with it the restriction if there is no other entry. Here such an entry
+/// still restricts the family it looks like: a typo must not open a Service to all clients.
 pub fn of(service: &Service, family: Family, node: &Node) -> Option<Vec<IpNet>> {
     let of_family = |ip: &IpAddr| Family::from(*ip) == family;
     let vips: Vec<IpAddr> = service.load_balancer_ips.iter().copied().filter(of_family).collect();
@@ -22,7 +22,7 @@ pub fn of(service: &Service, family: Family, node: &Node) -> Option<Vec<IpNet>> 
     if vips.is_empty() || !is_restricted || ranges.iter().any(|range| range.prefix_len() == 0) {
         return None;
     }
-    // Where a load balancer's address is also the node's, the node's own processes call from that very address.
+    // If a load balancer address is also the node's own, the node's processes connect from that address.
     if node.internal_ips.iter().any(|ip| ranges.iter().any(|range| range.contains(ip))) {
         ranges.extend(vips.into_iter().map(IpNet::from));
     }
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
     use crate::api::{Object, decode};
 
-    /// What the list `ranges` lets in at 203.0.113.1 and 2001:db8::1, on a node with 192.168.8.201 and fd00:8::201.
+    /// What the list `ranges` allows at 203.0.113.1 and 2001:db8::1, on a node with 192.168.8.201 and fd00:8::201.
     fn check(ranges: &str, v4: Option<&str>, v6: Option<&str>) {
         let node = Node {
             internal_ips: vec!["192.168.8.201".parse().unwrap(), "fd00:8::201".parse().unwrap()],
@@ -101,7 +101,7 @@ mod tests {
         check("10.0.0.1", Some(""), None);
         check("everyone", Some(""), None);
         check("fd01::/160", None, Some(""));
-        // Beside entries that can be read it changes nothing.
+        // Next to valid entries it has no effect.
         check("10.0.0.0/8,10.0.0.1", Some("10.0.0.0/8"), None);
         check("0.0.0.0/0,10.0.0.1", None, None);
     }

@@ -1,7 +1,7 @@
 //! Attachment on kernels without tcx: a direct-action filter on the clsact qdisc, made over netlink.
 //!
-//! A filter lives with its device, not with a descriptor: nothing is pinned, and making it again with the
-//! same priority and handle replaces the program in place.
+//! A filter lives with its device, not with a descriptor: nothing is pinned, and creating it again with the same
+//! priority and handle replaces the program in place.
 
 use std::{
     io,
@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    attach::Direction,
+    direction::Direction,
     netlink::{NLM_F_CREATE, NLM_F_EXCL, Request, Socket, attributes, read_u32},
 };
 
@@ -28,9 +28,9 @@ const TCA_BPF_FLAGS: u16 = 8;
 const TCA_BPF_ID: u16 = 11;
 const TCA_BPF_FLAG_ACT_DIRECT: u32 = 1;
 
-/// In front of every other filter, which is where a translator must be.
+/// Before all other filters, so that they see translated packets.
 const PRIORITY: u32 = 1;
-/// "SH": one of our own, for others use priority 1, handle 1 too, and the same handle would replace theirs.
+/// "SH": others also use priority 1, handle 1, and the same handle would replace their filter.
 const HANDLE: u32 = 0x5348;
 const ETH_P_ALL: u16 = 3;
 
@@ -56,7 +56,7 @@ fn filter_info() -> u32 {
     PRIORITY << 16 | u32::from(ETH_P_ALL.to_be())
 }
 
-/// Gives the device its clsact qdisc, unless it has one.
+/// Adds the clsact qdisc if the device has none.
 fn add_qdisc(netlink: &mut Socket, ifindex: u32) -> io::Result<()> {
     let mut request =
         Request::new(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, &tcmsg(ifindex, TC_H_CLSACT, TC_H_INGRESS, 0));
@@ -67,7 +67,7 @@ fn add_qdisc(netlink: &mut Socket, ifindex: u32) -> io::Result<()> {
     }
 }
 
-/// Attaches `prog`, in place of our earlier filter where there is one.
+/// Attaches `prog`, replacing our earlier filter.
 pub fn attach(
     netlink: &mut Socket,
     ifindex: u32,
@@ -87,7 +87,7 @@ pub fn attach(
     netlink.request(request)
 }
 
-/// Removes our filter; none there, or no such device, is no error.
+/// Removes our filter; a missing filter or device is not an error.
 pub fn detach(netlink: &mut Socket, ifindex: u32, direction: Direction) -> io::Result<()> {
     let body = tcmsg(ifindex, HANDLE, direction.parent(), filter_info());
     let mut request = Request::new(RTM_DELTFILTER, 0, &body);
@@ -99,7 +99,7 @@ pub fn detach(netlink: &mut Socket, ifindex: u32, direction: Direction) -> io::R
     }
 }
 
-/// The id of the program in our filter, if it is there.
+/// The id of the program in our filter, if there is one.
 pub fn attached(netlink: &mut Socket, ifindex: u32, direction: Direction) -> io::Result<Option<u32>> {
     let mut found = None;
     let result = netlink.dump(RTM_GETTFILTER, &tcmsg(ifindex, 0, direction.parent(), 0), |message| {

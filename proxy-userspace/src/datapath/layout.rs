@@ -1,5 +1,5 @@
-//! Whether a pinned map is the one the object means: compared before loading, because the loader opens
-//! whatever is pinned, and a map of another shape means memory errors. Pure.
+//! Whether a pinned map has the layout that the object expects. Checked before loading, because the loader opens
+//! whatever is pinned, and a different layout means memory errors. Pure.
 
 use crate::bpf::map::MapInfo;
 
@@ -17,7 +17,7 @@ pub struct Layout {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Mismatch {
     #[error(
-        "it holds up to {pinned} entries and this start asks for {wanted}: start with the size it has, or run \
+        "its size is {pinned} entries, but {wanted} are configured: configure the pinned size, or run \
          `shunt cleanup` first (Services are down until shunt runs again)"
     )]
     Size { pinned: u32, wanted: u32 },
@@ -41,7 +41,7 @@ impl From<&MapInfo> for Layout {
 }
 
 impl Layout {
-    /// Whether a map pinned with this layout can stand for one of layout `wanted`.
+    /// Whether a map pinned with this layout can be used for `wanted`.
     pub fn serves(&self, wanted: &Self) -> Result<(), Mismatch> {
         let fields = [
             ("type", self.map_type, wanted.map_type),
@@ -74,7 +74,7 @@ mod tests {
         let size = HASH.serves(&bigger).unwrap_err();
         assert_eq!(size, Mismatch::Size { pinned: 1024, wanted: 2048 });
         assert!(size.to_string().contains("shunt cleanup"));
-        // A foreign map is called foreign, even when its size differs too.
+        // A different kind of map is reported as such, even if its size differs too.
         let foreign = Layout { value_size: 8, ..bigger };
         assert_eq!(
             foreign.serves(&HASH),

@@ -1,7 +1,7 @@
-//! Brings the embedded object into the kernel: checks what is pinned against it, creates or reuses the maps,
-//! sets the read-only globals, loads every program.
+//! Loads the embedded object into the kernel: checks the pinned maps against it, creates or reuses maps, sets the
+//! read-only globals, loads every program.
 //!
-//! Attaches nothing and replaces no pinned program: whatever fails here, what ran before runs on.
+//! Attaches nothing and replaces no pinned program: if it fails, the programs of an earlier run keep working.
 
 use std::{
     collections::BTreeMap,
@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     bpf::{
+        self,
         map::RawMap,
         probe::{self, BPF_F_IPV6, Features},
     },
@@ -50,19 +51,19 @@ pub const PROGRAMS: [&str; 16] = [
     "xdp_soft",
 ];
 
-/// Those that are loaded only where there is an XDP lane.
-const LANE: [&str; 3] = ["ingress_xdp", "xdp_native", "xdp_soft"];
+/// Loaded only with `--xdp`.
+const XDP_PROGRAMS: [&str; 3] = ["ingress_xdp", "xdp_native", "xdp_soft"];
 
 /// The section of the object that holds the read-only globals, and the name of the map they become.
 pub const GLOBALS_SECTION: &str = ".rodata";
 
-/// Lines of the verifier's log that a failed load shows: the last ones say why.
+/// Lines of the verifier's log to show: the last ones contain the reason.
 const LOG_LINES: usize = 20;
 
 /// Values of the programs' read-only globals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Globals {
-    /// Netns cookie whose sockets are translated; 0 is all.
+    /// Netns cookie whose sockets are translated; 0: all.
     pub socket_netns: u64,
     /// This namespace's cookie: only its sockets reach NodePorts at loopback addresses.
     pub host_netns: u64,
@@ -70,7 +71,7 @@ pub struct Globals {
     pub trace: u32,
     pub csum_ipv6: u64,
     pub set_retval: u32,
-    /// Not 0: SERVICE_STATS is kept.
+    /// Not 0: SERVICE_STATS is updated.
     pub stats: u32,
 }
 
@@ -101,7 +102,7 @@ pub struct Loaded {
     pub store: KernelStore,
     ingress: RawMap,
     events: RawMap,
-    /// Owns what is not pinned: read-only data, and the trace's ring buffer.
+    /// Owns the maps that are not pinned: read-only data, and the ring buffer of the trace.
     ebpf: Ebpf,
 }
 
@@ -116,7 +117,7 @@ impl Loaded {
         self.programs.iter().map(|(name, fd)| (*name, fd.as_fd()))
     }
 
-    /// INGRESS, which holds no data.
+    /// INGRESS, a program array.
     pub fn ingress(&self) -> &RawMap {
         &self.ingress
     }
@@ -134,7 +135,7 @@ impl Loaded {
         }
     }
 
-    /// Lets `ingress_xdp` go on with this ingress program: before it is attached, and in place of an earlier run's.
+    /// Sets the ingress program that `ingress_xdp` tail-calls; before it is attached, and replacing an earlier run's.
     pub fn fill_ingress(&self) -> std::io::Result<()> {
         if !self.programs.contains_key("ingress_xdp") {
             return Ok(());
@@ -143,7 +144,23 @@ impl Loaded {
         self.ingress.update(&0u32.to_ne_bytes(), &(next.as_raw_fd() as u32).to_ne_bytes())
     }
 
-    /// The object, for the trace's reader.
+    /// Pins the programs and their globals, and removes pins of programs that are not loaded.
+    pub fn pin_programs(&self, pins: &Pins) -> Result<(), DatapathError> {
+        for (name, program) in self.programs() {
+            let path = pins.prog(name);
+            bpf::obj_repin(program, &path).map_err(|e| DatapathError::pin(&path, e))?;
+        }
+        let path = pins.map(map::GLOBALS);
+        bpf::obj_repin(self.globals()?, &path).map_err(|e| DatapathError::pin(&path, e))?;
+        for name in Pins::names(&pins.progs()).map_err(|e| DatapathError::pin(&pins.progs(), e))? {
+            if !self.programs().any(|(loaded, _)| loaded == name) {
+                bpf::remove_pin(&pins.prog(&name)).map_err(|e| DatapathError::pin(&pins.prog(&name), e))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The object, for the reader of the trace.
     pub fn ebpf_mut(&mut self) -> &mut Ebpf {
         &mut self.ebpf
     }
@@ -154,15 +171,15 @@ fn pinned_maps() -> impl Iterator<Item = &'static str> {
     map::ALL.into_iter().chain([map::INGRESS, map::EVENTS])
 }
 
-/// The ring of half-open flows: not pinned, so not among [`map::ALL`].
+/// The ring of half-open flows; not pinned, so not in [`map::ALL`].
 const HALF_OPEN: &str = "HALF_OPEN";
 
-/// How many flows may be half-open: with a translated source each has four halves, so that is half of CONNTRACK.
+/// Maximum number of half-open flows: with a translated source each has four halves, so this is half of CONNTRACK.
 fn half_open_max(sizes: &MapSizes) -> u32 {
     sizes.conntrack / 8
 }
 
-/// The maps whose size the user chooses.
+/// The maps with a configurable size.
 fn sizes(sizes: &MapSizes) -> Vec<(&'static str, u32)> {
     vec![
         (map::CONNTRACK, sizes.conntrack),
@@ -173,22 +190,22 @@ fn sizes(sizes: &MapSizes) -> Vec<(&'static str, u32)> {
         (map::SLOTS, sizes.slots),
         (map::SERVICES, sizes.services),
         (map::SERVICE_META, sizes.services),
-        // A map has one element at least.
+        // A map has at least one element.
         (map::SERVICE_STATS, sizes.stats.max(1)),
         (map::AFFINITY, sizes.affinity),
         (map::SET_MEMBERS, sizes.slots),
         (map::SOURCE_RANGES, sizes.source_ranges),
-        // The first element is the ring's turn.
+        // The first element is the ring's position.
         (HALF_OPEN, half_open_max(sizes) + 1),
     ]
 }
 
-/// Loads the object with its maps pinned under `pins`; what the XDP lane needs, with `lane`.
+/// Loads the object with its maps pinned under `pins`. `with_xdp`: the XDP programs are loaded too.
 pub fn load(
     pins: &Pins,
     globals: &Globals,
     map_sizes: &MapSizes,
-    lane: bool,
+    with_xdp: bool,
 ) -> Result<Loaded, DatapathError> {
     let sizes = sizes(map_sizes);
     check_pins(pins, &sizes)?;
@@ -211,20 +228,20 @@ pub fn load(
         .override_global("HALF_OPEN_MAX", &half_open_max(map_sizes), true)
         .load(OBJECT)
         .map_err(|source| DatapathError::Object { source: Box::new(source) })?;
-    let programs = load_programs(&mut ebpf, lane)?;
+    let programs = load_programs(&mut ebpf, with_xdp)?;
     let store = KernelStore::open(&pins.maps(), &map::ALL)
         .map_err(|e| DatapathError::pin(&pins.maps(), std::io::Error::other(e)))?;
     let open = |name| RawMap::open(&pins.map(name)).map_err(|e| DatapathError::pin(&pins.map(name), e));
     Ok(Loaded { programs, store, ingress: open(map::INGRESS)?, events: open(map::EVENTS)?, ebpf })
 }
 
-/// Loads all programs at once: the verifier takes its time over the large ones, and works on several.
-fn load_programs(ebpf: &mut Ebpf, lane: bool) -> Result<BTreeMap<&'static str, OwnedFd>, DatapathError> {
+/// Loads all programs in parallel: verifying the large ones takes time.
+fn load_programs(ebpf: &mut Ebpf, with_xdp: bool) -> Result<BTreeMap<&'static str, OwnedFd>, DatapathError> {
     let mut found: BTreeMap<String, &mut Program> =
         ebpf.programs_mut().map(|(name, program)| (name.to_owned(), program)).collect();
     std::thread::scope(|scope| {
         let mut loading = Vec::new();
-        for name in PROGRAMS.into_iter().filter(|name| lane || !LANE.contains(name)) {
+        for name in PROGRAMS.into_iter().filter(|name| with_xdp || !XDP_PROGRAMS.contains(name)) {
             let program = found.remove(name).ok_or(DatapathError::Incomplete { name })?;
             loading.push((name, scope.spawn(move || load_program(name, program))));
         }
@@ -265,7 +282,7 @@ fn last_lines(log: &impl Display) -> String {
     lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
 }
 
-/// Compares every map that is pinned already with what the object wants.
+/// Compares every pinned map with the object's layout.
 fn check_pins(pins: &Pins, sizes: &[(&'static str, u32)]) -> Result<(), DatapathError> {
     let object = aya_obj::Object::parse(OBJECT)
         .map_err(|e| DatapathError::Object { source: Box::new(aya::EbpfError::ParseError(e)) })?;
@@ -285,12 +302,12 @@ fn check_pins(pins: &Pins, sizes: &[(&'static str, u32)]) -> Result<(), Datapath
             other => other.map_err(|e| DatapathError::pin(&path, e))?,
         };
         match Layout::from(pinned.info()).serves(&wanted) {
-            // Statistics begin anew; nothing else hangs on them.
+            // Statistics may be reset; nothing depends on them.
             Err(Mismatch::Size { .. }) if name == map::SERVICE_STATS => outgrown = Some(path),
             other => other.map_err(|reason| DatapathError::Layout { path, reason })?,
         }
     }
-    // Not before everything else is known to fit: a start that fails leaves the programs that run their map.
+    // Only after all other checks: a failed start must leave the running programs their map.
     match outgrown {
         Some(path) => std::fs::remove_file(&path).map_err(|e| DatapathError::pin(&path, e)),
         None => Ok(()),

@@ -1,11 +1,13 @@
-//! The datapath as `shunt run` handles it: load the programs, pin, attach, follow devices, collect flows.
+//! Handling of the datapath by `shunt run`: load programs, pin, attach, follow devices, garbage-collect flows.
 //!
-//! What the maps must hold is the controller's business; nothing here knows a Service.
+//! The controller decides what the maps hold; nothing here knows Services.
 
 pub mod attach;
+pub mod cgroup_attach;
 pub mod clsact;
-pub mod collector;
+pub mod conntrack_gc;
 pub mod devices;
+pub mod direction;
 pub mod layout;
 pub mod load;
 pub mod netlink;
@@ -24,7 +26,7 @@ use crate::bpf::probe::Lacking;
 /// The eBPF object, built with this binary.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/shunt-ebpf"));
 
-/// Why the datapath could not be brought up.
+/// Why the datapath cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum DatapathError {
     #[error(

@@ -1,9 +1,9 @@
-//! rtnetlink, as much as the datapath needs: dumps and requests on a blocking socket, events on a
-//! non-blocking one, and a reader of attributes.
+//! Netlink, as much as shunt needs: dumps and requests on a blocking socket, events on a non-blocking one, and an
+//! attribute parser.
 //!
-//! Messages are read field by field, not into complete types: a kernel newer than this program may add or
-//! lengthen any attribute, and a device must never go unhooked because one of its statistics grew.
-//! What links and addresses mean is in [`super::devices`]; filters are made in [`super::clsact`].
+//! Messages are parsed field by field, not into complete types: a newer kernel may add or extend any attribute, and a
+//! device must never stay unhooked because one of its statistics grew. [`super::devices`] interprets links and
+//! addresses; [`super::clsact`] creates filters.
 
 use std::{
     io,
@@ -36,7 +36,7 @@ pub struct Message<'a> {
     pub body: &'a [u8],
 }
 
-/// The messages in one datagram; stops at the first that is cut short.
+/// The messages in one datagram; stops at the first truncated one.
 pub fn messages(mut data: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let len = read_u32(data, 0)? as usize;
@@ -65,13 +65,13 @@ pub fn read_u32(data: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(data.get(at..at + 4)?.try_into().ok()?))
 }
 
-/// Text up to its terminating zero.
+/// A zero-terminated string.
 pub fn read_str(data: &[u8]) -> String {
     let len = data.iter().position(|b| *b == 0).unwrap_or(data.len());
     String::from_utf8_lossy(&data[..len]).into_owned()
 }
 
-/// A request being put together.
+/// A request under construction.
 #[derive(Clone, Debug)]
 pub struct Request {
     bytes: Vec<u8>,
@@ -106,7 +106,7 @@ impl Request {
         self
     }
 
-    /// The message as it is sent, for tests of those who read messages.
+    /// The message as sent, for tests of parsers.
     #[cfg(test)]
     pub fn encoded(self) -> Vec<u8> {
         self.finish(0)
@@ -120,7 +120,7 @@ impl Request {
     }
 }
 
-/// A blocking socket for requests; every answer comes within five seconds or is an error.
+/// A blocking socket for requests, with a timeout of five seconds.
 #[derive(Debug)]
 pub struct Socket {
     fd: OwnedFd,
@@ -137,7 +137,7 @@ impl Socket {
         Self::of(SockProtocol::NetlinkNetFilter)
     }
 
-    /// For generic netlink's families: what a device's driver can do.
+    /// For generic netlink families, such as a driver's XDP features.
     pub fn open_generic() -> io::Result<Self> {
         Self::of(SockProtocol::NetlinkGeneric)
     }
@@ -153,19 +153,19 @@ impl Socket {
         Ok(Self { fd, sequence: 0 })
     }
 
-    /// Sends a request and waits for the kernel's yes or no.
+    /// Sends a request and waits for the acknowledgement.
     pub fn request(&mut self, mut request: Request) -> io::Result<()> {
         request.bytes[6] |= NLM_F_ACK as u8;
         self.exchange(request, |_| {}).map(drop)
     }
 
-    /// Sends a request, calls `each` with every message of its answer, and waits for the kernel's yes or no.
+    /// Sends a request, calls `each` with every message of the response, and waits for the acknowledgement.
     pub fn ask(&mut self, mut request: Request, each: impl FnMut(Message<'_>)) -> io::Result<()> {
         request.bytes[6] |= NLM_F_ACK as u8;
         self.exchange(request, each).map(drop)
     }
 
-    /// All of these changes to one of netfilter's subsystems, or none of them.
+    /// A transaction in one of netfilter's subsystems: all changes or none.
     pub fn transaction(&mut self, subsystem: u16, requests: Vec<Request>) -> io::Result<()> {
         const BATCH_BEGIN: u16 = 16;
         const BATCH_END: u16 = 17;
@@ -176,7 +176,7 @@ impl Socket {
         self.sequence += 1;
         bytes.extend(Request::new(BATCH_BEGIN, 0, &body(subsystem)).finish(self.sequence));
         for (number, mut request) in requests.into_iter().enumerate() {
-            // One word for all: the kernel answers in order, errors always.
+            // Only the last is acknowledged: the kernel answers in order, and always reports errors.
             if number == last {
                 request.bytes[6] |= NLM_F_ACK as u8;
             }
@@ -189,13 +189,13 @@ impl Socket {
         self.answer(|_| {}).map(drop)
     }
 
-    /// Calls `each` with every message of a dump. Where the kernel says that the dump was torn by a change,
-    /// it is made again from the beginning, so `each` must take a message twice.
+    /// Calls `each` with every message of a dump. If a change interrupted the dump, it is repeated from the beginning,
+    /// so `each` must accept a message twice.
     pub fn dump(&mut self, kind: u16, body: &[u8], each: impl FnMut(Message<'_>)) -> io::Result<()> {
         self.dump_request(Request::new(kind, 0, body), each)
     }
 
-    /// A dump that is asked for with attributes.
+    /// A dump whose request has attributes.
     pub fn dump_request(
         &mut self,
         mut request: Request,
@@ -211,14 +211,14 @@ impl Socket {
         Err(io::Error::other("the kernel's tables change faster than they can be read"))
     }
 
-    /// Sends a request and reads its answer; says whether that was torn (`NLM_F_DUMP_INTR`).
+    /// Sends a request and reads the response; returns whether the dump was interrupted (`NLM_F_DUMP_INTR`).
     fn exchange(&mut self, request: Request, each: impl FnMut(Message<'_>)) -> io::Result<bool> {
         self.sequence += 1;
         send(self.fd.as_raw_fd(), &request.finish(self.sequence), MsgFlags::empty())?;
         self.answer(each)
     }
 
-    /// Reads up to the kernel's yes or no, or the end of a dump.
+    /// Reads up to the acknowledgement or the end of a dump.
     fn answer(&mut self, mut each: impl FnMut(Message<'_>)) -> io::Result<bool> {
         let mut buffer = vec![0u8; 64 * 1024];
         let mut torn = false;
@@ -250,7 +250,7 @@ impl Events {
     pub fn open(groups: u32) -> io::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
-        // Room for a burst of several thousand devices; forced past rmem_max, which CAP_NET_ADMIN may.
+        // Large enough for a burst of several thousand devices; CAP_NET_ADMIN may exceed rmem_max.
         setsockopt(&fd, sockopt::RcvBufForce, &(8 << 20))
             .or_else(|_| setsockopt(&fd, sockopt::RcvBuf, &(1 << 20)))?;
         bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;

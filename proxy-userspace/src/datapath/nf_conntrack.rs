@@ -1,6 +1,6 @@
-//! What netfilter's connection tracking translates: the flows that another Service proxy (kube-proxy in iptables or
-//! nftables mode) has begun, read over ctnetlink. Read once, when shunt comes to a node (`agent::takeover`); nothing is
-//! ever written here. What IPVS translates is not in these tables.
+//! The flows that nf_conntrack translates: those of another Service proxy (kube-proxy in iptables or nftables mode),
+//! read over ctnetlink. Read when shunt takes over a node (`agent::takeover`); never written. IPVS translations are not
+//! in these tables.
 
 use std::{io, net::IpAddr};
 
@@ -32,20 +32,20 @@ const IPS_DST_NAT: u32 = 1 << 5;
 /// `struct nfgenmsg`.
 const HEADER: usize = 4;
 
-/// A flow whose destination netfilter translates.
+/// A flow whose destination nf_conntrack translates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Translated {
     pub proto: u8,
     pub client: (Addr, Port),
-    /// What the client asked for.
+    /// The destination that the client used.
     pub frontend: (Addr, Port),
-    /// Who answers.
+    /// The translated destination.
     pub backend: (Addr, Port),
     /// Bits of [`tcp`].
     pub state: u64,
 }
 
-/// All of them, TCP, UDP and SCTP; none where the kernel has no connection tracking.
+/// All such TCP, UDP and SCTP flows; none if the kernel has no connection tracking.
 pub fn translated() -> io::Result<Vec<Translated>> {
     let mut found = Vec::new();
     let listed = Socket::open_netfilter().and_then(|mut netlink| {
@@ -53,19 +53,19 @@ pub fn translated() -> io::Result<Vec<Translated>> {
     });
     match listed {
         Ok(()) => {}
-        // A table that changes all the time: what was read is still true of most flows.
+        // The table changes constantly; what was read still holds for most flows.
         Err(error) if error.kind() == io::ErrorKind::Other && !found.is_empty() => {}
         // EINVAL: no nfnetlink subsystem answers for conntrack; EPROTONOSUPPORT: no nfnetlink at all.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EPROTONOSUPPORT)) => {}
         Err(error) => return Err(error),
     }
-    // A dump that was torn tells some flows twice.
+    // An interrupted dump contains some flows twice.
     found.sort_by_key(|flow| (flow.proto, flow.client.0.words(), flow.client.1.host()));
     found.dedup();
     Ok(found)
 }
 
-/// An entry, if its destination is translated and packets may still come.
+/// An entry, if its destination is translated and packets may still arrive.
 fn read(message: &Message<'_>) -> Option<Translated> {
     if message.kind != IPCTNL_MSG_CT_NEW {
         return None;
@@ -95,8 +95,8 @@ fn read(message: &Message<'_>) -> Option<Translated> {
     })
 }
 
-/// What a state of `enum tcp_conntrack` means here; `None` for connections that are not open yet (the SYN comes again)
-/// or not any more.
+/// Maps a state of `enum tcp_conntrack`; `None` for connections that are not open yet (the SYN is repeated) or already
+/// closed.
 fn state_of(tcp_conntrack: u8) -> Option<u64> {
     const SYN_RECV: u8 = 2;
     const ESTABLISHED: u8 = 3;
@@ -108,7 +108,7 @@ fn state_of(tcp_conntrack: u8) -> Option<u64> {
     Some(match tcp_conntrack {
         SYN_RECV => tcp::OPENED | tcp::REPLIED,
         ESTABLISHED => open,
-        // Which side has sent FIN is not told; both live as long.
+        // The side that sent FIN is unknown; both have the same timeout.
         FIN_WAIT | CLOSE_WAIT => open | tcp::FIN_CLIENT,
         LAST_ACK | TIME_WAIT => open | tcp::FIN_CLIENT | tcp::FIN_BACKEND,
         _ => return None,

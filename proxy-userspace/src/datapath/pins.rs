@@ -1,4 +1,4 @@
-//! Where pins live: `<bpffs>/v<SCHEMA>/{maps,progs,links}/NAME`, and the lock that lets one agent own them.
+//! The pin directories `<bpffs>/v<SCHEMA>/{maps,progs,links}/NAME`, and the lock by which one agent owns them.
 
 use std::{
     fs::{self, File},
@@ -67,8 +67,8 @@ impl Pins {
         self.root.join("links").join(name)
     }
 
-    /// Locks the pin directory for this process's life. A directory can be locked although bpffs holds no
-    /// regular file, and so the lock is one with what it protects, whatever namespaces its users are in.
+    /// Locks the pin directory for the lifetime of this process. The directory itself is locked (bpffs holds no regular
+    /// files), so the lock protects it in any mount namespace.
     pub fn lock(&self) -> Result<PinLock, DatapathError> {
         let dir = File::open(&self.root).map_err(|e| DatapathError::pin(&self.root, e))?;
         match Flock::lock(dir, FlockArg::LockExclusiveNonblock) {
@@ -80,7 +80,7 @@ impl Pins {
         }
     }
 
-    /// Names pinned in one of the directories; an absent directory has none.
+    /// The names pinned in a directory; a missing directory has none.
     pub fn names(dir: &Path) -> io::Result<Vec<String>> {
         let entries = match fs::read_dir(dir) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -1,8 +1,8 @@
-//! Connected UDP sockets that lead nowhere any more are closed (SOCK_DESTROY of sock_diag(7)): their owner gets
-//! ECONNABORTED and connects anew, where it would otherwise wait for a server that is gone. What the kernel translated
-//! at connect() it never looks at again, so there is no other way to tell.
+//! Closes connected UDP sockets (SOCK_DESTROY of sock_diag(7)): their owner gets ECONNABORTED and reconnects, instead
+//! of waiting for a removed endpoint. The kernel does not evaluate connect()'s translation again, so there is no other
+//! way.
 //!
-//! Which sockets these are is the caller's business (the agent's leavers thread). TCP sockets are never touched.
+//! The caller chooses the sockets (the agent's udp-flush thread). TCP sockets are never touched.
 
 use std::{
     collections::BTreeSet,
@@ -20,12 +20,12 @@ use super::netlink::{Message, Request, Socket, read_u32};
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 
-/// A connected UDP socket has TCP's state of that name.
+/// Connected UDP sockets have this TCP state.
 const ESTABLISHED: u32 = 1;
 
-/// `struct inet_diag_sockid`: ports, addresses, device, cookie; what names a socket in a request.
+/// `struct inet_diag_sockid`: ports, addresses, device, cookie; identifies a socket in a request.
 const ID: usize = 48;
-/// Where it stands in `struct inet_diag_msg`.
+/// Its offset in `struct inet_diag_msg`.
 const ID_AT: usize = 4;
 
 /// A connected UDP socket.
@@ -51,12 +51,12 @@ pub struct SockDiag {
 }
 
 impl SockDiag {
-    /// Of the calling thread's namespace.
+    /// For the calling thread's namespace.
     pub fn open() -> io::Result<Self> {
         Ok(Self { netlink: Socket::open_sock_diag()? })
     }
 
-    /// All connected UDP sockets, v4-mapped ones among IPv6's.
+    /// All connected UDP sockets, including v4-mapped ones of IPv6.
     pub fn connected_udp(&mut self) -> io::Result<Vec<Connected>> {
         let mut found = Vec::new();
         for family in [libc::AF_INET, libc::AF_INET6] {
@@ -68,7 +68,7 @@ impl SockDiag {
         Ok(found)
     }
 
-    /// Closes the socket. `false`: it is gone already.
+    /// Closes the socket; returns false if it is already gone.
     pub fn destroy(&mut self, socket: &Connected) -> io::Result<bool> {
         let request = Request::new(SOCK_DESTROY, 0, &request(socket.family, &socket.id));
         match self.netlink.request(request) {
@@ -78,21 +78,21 @@ impl SockDiag {
         }
     }
 
-    /// Whether this kernel can (CONFIG_INET_DIAG_DESTROY): asked for a socket that does not exist.
+    /// Whether the kernel supports it (CONFIG_INET_DIAG_DESTROY), tried on a socket that does not exist.
     pub fn can_destroy(&mut self) -> io::Result<()> {
         let mut id = [0; ID];
-        // Cookies count up from 1: nobody has this one.
+        // Cookies count up from 1: no socket has this one.
         id[ID - 8..].fill(0xfe);
-        let nobody = Connected {
+        let absent = Connected {
             family: libc::AF_INET as u8,
             id,
             cookie: 0,
             peer: Addr::UNSPECIFIED_V4,
             port: Port::ZERO,
         };
-        // Without UDP's part of sock_diag the dump fails; destroying would answer ENOENT either way.
+        // Without UDP support in sock_diag the dump fails; destroying returns ENOENT in either case.
         self.connected_udp()?;
-        self.destroy(&nobody).map(drop)
+        self.destroy(&absent).map(drop)
     }
 }
 
@@ -124,17 +124,18 @@ fn read(message: &Message<'_>) -> Option<Connected> {
     })
 }
 
-/// The network namespaces that [`elsewhere`] found, but for this process's own.
+/// The network namespaces that [`elsewhere`] found, except this process's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Elsewhere {
     pub entered: usize,
-    /// Seen, and not to be entered.
+    /// Found, but cannot be entered.
     pub closed: usize,
 }
 
-/// Calls `each` with the sockets of every other network namespace of which this process sees a process, until it
-/// returns `false`. For `--socket-lb all`: pods' sockets are translated, too. Needs /proc of the host and
-/// CAP_SYS_ADMIN; what cannot be entered is passed over and counted. In a container of its own no other is seen.
+/// Calls `each` with the sockets of every other network namespace that a visible process is in, until it returns
+/// `false`. For `--socket-lb all`, which translates pods' sockets too. Needs the host's /proc and CAP_SYS_ADMIN;
+/// namespaces that cannot be entered are skipped and counted. In a container without the host's process ids no other
+/// namespace is visible.
 pub fn elsewhere(mut each: impl FnMut(SockDiag) -> io::Result<bool>) -> io::Result<Elsewhere> {
     let own = File::open("/proc/thread-self/ns/net")?;
     let mut seen = BTreeSet::from([own.metadata()?.ino()]);
@@ -149,7 +150,7 @@ pub fn elsewhere(mut each: impl FnMut(SockDiag) -> io::Result<bool>) -> io::Resu
                 found.closed += 1;
                 continue;
             }
-            // A process that has ended meanwhile, or a zombie.
+            // The process has ended, or is a zombie.
             Err(_) => continue,
         };
         if !seen.insert(netns.metadata()?.ino()) {
@@ -161,7 +162,7 @@ pub fn elsewhere(mut each: impl FnMut(SockDiag) -> io::Result<bool>) -> io::Resu
         }
         found.entered += 1;
         let inside = SockDiag::open();
-        // Whatever comes next belongs to our own namespace again; a thread that cannot go back must not go on.
+        // The thread must return to its own namespace; if it cannot, it must not continue.
         setns(&own, CloneFlags::CLONE_NEWNET)?;
         if !each(inside?)? {
             break;
@@ -176,7 +177,7 @@ mod tests {
 
     use super::*;
 
-    /// The kernel's own answer about a socket of this process, in both families.
+    /// The kernel's report about a socket of this process, in both families.
     #[test]
     fn connected_sockets_are_found_by_their_peer() {
         for (from, to) in

@@ -1,7 +1,6 @@
-//! The XDP lane's program on devices: pinned links, replaced in place like those of tc, and what a device can do.
+//! XDP programs on devices: pinned links, updated in place like those of tc, and the devices' capabilities.
 //!
-//! Nothing here decides which devices are in the lane: that is `devices::select`'s, and the fall back from a driver's
-//! mode to the generic one is the agent's.
+//! `devices::select` decides which devices are eligible; the agent falls back from native to generic mode.
 
 use std::{
     fmt, io,
@@ -60,21 +59,21 @@ fn pin_path(pins: &Pins, mode: Mode, ifindex: u32) -> PathBuf {
     pins.link(&format!("xdp_{mode}_{ifindex}"))
 }
 
-/// Mode and device number in the name of a pinned XDP link.
+/// Mode and ifindex in the name of a pinned XDP link.
 pub fn parse_link_name(name: &str) -> Option<(Mode, u32)> {
     let (mode, index) = name.strip_prefix("xdp_")?.split_once('_')?;
     let mode = Mode::BOTH.into_iter().find(|known| known.to_string() == mode)?;
     Some((mode, index.parse().ok()?))
 }
 
-/// Device numbers that XDP links are pinned for.
+/// The ifindexes of pinned XDP links.
 pub fn pinned(pins: &Pins) -> io::Result<Vec<u32>> {
     let names = Pins::names(&pins.links())?;
     Ok(names.iter().filter_map(|name| parse_link_name(name)).map(|(_, ifindex)| ifindex).collect())
 }
 
-/// Puts `program` on a device in this mode, in place of ours where it is there already. EBUSY and EEXIST: another
-/// program is there, and stays.
+/// Attaches `program` to a device in this mode, replacing ours. EBUSY and EEXIST: another program is attached, and
+/// stays.
 pub fn attach(
     pins: &Pins,
     netlink: &mut Socket,
@@ -89,7 +88,7 @@ pub fn attach(
     match bpf::obj_get(&path) {
         Ok(old) => {
             let info = LinkInfo::of(old.as_fd())?;
-            // The pinned link may be of a device with this number that is gone or in another namespace now.
+            // The pinned link may belong to an earlier device with this ifindex, which is gone or in another namespace.
             if info.ifindex() == Some(ifindex) && attached(netlink, ifindex)? == Some(info.prog_id) {
                 match link::update(old.as_fd(), program) {
                     Err(e) if e.raw_os_error() == Some(libc::ENOLINK) => {}
@@ -105,13 +104,13 @@ pub fn attach(
     bpf::obj_pin(fresh.as_fd(), &path)
 }
 
-/// Takes our program off a device, wherever that is now.
+/// Detaches our program from a device, even if it left the namespace.
 pub fn detach(pins: &Pins, ifindex: u32) -> io::Result<()> {
     Mode::BOTH.into_iter().try_for_each(|mode| remove(&pin_path(pins, mode, ifindex)))
 }
 
-/// Detaches a pinned link and removes its pin. The pin alone would do, but some time later: the kernel frees a file of
-/// bpffs after a grace period.
+/// Detaches a pinned link and removes its pin. Removing the pin alone would detach later: the kernel frees bpffs inodes
+/// after a grace period.
 fn remove(path: &Path) -> io::Result<()> {
     match bpf::obj_get(path) {
         Ok(old) => match link::detach(old.as_fd()) {
@@ -124,7 +123,7 @@ fn remove(path: &Path) -> io::Result<()> {
     bpf::remove_pin(path)
 }
 
-/// The id of the XDP program on a device of this namespace, whosever it is.
+/// The id of any XDP program on a device of this namespace.
 pub fn attached(netlink: &mut Socket, ifindex: u32) -> io::Result<Option<u32>> {
     const RTM_NEWLINK: u16 = 16;
     const RTM_GETLINK: u16 = 18;
@@ -147,8 +146,8 @@ fn program_in(message: Message<'_>) -> Option<u32> {
     read_u32(id, 0)
 }
 
-/// Whether a device's driver sends frames that XDP programs of other devices redirect to it; a veth: whether its peer
-/// takes any frame that an XDP program sends. `None`: this kernel (before 6.3) does not tell.
+/// Whether a device's driver transmits frames that XDP programs redirect to it; for a veth, whether its peer accepts
+/// frames that an XDP program transmits. `None`: unknown (kernel before 6.3).
 pub fn transmits(ifindex: u32) -> io::Result<Option<bool>> {
     const GENL_ID_CTRL: u16 = 0x10;
     const GETFAMILY: [u8; 4] = [3, 1, 0, 0];
@@ -177,7 +176,7 @@ pub fn transmits(ifindex: u32) -> io::Result<Option<bool>> {
     let mut features = None;
     netlink.ask(request, |message| {
         let found = attributes(message.body.get(4..).unwrap_or_default()).find(|a| a.0 == XDP_FEATURES);
-        // 64 bits, of which the low ones matter.
+        // 64 bits; only the low ones are used.
         let low = if cfg!(target_endian = "little") { 0 } else { 4 };
         features = found.and_then(|(_, word)| read_u32(word, low)).or(features);
     })?;

@@ -1,9 +1,10 @@
-//! Events on the Node and on Services, as kube-proxy sends them (events.k8s.io/v1): what whoever owns the object should
-//! know, where `kubectl describe` shows it.
+//! Events on the Node and on Services, as kube-proxy sends them (events.k8s.io/v1), for the owner of the object:
+//! `kubectl describe` shows them.
 //!
-//! Best effort. [`Recorder::record`] never waits: what finds no room in the queue is dropped and counted, and the log has
-//! said it already. One task ([`writer`]) sends what is in the queue. With files as source there is nobody to tell.
+//! Best effort. [`Recorder::record`] never blocks: when the queue is full, the Event is dropped and counted; the same
+//! message is in the log. One task ([`writer`]) sends the queue. With manifest files as source, Events are discarded.
 
+mod event;
 mod object;
 mod writer;
 
@@ -11,46 +12,23 @@ use std::{fmt, sync::Arc};
 
 use tokio::sync::mpsc;
 
+pub use self::event::{Event, Regarding};
 use self::writer::Writer;
 use crate::{
+    kube_client::ApiServer,
     metrics::METRICS,
-    model::ServiceKey,
     problem::{Problem, ProblemKind},
-    source::kube::ApiServer,
 };
 
-/// Events that wait for the API server; what comes while so many wait is dropped.
+/// Capacity of the queue; further Events are dropped.
 const QUEUE: usize = 256;
 
-/// Something worth telling.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Event {
-    pub regarding: Regarding,
-    pub is_warning: bool,
-    /// Why, in one word: what people search for.
-    pub reason: &'static str,
-    /// What was tried.
-    pub action: &'static str,
-    pub note: String,
-}
-
-/// The object that an event is about.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Regarding {
-    /// This node.
-    Node,
-    Service {
-        key: ServiceKey,
-        uid: Option<Arc<str>>,
-    },
-}
-
-/// Takes events from anybody.
+/// Queues Events for the API server; the default one discards them.
 #[derive(Clone, Debug, Default)]
 pub struct Recorder(Option<mpsc::Sender<Event>>);
 
 impl Recorder {
-    /// Sends what is recorded to this API server. Within a runtime only.
+    /// Starts the task that sends to this API server. Must be called within a runtime.
     pub fn start(api: ApiServer, node_name: &str) -> Self {
         let (sender, queue) = mpsc::channel(QUEUE);
         tokio::spawn(Writer::new(api, node_name).run(queue));
@@ -64,7 +42,7 @@ impl Recorder {
         }
     }
 
-    /// What keeps a Service from being served as it asks.
+    /// A problem of a Service.
     pub fn problem(&self, problem: &Problem, uid: Option<Arc<str>>) {
         let (reason, action) = words(&problem.kind);
         self.record(Event {
@@ -76,14 +54,14 @@ impl Recorder {
         });
     }
 
-    /// Something about this node.
+    /// An Event on this node.
     pub fn node(&self, is_warning: bool, reason: &'static str, note: impl fmt::Display) {
         let (action, note) = ("StartKubeProxy", note.to_string());
         self.record(Event { regarding: Regarding::Node, is_warning, reason, action, note });
     }
 }
 
-/// Reason and action of a problem's event.
+/// Reason and action of a problem's Event.
 fn words(kind: &ProblemKind) -> (&'static str, &'static str) {
     match kind {
         ProblemKind::NoClusterIp => ("NoClusterIP", "ServeService"),
@@ -93,7 +71,7 @@ fn words(kind: &ProblemKind) -> (&'static str, &'static str) {
             ("SCTPPortRefused", "ServeService")
         }
         ProblemKind::NoHealthCheckPort => ("NoHealthCheckNodePort", "Listen"),
-        // kube-proxy's words.
+        // kube-proxy's reason.
         ProblemKind::HealthCheckPort { .. } | ProblemKind::HealthCheckPortTaken { .. } => {
             ("FailedToStartServiceHealthcheck", "Listen")
         }
@@ -108,7 +86,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn nobody_waits_for_a_full_queue() {
+    async fn a_full_queue_drops_events() {
         let (sender, mut queue) = mpsc::channel(2);
         let recorder = Recorder(Some(sender));
         for n in 0..5 {
@@ -117,7 +95,7 @@ mod tests {
         assert_eq!(queue.recv().await.unwrap().note, "0");
         assert_eq!(queue.recv().await.unwrap().note, "1");
         assert!(queue.try_recv().is_err());
-        // Nobody to tell: nothing happens.
+        // Without an API server, nothing happens.
         Recorder::default().node(false, "Starting", "");
     }
 }

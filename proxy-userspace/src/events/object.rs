@@ -1,20 +1,20 @@
-//! An event as events.k8s.io/v1 wants it, and where to send it.
+//! An Event as an events.k8s.io/v1 object, and its API path.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Event, Regarding};
+use super::event::{Event, Regarding};
 
-/// The API server refuses longer notes.
+/// The API server's limit.
 const MAX_NOTE: usize = 1024;
 const CONTROLLER: &str = "shunt";
 
-/// A new event's collection and body. `name` is the object's, chosen by [`name`].
+/// Path and body of a new Event; [`name`] generates `name`.
 pub fn new(event: &Event, node: &str, name: &str, now: Timestamp) -> (String, Value) {
     let mut instance = format!("{CONTROLLER}-{node}");
     instance.truncate(128);
     let regarding = match &event.regarding {
-        // kube-proxy's: the name stands for the uid, and `kubectl describe node` asks for that.
+        // As in kube-proxy, the name stands for the uid: `kubectl describe node` selects by it.
         Regarding::Node => json!({"apiVersion": "v1", "kind": "Node", "name": node, "uid": node}),
         Regarding::Service { key, uid } => {
             let mut regarding = json!({"apiVersion": "v1", "kind": "Service", "namespace": &*key.namespace, "name": &*key.name});
@@ -40,13 +40,13 @@ pub fn new(event: &Event, node: &str, name: &str, now: Timestamp) -> (String, Va
     (collection(event), body)
 }
 
-/// The path and the patch that say how often an event was seen.
+/// Path and patch of a repeated Event.
 pub fn repeated(event: &Event, name: &str, count: u32, now: Timestamp) -> (String, Value) {
     let patch = json!({"series": {"count": count, "lastObservedTime": micro(now)}});
     (format!("{}/{name}", collection(event)), patch)
 }
 
-/// A name that no other event has, as client-go makes one.
+/// A unique name, generated as in client-go.
 pub fn name(event: &Event, node: &str, now: Timestamp) -> String {
     let of = match &event.regarding {
         Regarding::Node => node,
@@ -55,7 +55,7 @@ pub fn name(event: &Event, node: &str, now: Timestamp) -> String {
     format!("{of}.{:x}", now.as_nanosecond())
 }
 
-/// Events of what has no namespace stand in `default`.
+/// Events on cluster-scoped objects are in `default`.
 fn namespace(event: &Event) -> &str {
     match &event.regarding {
         Regarding::Node => "default",

@@ -1,5 +1,5 @@
-//! Sends events, one after the other, no faster than the API server should be asked: what is said again within a while
-//! is counted and told by one patch a minute.
+//! Sends Events one after the other, rate-limited. Repetitions within a while are counted, and sent as at most one
+//! patch a minute.
 
 use std::{
     collections::HashMap,
@@ -11,22 +11,22 @@ use jiff::Timestamp;
 use serde_json::Value;
 use tokio::{sync::mpsc, time::sleep};
 
-use super::{Event, object};
+use super::{event::Event, object};
 use crate::{
+    kube_client::{ApiServer, Backoff, RequestError},
     metrics::METRICS,
-    source::kube::{ApiServer, Backoff, RequestError},
 };
 
-/// So many at once, and then one in each `PACE`.
+/// Token bucket: this many at once, then one per `PACE`.
 const BURST: u32 = 25;
 const PACE: Duration = Duration::from_secs(1);
-/// What is said again within this time is the same event still.
+/// A repetition within this time belongs to the same Event.
 const SERIES: Duration = Duration::from_secs(360);
-/// Between two patches of one event.
+/// Minimum between two patches of one Event.
 const PATCH: Duration = Duration::from_secs(60);
-/// Events that are remembered; when there are more, the oldest are new again.
+/// Maximum number of remembered Events; beyond it the oldest are forgotten.
 const REMEMBERED: usize = 512;
-/// What could not be sent for so long is old news.
+/// An Event that could not be sent for this long is discarded.
 const STALE: Duration = Duration::from_secs(600);
 
 const JSON: &str = "application/json";
@@ -44,15 +44,15 @@ pub struct Writer {
     was_refused: bool,
 }
 
-/// An event that was sent, and how often it was seen since.
+/// An Event that was sent, and how often it occurred since.
 #[derive(Clone, Debug)]
 struct Series {
     name: String,
     count: u32,
-    /// How many of these the API server knows of.
-    told: u32,
+    /// The count that the API server knows.
+    patched_count: u32,
     last: Instant,
-    told_at: Instant,
+    patched_at: Instant,
 }
 
 impl Writer {
@@ -68,7 +68,7 @@ impl Writer {
         }
     }
 
-    /// Until nobody can record any more.
+    /// Runs until all recorders are dropped.
     pub async fn run(mut self, mut queue: mpsc::Receiver<Event>) {
         loop {
             tokio::select! {
@@ -76,10 +76,10 @@ impl Writer {
                     Some(event) => self.take(event).await,
                     None => return,
                 },
-                () = sleep(PATCH), if !self.seen.is_empty() => self.tell_repeated().await,
+                () = sleep(PATCH), if !self.seen.is_empty() => self.patch_repeated().await,
             }
             if self.seen.values().any(|series| series.is_due(Instant::now())) {
-                self.tell_repeated().await;
+                self.patch_repeated().await;
             }
         }
     }
@@ -99,15 +99,15 @@ impl Writer {
             if self.seen.len() >= REMEMBERED {
                 self.forget_half();
             }
-            let series = Series { name, count: 1, told: 1, last: now, told_at: Instant::now() };
+            let series = Series { name, count: 1, patched_count: 1, last: now, patched_at: Instant::now() };
             self.seen.insert(event, series);
         }
     }
 
-    /// Tells of events that were seen again, and forgets those that are over.
-    async fn tell_repeated(&mut self) {
+    /// Patches Events that were repeated, and forgets finished series.
+    async fn patch_repeated(&mut self) {
         let now = Instant::now();
-        self.seen.retain(|_, series| now.duration_since(series.last) < SERIES || series.is_untold());
+        self.seen.retain(|_, series| now.duration_since(series.last) < SERIES || series.is_unpatched());
         let due: Vec<_> = self.seen.iter().filter(|(_, series)| series.is_due(now)).collect();
         let due: Vec<(Event, Series)> =
             due.into_iter().map(|(event, series)| (event.clone(), series.clone())).collect();
@@ -115,11 +115,11 @@ impl Writer {
             let (path, patch) = object::repeated(&event, &series.name, series.count, Timestamp::now());
             if self.send(Method::PATCH, &path, MERGE_PATCH, &patch).await {
                 if let Some(known) = self.seen.get_mut(&event) {
-                    known.told = series.count;
-                    known.told_at = Instant::now();
+                    known.patched_count = series.count;
+                    known.patched_at = Instant::now();
                 }
             } else {
-                // Events last an hour there: this one may be gone, and is new when it is seen again.
+                // The API server keeps Events for an hour: it may be gone; the next occurrence is a new one.
                 self.seen.remove(&event);
             }
         }
@@ -132,7 +132,7 @@ impl Writer {
         self.seen.retain(|_, series| series.last > middle);
     }
 
-    /// Sends one, again and again while the API server is away; whether it arrived.
+    /// Sends one, and retries while the API server is unreachable; returns whether it was accepted.
     async fn send(&mut self, method: Method, path: &str, kind: &'static str, body: &Value) -> bool {
         let begun = Instant::now();
         self.wait_for_token().await;
@@ -154,7 +154,7 @@ impl Writer {
             if !may_pass || begun.elapsed() > STALE {
                 if !std::mem::replace(&mut self.was_refused, true) {
                     tracing::warn!(
-                        "an event could not be sent: {error} (they need create and patch of events in events.k8s.io)"
+                        "an Event could not be sent: {error} (needs create and patch of events in events.k8s.io)"
                     );
                 }
                 METRICS.own.events.with_label_values(&["failed"]).inc();
@@ -180,11 +180,11 @@ impl Writer {
 }
 
 impl Series {
-    fn is_untold(&self) -> bool {
-        self.count > self.told
+    fn is_unpatched(&self) -> bool {
+        self.count > self.patched_count
     }
 
     fn is_due(&self, now: Instant) -> bool {
-        self.is_untold() && now.duration_since(self.told_at) >= PATCH
+        self.is_unpatched() && now.duration_since(self.patched_at) >= PATCH
     }
 }

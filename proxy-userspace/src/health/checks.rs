@@ -1,8 +1,8 @@
-//! The listeners of healthCheckNodePorts (SERVICE-SEMANTICS 3.2): opened and closed as Services change, any path,
-//! with kube-proxy's answer byte for byte.
+//! The listeners of healthCheckNodePorts (SERVICE-SEMANTICS 3.2): opened and closed as Services change; they answer any
+//! path with kube-proxy's response, byte for byte.
 //!
-//! What is to be answered where comes from the controller ([`Listeners`]). One task opens and closes; a listener reads
-//! its answer anew for each request, so a changed count needs no change of listeners.
+//! The controller provides addresses and answers ([`Listeners`]). One task opens and closes listeners; a listener reads
+//! its answer for each request, so a changed count does not reopen it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,8 +22,8 @@ use tokio::{
 };
 
 use super::{
-    Health,
     http::{self, Response},
+    state::Health,
 };
 use crate::{
     events::Recorder,
@@ -31,10 +31,10 @@ use crate::{
     problem::{Problem, ProblemKind},
 };
 
-/// Between two tries at a port that somebody else has.
+/// Between two attempts to bind a port that is in use.
 const REBIND: Duration = Duration::from_secs(1);
 
-/// Keeps open what `wanted` names, until its sender is gone.
+/// Keeps the listeners in `wanted` open until its sender is dropped.
 pub async fn follow(mut wanted: watch::Receiver<Listeners>, health: Arc<Health>, recorder: Recorder) {
     let (open, failed) = Default::default();
     let mut checks = Checks { wanted: wanted.clone(), health, recorder, open, failed };
@@ -53,18 +53,18 @@ struct Checks {
     health: Arc<Health>,
     recorder: Recorder,
     open: BTreeMap<SocketAddr, JoinHandle<()>>,
-    /// What could not be opened and was reported.
+    /// Listeners whose failure was reported.
     failed: BTreeSet<SocketAddr>,
 }
 
 impl Checks {
     async fn reconcile(&mut self, wanted: &Listeners) {
-        // First all that is to be closed: its port may be another one's now.
+        // Close first: another listener may need the port.
         let gone: Vec<_> = self.open.keys().copied().filter(|at| !wanted.contains_key(at)).collect();
         for at in gone {
             if let Some(task) = self.open.remove(&at) {
                 task.abort();
-                // The listener is closed when the task has been dropped.
+                // The listener closes when its task has been dropped.
                 let _cancelled = task.await;
                 tracing::info!(%at, "healthCheckNodePort closed");
             }
@@ -103,7 +103,7 @@ impl Checks {
     }
 }
 
-/// A listener of one family: `::` without IPv4, which has a listener and a count of its own.
+/// A listener of one family: `::` excludes IPv4, which has its own listener and count.
 fn bind(at: SocketAddr) -> io::Result<TcpListener> {
     let socket = if at.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
@@ -114,11 +114,11 @@ fn bind(at: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(128)
 }
 
-/// The answer of one Service. Its weight lets a balancer send by the number of endpoints.
+/// The answer of one Service. The weight header lets a load balancer distribute by the number of endpoints.
 fn respond(answer: Option<&LocalEndpoints>, healthy: bool) -> Response {
     let (namespace, name, count) = answer
         .map_or(("", "", 0), |answer| (&*answer.service.namespace, &*answer.service.name, answer.count));
-    // As kube-proxy writes it: tabs, no newline at the end. Names of objects need no escaping.
+    // kube-proxy's format: tabs, no trailing newline. Object names need no escaping.
     let body = format!(
         "{{\n\t\"service\": {{\n\t\t\"namespace\": \"{namespace}\",\n\t\t\"name\": \"{name}\"\n\t}},\n\
          \t\"localEndpoints\": {count},\n\t\"serviceProxyHealthy\": {healthy}\n}}"
@@ -185,7 +185,7 @@ mod tests {
         let at = holder.local_addr().unwrap();
         let (sender, receiver) = watch::channel(Listeners::from([(at, answer(0))]));
         let task = tokio::spawn(follow(receiver, Arc::default(), Recorder::default()));
-        // Somebody else's for now.
+        // In use by another socket for now.
         sleep(Duration::from_millis(100)).await;
         drop(holder);
         let starts = |text: &'static str| {

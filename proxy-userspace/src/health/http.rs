@@ -1,5 +1,4 @@
-//! As much of HTTP/1.1 as a health probe needs: one GET or HEAD a connection, one answer. Too little for a web
-//! framework.
+//! As much of HTTP/1.1 as a health probe needs: one GET or HEAD per connection, one response.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,26 +10,27 @@ use tokio::{
     time::timeout,
 };
 
-/// A request longer than this, or slower, is no probe.
+/// Limits of a request's length and time.
 const MAX_REQUEST: usize = 8192;
 const MAX_WAIT: Duration = Duration::from_secs(5);
-/// Connections at a time, of one listener: whoever holds more open waits, and takes no descriptors from the agent.
+/// Maximum concurrent connections of one listener: further ones wait, so that the agent does not run out of
+/// descriptors.
 const MAX_CONNECTIONS: usize = 256;
 
-/// An answer.
+/// A response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
     pub status: u16,
     pub content_type: &'static str,
-    /// One header more than those every answer has.
+    /// One additional header.
     pub header: Option<(&'static str, String)>,
     pub body: String,
 }
 
-/// Answers to a path, without its query.
+/// Returns the response to a path (without the query).
 pub type Answer = Arc<dyn Fn(&str) -> Response + Send + Sync>;
 
-/// Answers at `listener`, which the task owns: it is closed when the task is aborted.
+/// Serves `listener`, which the task owns: aborting the task closes it.
 pub fn accept(listener: TcpListener, answer: Answer) -> JoinHandle<()> {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     tokio::spawn(async move {
@@ -45,7 +45,7 @@ pub fn accept(listener: TcpListener, answer: Answer) -> JoinHandle<()> {
                     });
                 }
                 Err(error) => {
-                    // Out of descriptors: those in use come back.
+                    // Out of descriptors: wait until some are closed.
                     tracing::debug!(%error, "accept failed");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
@@ -66,7 +66,7 @@ async fn serve(mut stream: TcpStream, answer: Answer) {
         },
     };
     let bytes = encode(&response, request.starts_with("HEAD "));
-    // Whoever asked may have gone; there is nobody to tell.
+    // The client may have disconnected; nothing depends on it.
     let _sent = timeout(MAX_WAIT, stream.write_all(bytes.as_bytes())).await;
     let _closed = stream.shutdown().await;
 }
@@ -89,7 +89,7 @@ fn encode(response: &Response, head_only: bool) -> String {
     )
 }
 
-/// The head of a request; `None` when it is too long or ends early.
+/// The head of a request; `None` if it is too long or incomplete.
 async fn read_request(stream: &mut TcpStream) -> Option<String> {
     let mut data = Vec::new();
     let mut chunk = [0u8; 1024];

@@ -1,7 +1,6 @@
-//! The node's health and what the process counts over HTTP ([`Page`]), and the healthCheckNodePorts of Services
-//! ([`checks`]).
+//! The listeners for health and metrics ([`Page`]), and those of healthCheckNodePorts ([`checks`]).
 //!
-//! The agent tells [`Health`] what it did; the listeners only read it, and run beside the task that owns the maps.
+//! The agent updates [`Health`]; the listeners only read it, and run outside the agent's task.
 
 pub mod checks;
 mod http;
@@ -28,11 +27,11 @@ pub fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_secs())
 }
 
-/// Between two tries at an address that somebody else has.
+/// Between two attempts to bind an address that is in use.
 const REBIND: Duration = Duration::from_secs(2);
 
-/// Answers at `addr` until the runtime ends. An address that cannot be had is no reason to leave the node without
-/// Services: it is tried again, and `Err` says why that is necessary.
+/// Serves `page` at `addr` until the runtime ends. If the address cannot be bound, the agent continues and tries again;
+/// `Err` has the reason of the first failure.
 pub async fn keep_listening(addr: SocketAddr, what: &'static str, page: Page) -> io::Result<()> {
     let error = match listen(addr, page.clone()).await {
         Ok(bound) => {
@@ -41,7 +40,7 @@ pub async fn keep_listening(addr: SocketAddr, what: &'static str, page: Page) ->
         }
         Err(error) => error,
     };
-    tracing::warn!(%addr, %error, "cannot listen for {what}: going on without, trying again");
+    tracing::warn!(%addr, %error, "cannot listen for {what}: trying again");
     tokio::spawn(async move {
         loop {
             tokio::time::sleep(REBIND).await;
@@ -54,8 +53,8 @@ pub async fn keep_listening(addr: SocketAddr, what: &'static str, page: Page) ->
     Err(error)
 }
 
-/// Binds `addr` and answers there until the runtime ends. 0.0.0.0 is every address of the node, as in kube-proxy: IPv6
-/// ones too, where there is IPv6.
+/// Binds `addr` and serves `page` until the runtime ends. 0.0.0.0 stands for all addresses of both families, as in
+/// kube-proxy.
 pub async fn listen(addr: SocketAddr, page: Page) -> io::Result<SocketAddr> {
     let listener = match addr {
         SocketAddr::V4(v4) if v4.ip().is_unspecified() => match both_families(v4.port()) {
@@ -71,7 +70,7 @@ pub async fn listen(addr: SocketAddr, page: Page) -> io::Result<SocketAddr> {
     Ok(bound)
 }
 
-/// A listener at `[::]` that takes IPv4 connections as well.
+/// A listener at `[::]` that accepts IPv4 connections as well.
 fn both_families(port: u16) -> io::Result<TcpListener> {
     const BACKLOG: u32 = 1024;
     let socket = TcpSocket::new_v6()?;

@@ -1,26 +1,26 @@
-//! What the two listeners of the node answer, path by path.
+//! The responses of the health and metrics listeners, by path.
 
 use std::{fmt, sync::Arc};
 
 use jiff::Timestamp;
 
-use super::{Health, http::Response};
+use super::{http::Response, state::Health};
 use crate::{datapath::pins::Pins, metrics::METRICS};
 
 /// What a listener serves.
 #[derive(Clone, Debug)]
 pub enum Page {
-    /// `/healthz`, `/livez`, `/readyz`, of the node.
+    /// `/healthz`, `/livez`, `/readyz` of the node.
     Health(Arc<Health>),
-    /// `/metrics` and what kube-proxy shows beside it.
+    /// `/metrics`, and kube-proxy's other pages on the same port.
     Metrics(Arc<MetricsPages>),
 }
 
-/// What the metrics listener needs to know.
+/// What the metrics listener needs.
 pub struct MetricsPages {
     /// Where the maps are.
     pub pins: Pins,
-    /// Service ports that have series of their own.
+    /// Maximum number of service ports with their own series.
     pub services_max: usize,
     /// The configuration in effect, as JSON.
     pub configz: Option<String>,
@@ -31,8 +31,8 @@ const TEXT: &str = "text/plain; charset=utf-8";
 /// Prometheus' text format.
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The answer of `/proxyMode`. kube-proxy names iptables, ipvs or nftables there, none of which would be true; what asks
-/// in Kubernetes' own tests looks for a 200 and for iptables or ipvs by name.
+/// The response of `/proxyMode`. kube-proxy returns iptables, ipvs or nftables, none of which applies; Kubernetes'
+/// tests expect status 200 and look for iptables or ipvs by name.
 const PROXY_MODE: &str = "ebpf";
 
 impl Page {
@@ -52,14 +52,14 @@ impl Page {
                 (status, JSON, body)
             }
             Self::Metrics(pages) => match path {
-                // Maps are read: the runtime's one thread has others to serve meanwhile.
+                // Reading maps blocks; the runtime's only thread must serve other connections.
                 "/metrics" => (
                     200,
                     EXPOSITION,
                     tokio::task::block_in_place(|| METRICS.page(&pages.pins, pages.services_max)),
                 ),
                 "/proxyMode" => (200, TEXT, PROXY_MODE.to_owned()),
-                // That the listener answers: health proper has a listener of its own.
+                // Only that this listener works; the node's health has its own listener.
                 "/healthz" => (200, TEXT, "ok".to_owned()),
                 "/configz" => match &pages.configz {
                     Some(configuration) => (200, JSON, configuration.clone()),

@@ -1,5 +1,5 @@
-//! What the agent says of itself, and kube-proxy's rules about it (SERVICE-SEMANTICS 3.1): when the node is healthy, and
-//! what its answers look like.
+//! The health state that the agent maintains, and kube-proxy's rules for it (SERVICE-SEMANTICS 3.1): when the node is
+//! healthy, and the response bodies.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -9,14 +9,14 @@ use std::{
 use jiff::Timestamp;
 use serde::Serialize;
 
-/// An update that waits this long to be written makes the node unhealthy (twice kube-proxy's sync period), or twice the
-/// time between two syncs where that is longer: so long an update may wait on a node that is well.
+/// A pending update makes the node unhealthy after this time (twice kube-proxy's sync period), or after twice the
+/// minimum sync interval if that is longer.
 const STALE: Duration = Duration::from_secs(60);
 
-/// Go's zero time: nothing was written yet.
+/// Go's zero time: no sync yet.
 const NEVER: &str = "0001-01-01T00:00:00Z";
 
-/// What the agent says of itself: it writes, the listeners read.
+/// Written by the agent, read by the listeners.
 #[derive(Debug, Default)]
 pub struct Health(Mutex<State>);
 
@@ -26,9 +26,9 @@ struct State {
     ready: bool,
     eligible: bool,
     last_sync: Option<Timestamp>,
-    /// Since when an update waits to be written.
+    /// Since when an update has been pending.
     waiting_since: Option<Timestamp>,
-    /// When the agent's task last said that it lives: while it hangs, it cannot say that anything waits.
+    /// The agent's last heartbeat: a task that hangs cannot report pending updates.
     last_beat: Option<Instant>,
 }
 
@@ -45,7 +45,7 @@ impl Default for State {
     }
 }
 
-/// kube-proxy's body; the order of the fields is its own.
+/// kube-proxy's body, with its order of fields.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Body {
@@ -54,12 +54,12 @@ struct Body {
     #[serde(skip_serializing_if = "Option::is_none")]
     node_eligible: Option<bool>,
     healthy: bool,
-    /// Once something was written.
+    /// After the first sync.
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<Families>,
 }
 
-/// One sync writes both families, so they are always the same.
+/// One sync writes both families, so both have the same state.
 #[derive(Debug, Serialize)]
 struct Families {
     #[serde(rename = "IPv4")]
@@ -76,7 +76,7 @@ struct Family {
 }
 
 impl Health {
-    /// Of an agent that leaves so much time between two syncs.
+    /// For an agent with this minimum sync interval.
     pub fn new(min_sync: Duration) -> Self {
         let stale = STALE.max(min_sync.saturating_mul(2));
         Self(Mutex::new(State { stale, ..State::default() }))
@@ -96,31 +96,31 @@ impl Health {
         self.lock().eligible = eligible;
     }
 
-    /// All that was known at `now` is in the maps.
+    /// Everything known at `now` is in the maps.
     pub fn synced(&self, now: Timestamp) {
         let mut state = self.lock();
         state.last_sync = Some(now);
         state.waiting_since = None;
     }
 
-    /// Something is to be written; only the first since the last sync counts.
+    /// An update is pending; only the first one since the last sync counts.
     pub fn queued(&self, now: Timestamp) {
         self.lock().waiting_since.get_or_insert(now);
     }
 
-    /// Whether the proxy is: the node's eligibility is another matter.
+    /// Whether the proxy is healthy, regardless of the node's eligibility.
     pub fn is_healthy(&self, now: Timestamp) -> bool {
         self.lock().is_healthy(now)
     }
 
-    /// The status and the body of `/healthz`, or of `/livez`, which does not ask for the node.
+    /// Status and body of `/healthz`, or of `/livez`, which ignores the node's eligibility.
     pub fn answer(&self, with_node: bool, now: Timestamp) -> (u16, String) {
         let state = self.lock();
         let healthy = state.is_healthy(now);
         let is_good = healthy && (!with_node || state.eligible);
         let last_sync = state.last_sync.map_or_else(|| NEVER.to_owned(), |time| time.to_string());
         let body = Body {
-            // As kube-proxy's of old: what is well was updated now, even if nothing had changed.
+            // As in kube-proxy: a healthy proxy reports the current time, even without a change.
             last_updated: if is_good { now.to_string() } else { last_sync.clone() },
             current_time: now.to_string(),
             node_eligible: with_node.then_some(state.eligible),
@@ -135,12 +135,12 @@ impl Health {
         (if is_good { 200 } else { 503 }, text)
     }
 
-    /// The agent's task lives: once a second, from when it is attached.
+    /// The agent's task is running; called once a second.
     pub fn beat(&self) {
         self.lock().last_beat = Some(Instant::now());
     }
 
-    /// The status and the body of `/readyz`.
+    /// Status and body of `/readyz`.
     pub fn readiness(&self) -> (u16, String) {
         let ready = self.lock().ready;
         (if ready { 200 } else { 503 }, format!("{{\"ready\":{ready}}}"))
@@ -148,7 +148,7 @@ impl Health {
 }
 
 impl State {
-    /// Healthy while starting: a proxy that has never written anything is `/readyz`' business.
+    /// Healthy while starting: `/readyz` covers a proxy without a sync.
     fn is_healthy(&self, now: Timestamp) -> bool {
         if self.last_beat.is_some_and(|beat| beat.elapsed() >= STALE) {
             return false;

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::{InspectError, drops::device_name, pins::Pins, programs, table::print_table_into};
 use crate::{
     bpf::link::{LinkInfo, TYPE_CGROUP, TYPE_TCX, TYPE_XDP},
-    datapath::{attach::Direction, clsact, devices::Devices, netlink::Socket, xdp},
+    datapath::{clsact, devices::Devices, direction::Direction, netlink::Socket, xdp},
 };
 
 /// One attachment; names as `bpftool link list -j` has them.

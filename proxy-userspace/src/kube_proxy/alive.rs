@@ -1,6 +1,6 @@
-//! Whether a kube-proxy serves this node now: a process of that name in this network namespace, or whatever answers
-//! at its ports as it does (k3s and others carry it inside a process of another name; in a pod without the host's
-//! process ids no process shows at all).
+//! Whether a kube-proxy runs on this node: a process of that name in this network namespace, or a listener on its ports
+//! that answers like it (k3s and others embed it in a process of another name; in a pod without the host's process ids
+//! no process is visible).
 
 use std::{
     collections::BTreeMap,
@@ -13,19 +13,19 @@ use std::{
 };
 
 const NAME: &str = "kube-proxy";
-/// Where kube-proxy listens unless told otherwise, what it is asked there, and how to know its answer.
+/// kube-proxy's default ports, the request to send, and how to recognise its response.
 const METRICS: u16 = 10249;
 const HEALTHZ: u16 = 10256;
 const MODES: [&str; 5] = ["iptables", "ipvs", "nftables", "userspace", "kernelspace"];
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// One sign of life.
+/// One sign of a running kube-proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sign {
     Process {
         pid: u32,
     },
-    /// Who listens at the port: name and id of a process that can be seen.
+    /// Name and id of the listening process, if visible.
     Listener {
         port: u16,
         owner: Option<(String, u32)>,
@@ -40,7 +40,7 @@ impl fmt::Display for Sign {
             Self::Listener { port, owner, mode } => {
                 match owner {
                     Some((name, pid)) => write!(f, "{name} (pid {pid})")?,
-                    None => f.write_str("somebody")?,
+                    None => f.write_str("a process")?,
                 }
                 write!(f, " answers at port {port} as kube-proxy does")?;
                 if let Some(mode) = mode {
@@ -53,21 +53,21 @@ impl fmt::Display for Sign {
 }
 
 impl Sign {
-    /// A distribution that runs kube-proxy inside its own process.
+    /// A distribution that embeds kube-proxy in its own process.
     pub fn is_k3s(&self) -> bool {
         matches!(self, Self::Listener { owner: Some((name, _)), .. }
             if name.starts_with("k3s") || name.starts_with("rke2"))
     }
 }
 
-/// Every sign there is. `agent`: process id of the shunt that lives here, which may be who listens, seen or not.
+/// All signs. `agent`: process id of a running shunt, which may own the listener.
 pub fn signs(agent: Option<u32>) -> Vec<Sign> {
     let processes = processes();
     let mut signs: Vec<Sign> = processes.iter().map(|pid| Sign::Process { pid: *pid }).collect();
     for (port, inode) in listeners() {
         let owner = owner_of(inode);
         let counts = match &owner {
-            // Cilium's replacement answers alike; `check` names it by itself.
+            // Cilium's replacement answers the same way; `check` reports it separately.
             Some((name, pid)) => {
                 name != "shunt"
                     && agent != Some(*pid)
@@ -83,15 +83,15 @@ pub fn signs(agent: Option<u32>) -> Vec<Sign> {
     signs
 }
 
-/// Ids of processes of that name in this network namespace: those of other nodes on the same machine (kind) are in
-/// others.
+/// Ids of processes of that name in this network namespace; other nodes on the same machine (kind) have their own
+/// namespaces.
 fn processes() -> Vec<u32> {
     let Ok(here) = fs::metadata("/proc/self/ns/net") else { return Vec::new() };
     let mut pids: Vec<u32> = pids()
         .filter(|pid| name_of(*pid).is_some_and(|name| name == NAME))
         .filter(|pid| match fs::metadata(format!("/proc/{pid}/ns/net")) {
             Ok(there) => (there.dev(), there.ino()) == (here.dev(), here.ino()),
-            // Not ours to look at: count it rather than miss it.
+            // Not permitted to check: count it rather than miss it.
             Err(error) => error.kind() == io::ErrorKind::PermissionDenied,
         })
         .collect();
@@ -104,7 +104,7 @@ fn pids() -> impl Iterator<Item = u32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// The name a process was started by, else the one it gave itself.
+/// The name of the executable in the command line, else the process's own name.
 fn name_of(pid: u32) -> Option<String> {
     let comm = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim().to_owned();
     let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -113,7 +113,7 @@ fn name_of(pid: u32) -> Option<String> {
     Some(if program.is_some_and(|it| it == NAME) { NAME.to_owned() } else { comm })
 }
 
-/// kube-proxy's ports that somebody listens at, with the inode of a socket.
+/// kube-proxy's ports that have a listener, with the socket's inode.
 fn listeners() -> BTreeMap<u16, u64> {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
     let text = read("/proc/net/tcp") + &read("/proc/net/tcp6");
@@ -138,7 +138,7 @@ fn owner_of(inode: u64) -> Option<(String, u32)> {
     Some((name_of(pid)?, pid))
 }
 
-/// The mode, where the port tells it, if what answers there is a kube-proxy.
+/// The mode (if the port reports it), if the listener is a kube-proxy.
 fn answer(port: u16) -> Option<Option<String>> {
     let path = if port == METRICS { "/proxyMode" } else { "/healthz" };
     let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
@@ -149,7 +149,7 @@ fn answer(port: u16) -> Option<Option<String>> {
 fn judge(port: u16, answer: &str) -> Option<Option<String>> {
     let (head, body) = answer.split_once("\r\n\r\n")?;
     if port == METRICS {
-        // A chunked answer has lengths around it.
+        // A chunked response contains chunk lengths.
         let mode = body.split_whitespace().find(|word| MODES.contains(word))?;
         return head.contains(" 200").then(|| Some(mode.to_owned()));
     }

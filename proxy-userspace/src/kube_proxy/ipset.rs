@@ -12,7 +12,7 @@ const LIST: u16 = IPSET | 7;
 const ATTR_PROTOCOL: u16 = 1;
 const ATTR_SETNAME: u16 = 2;
 const ATTR_FLAGS: u16 = 6;
-/// The oldest protocol that kernels still speak.
+/// The oldest protocol version that kernels support.
 const PROTOCOL: [u8; 1] = [6];
 /// `IPSET_FLAG_LIST_SETNAME`: names alone.
 const LIST_SETNAME: u32 = 1 << 1;
@@ -21,7 +21,7 @@ const HEADER: [u8; 4] = [libc::AF_INET as u8, 0, 0, 0];
 /// `IPSET_ERR_BUSY`: a rule still names the set.
 const BUSY: i32 = 4100;
 
-/// The names of kube-proxy's sets; none where the kernel has no ipset, which is not asked, for that would load it.
+/// The names of kube-proxy's sets; none if the ipset module is not loaded: a request would load it.
 pub fn sets() -> io::Result<BTreeSet<String>> {
     if !Path::new("/sys/module/ip_set").exists() {
         return Ok(BTreeSet::new());
@@ -34,7 +34,7 @@ pub fn sets() -> io::Result<BTreeSet<String>> {
     Ok(found)
 }
 
-/// The kernel drops the last rules of a transaction some time after it: until then their sets are busy.
+/// The kernel frees the rules of a transaction asynchronously: until then their sets are busy.
 pub fn destroy(name: &str) -> io::Result<()> {
     let mut socket = Socket::open_netfilter()?;
     for _ in 0..50 {
@@ -44,7 +44,7 @@ pub fn destroy(name: &str) -> io::Result<()> {
             other => return other,
         }
     }
-    Err(io::Error::new(io::ErrorKind::ResourceBusy, "a rule that is none of kube-proxy's uses it"))
+    Err(io::Error::new(io::ErrorKind::ResourceBusy, "a rule that is not kube-proxy's uses it"))
 }
 
 fn destruction(name: &str) -> Request {

@@ -1,6 +1,6 @@
-//! kube-proxy's virtual servers in IPVS. They carry no name: kube-proxy's are those at an address of its device, and
-//! those of NodePorts at the node's own addresses while that device is there. Others (keepalived's, a firewall mark's)
-//! stay.
+//! kube-proxy's virtual servers in IPVS. They have no names: kube-proxy's are those at an address of its device, and
+//! NodePorts at the node's own addresses while that device exists. Others (keepalived's, those of a firewall mark) are
+//! kept.
 
 use std::{
     collections::BTreeSet,
@@ -22,7 +22,7 @@ const SVC_PROTOCOL: u16 = 2;
 const SVC_ADDR: u16 = 3;
 const SVC_PORT: u16 = 4;
 
-/// kube-apiserver's default; kube-proxy does not leave behind what its own was.
+/// kube-apiserver's default; the actual range is not recorded on the node.
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
 
 /// A virtual server.
@@ -44,7 +44,7 @@ impl fmt::Display for Server {
     }
 }
 
-/// Every virtual server of this network namespace that has an address; a kernel without IPVS has none.
+/// All virtual servers with an address in this network namespace; none without IPVS.
 pub fn servers() -> io::Result<BTreeSet<Server>> {
     match fs::read_to_string("/proc/net/ip_vs") {
         Ok(text) => Ok(text.lines().filter_map(server_in).collect()),
@@ -71,14 +71,14 @@ fn server_in(line: &str) -> Option<Server> {
     Some(Server { protocol: protocol as u8, at })
 }
 
-/// Which of them are kube-proxy's. `vips`: the addresses of its device, `None` where that is not; `own`: the node's.
+/// Selects kube-proxy's. `vips`: the addresses of its device, `None` if it does not exist; `own`: the node's addresses.
 pub fn is_own(server: &Server, vips: Option<&BTreeSet<IpAddr>>, own: &BTreeSet<IpAddr>) -> bool {
     let Some(vips) = vips else { return false };
     let address = server.at.ip();
     vips.contains(&address) || (own.contains(&address) && NODE_PORTS.contains(&server.at.port()))
 }
 
-/// Removes virtual servers; one that is gone already is no error.
+/// Removes virtual servers; a missing one is not an error.
 pub fn remove(servers: &[Server]) -> io::Result<()> {
     if servers.is_empty() {
         return Ok(());
@@ -94,7 +94,7 @@ pub fn remove(servers: &[Server]) -> io::Result<()> {
     let family = family.ok_or(io::ErrorKind::NotFound)?;
     for server in servers {
         match socket.request(removal(family, server)) {
-            // ESRCH: there is no such virtual server.
+            // ESRCH: the virtual server does not exist.
             Err(error) if error.raw_os_error() != Some(libc::ESRCH) => return Err(error),
             _ => {}
         }

@@ -1,9 +1,9 @@
-//! kube-proxy on this node: whether one is alive, what one left in the kernel in whichever mode, and the removal of
-//! that. `shunt check` looks, `shunt cleanup --kube-proxy` removes. Nothing of anybody else's is touched: what is
-//! kube-proxy's is told by exact names (`names`).
+//! kube-proxy on this node: whether one is running, what it left in the kernel in any of its modes, and the removal of
+//! that. `shunt check` looks, `shunt cleanup --kube-proxy` removes. Nothing else is touched: kube-proxy's objects are
+//! recognised by exact names (`names`).
 //!
-//! No program is called: nf_tables, ipsets, IPVS and devices are reached by netlink, iptables-legacy's tables by the
-//! socket options that iptables uses.
+//! No external program is called: nf_tables, ipsets, IPVS and devices are accessed by netlink, iptables-legacy tables
+//! by iptables' socket options.
 
 pub mod alive;
 mod ipset;
@@ -36,7 +36,7 @@ const RTM_DELLINK: u16 = 17;
 #[derive(Debug, thiserror::Error)]
 pub enum KubeProxyError {
     #[error(
-        "kube-proxy is alive here ({signs}) and would make anew what is removed: `{fix}` first, or use --force"
+        "kube-proxy is alive here ({signs}) and would create the removed objects again: `{fix}` first, or use --force"
     )]
     Alive { signs: String, fix: &'static str },
     #[error("looking for {what} failed (run as root, or with CAP_NET_ADMIN)")]
@@ -45,11 +45,11 @@ pub enum KubeProxyError {
     Remove { what: String, source: io::Error },
 }
 
-/// What was done.
+/// The result of a cleanup.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
     pub removed: Vec<String>,
-    /// With the reason.
+    /// Kept objects, with the reason.
     pub kept: Vec<String>,
 }
 
@@ -59,12 +59,12 @@ pub struct Leftovers {
     rules: Rules,
     servers: Vec<Server>,
     others: Vec<Server>,
-    /// Number of kube-ipvs0.
+    /// The ifindex of kube-ipvs0.
     device: Option<u32>,
     sets: BTreeSet<String>,
 }
 
-/// How to be rid of a living one.
+/// How to stop a running one.
 pub fn how_to_stop(signs: &[Sign]) -> &'static str {
     if signs.iter().any(Sign::is_k3s) {
         "k3s server --disable-kube-proxy"
@@ -73,7 +73,7 @@ pub fn how_to_stop(signs: &[Sign]) -> &'static str {
     }
 }
 
-/// Signs of life of a kube-proxy; shunt's own listeners are none.
+/// Signs of a running kube-proxy, excluding shunt's own listeners.
 pub fn signs(bpffs: &Path) -> Vec<Sign> {
     let agent = status::agent(&inspect::pins::Pins::new(bpffs)).ok().flatten();
     let agent = agent.filter(|agent| status::is_alive(agent, status::unix_now()));
@@ -81,7 +81,7 @@ pub fn signs(bpffs: &Path) -> Vec<Sign> {
 }
 
 impl Leftovers {
-    /// Looks for everything; `chains` as `netfilter` has read them.
+    /// Searches for everything; `chains` as read by `netfilter`.
     pub fn among(chains: &[Chain]) -> Result<Self, KubeProxyError> {
         let look = |what| move |source| KubeProxyError::Look { what, source };
         let tables = nftables::tables().map_err(look("nftables tables"))?;
@@ -102,7 +102,7 @@ impl Leftovers {
         Ok(Self { rules: Rules::among(&tables, chains), servers, others, device, sets })
     }
 
-    /// Where they are, in words; empty when there are none.
+    /// A summary for people; empty if there are none.
     pub fn places(&self) -> Vec<String> {
         let mut places: Vec<String> = self.rules.places().into_iter().collect();
         let counted = |count: usize, what: &str| (count > 0).then(|| format!("{count} {what}"));
@@ -112,7 +112,7 @@ impl Leftovers {
         places
     }
 
-    /// Rules before what they name; virtual servers before the addresses they are told by.
+    /// Rules are removed before the sets they name, virtual servers before the addresses that identify them.
     fn remove(&self) -> Result<Report, KubeProxyError> {
         let mut report = Report::default();
         let failed = |what: &str| {

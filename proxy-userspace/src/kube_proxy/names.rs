@@ -1,8 +1,7 @@
-//! The names that are kube-proxy's and nobody else's. Others begin theirs alike: KUBE-FIREWALL, KUBE-MARK-DROP and
-//! KUBE-KUBELET-CANARY are the kubelet's, KUBE-ROUTER-*, KUBE-POD-FW-*, KUBE-NWPLCY-*, KUBE-SRC-* and KUBE-DST-*
-//! kube-router's.
+//! Names used only by kube-proxy. Others use similar names: KUBE-FIREWALL, KUBE-MARK-DROP and KUBE-KUBELET-CANARY
+//! belong to the kubelet, KUBE-ROUTER-*, KUBE-POD-FW-*, KUBE-NWPLCY-*, KUBE-SRC-* and KUBE-DST-* to kube-router.
 
-/// Made once in a table.
+/// Chains that exist once per table.
 const CHAINS: [&str; 14] = [
     "KUBE-SERVICES",
     "KUBE-EXTERNAL-SERVICES",
@@ -12,7 +11,7 @@ const CHAINS: [&str; 14] = [
     "KUBE-FORWARD",
     "KUBE-PROXY-FIREWALL",
     "KUBE-PROXY-CANARY",
-    // Those of ipvs mode.
+    // ipvs mode.
     "KUBE-LOAD-BALANCER",
     "KUBE-NODE-PORT",
     "KUBE-SOURCE-RANGES-FIREWALL",
@@ -20,24 +19,24 @@ const CHAINS: [&str; 14] = [
     "KUBE-IPVS-OUT-FILTER",
     "KUBE-LOAD-BALANCER-FW",
 ];
-/// One for each Service port, endpoint, …: a hash follows.
+/// Prefixes of chains per Service port, endpoint and so on; a hash follows.
 const PREFIXES: [&str; 6] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-EXT-", "KUBE-FW-", "KUBE-XLB-"];
 
-/// These two others use as well: a CNI's portmap jumps to the first and relies on the second, and a kubelet before
-/// 1.28 makes both.
+/// Two chains that others use as well: a CNI's portmap jumps to the first and relies on the second, and a kubelet
+/// before 1.28 creates both.
 pub const MARK_MASQ: &str = "KUBE-MARK-MASQ";
 pub const POSTROUTING: &str = "KUBE-POSTROUTING";
 
 /// Tables that kube-proxy's iptables and ipvs modes write to.
 const TABLES: [&str; 3] = ["nat", "filter", "mangle"];
 
-/// The table of its nftables mode, one of each family.
+/// The table of its nftables mode, one per family.
 pub const NFTABLES_TABLE: &str = "kube-proxy";
 
 /// The device that holds the VIPs of ipvs mode.
 pub const IPVS_DEVICE: &str = "kube-ipvs0";
 
-/// Sets of ipvs mode, without `KUBE-` (IPv4) and `KUBE-6-` (IPv6).
+/// Sets of ipvs mode, without the prefix `KUBE-` (IPv4) or `KUBE-6-` (IPv6).
 const SETS: [&str; 18] = [
     "CLUSTER-IP",
     "LOOP-BACK",
@@ -58,7 +57,7 @@ const SETS: [&str; 18] = [
     "HEALTH-CHECK-NODE-PORT",
     "IPVS-IPS",
 ];
-/// The kernel keeps 31 bytes of a set's name; kube-proxy cuts its own.
+/// The kernel limits a set's name to 31 bytes; kube-proxy truncates its names.
 const SET_NAME_LEN: usize = 31;
 
 pub fn is_chain(table: &str, name: &str) -> bool {

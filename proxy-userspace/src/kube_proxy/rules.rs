@@ -1,19 +1,19 @@
-//! kube-proxy's rules in iptables and nftables: which there are, and what of them may go. Pure; the rules are read
-//! and removed by `netfilter`.
+//! kube-proxy's rules in iptables and nftables: which exist and which can be removed. Pure; `netfilter` reads and
+//! removes rules.
 //!
-//! A jump goes with its chain when it stands in a base chain, for there kube-proxy puts its own. A chain that somebody
-//! else's chain jumps to stays, with all it needs.
+//! A jump in a base chain is removed with its target, because kube-proxy puts its jumps there. A chain that another
+//! program's chain jumps to is kept, with everything it needs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::names::{self, MARK_MASQ, NFTABLES_TABLE, POSTROUTING};
 use crate::netfilter::{Chain, Kind, Table, nftables::Removal};
 
-/// What is kube-proxy's.
+/// kube-proxy's rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
     pub removal: Removal,
-    /// Chains that must stay, and why.
+    /// Chains that must be kept, and why.
     pub kept: Vec<(Table, String, String)>,
 }
 
@@ -49,7 +49,7 @@ impl Rules {
         self.kept.extend(reasons);
     }
 
-    /// Where something stands that only kube-proxy makes: the chains that a kubelet makes too are no sign.
+    /// Tables with chains that only kube-proxy creates; chains that the kubelet creates too do not count.
     pub fn places(&self) -> BTreeSet<String> {
         let mut places: BTreeMap<&Table, usize> = BTreeMap::new();
         for (table, name) in &self.removal.chains {
@@ -66,7 +66,7 @@ fn is_own(table: &Table) -> bool {
     table.kind == Kind::Nftables && matches!(table.family, "ip" | "ip6") && table.name == NFTABLES_TABLE
 }
 
-/// Those of kube-proxy's chains that chains of others jump to, and what these jump to in turn, each with the reason.
+/// kube-proxy's chains that other programs' chains jump to, and the chains these need, each with the reason.
 fn needed<'a>(owned: &BTreeMap<&'a str, &'a Chain>, chains: &[&'a Chain]) -> BTreeMap<&'a str, String> {
     let mut needed = BTreeMap::new();
     let mut waiting = Vec::new();
@@ -81,7 +81,7 @@ fn needed<'a>(owned: &BTreeMap<&'a str, &'a Chain>, chains: &[&'a Chain]) -> BTr
             continue;
         }
         waiting.extend(targets(chain).map(|to| (to, format!("{name} jumps to it"))));
-        // What the one marks the other masquerades.
+        // One chain marks what the other masquerades.
         if name == MARK_MASQ {
             waiting.push((POSTROUTING, format!("{MARK_MASQ} relies on it")));
         }
@@ -133,7 +133,7 @@ mod tests {
         );
     }
 
-    /// The CNI's portmap plugin, set to mark by kube-proxy's chain.
+    /// The CNI's portmap plugin, configured to mark with kube-proxy's chain.
     #[test]
     fn what_others_jump_to_stays_with_what_it_needs() {
         let mut chains = nat();

@@ -25,7 +25,7 @@ pub use self::{
     types::{API_VERSION, KIND, KubeProxyConfiguration, Mode},
     watch::{Watcher, WouldStart},
 };
-use crate::source::documents;
+use crate::yaml_documents;
 
 /// The feature gate whose meaning `--allow-service-external-ips` has (KEP-5707).
 pub const EXTERNAL_IPS_GATE: &str = "AllowServiceExternalIPs";
@@ -118,7 +118,7 @@ pub fn read(path: &Path) -> Result<ConfigFile, ConfigFileError> {
 
 /// What a text says.
 pub fn parse(text: &str) -> Result<Parsed, Reason> {
-    let mut documents = documents::parse(text);
+    let mut documents = yaml_documents::parse(text);
     if documents.len() > 1 {
         return Err(Reason::Several(documents.len()));
     }

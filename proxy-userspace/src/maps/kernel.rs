@@ -1,7 +1,7 @@
-//! The maps in the kernel as a [`MapStore`]: what `shunt run` writes through.
+//! The kernel's maps as a [`MapStore`], used by `shunt run`.
 //!
-//! Decides nothing about contents. Runs of operations of one kind on one map become one batch; the order
-//! between runs is kept, because the datapath reads while we write.
+//! Runs of operations of one kind on one map become one batch. The order between runs is kept, because the programs
+//! read while they are written.
 
 use std::{collections::BTreeMap, io, os::fd::OwnedFd, path::Path};
 

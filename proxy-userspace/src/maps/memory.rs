@@ -1,4 +1,4 @@
-//! Maps in memory: what `shunt compile` fills, and what tests break on purpose.
+//! Maps in memory, for `shunt compile` and for tests, which can make writes fail.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -20,7 +20,7 @@ pub struct MemoryStore {
 }
 
 impl MemoryStore {
-    /// From now on `map` takes no more than `max` entries.
+    /// From now on `map` accepts at most `max` entries.
     pub fn limit(&mut self, map: &'static str, max: u32) {
         self.limits.insert(map, max);
     }
@@ -30,7 +30,7 @@ impl MemoryStore {
         self.fail_after = Some(ops);
     }
 
-    /// A failure asked for and not met yet is called off.
+    /// Cancels a failure that has not happened yet.
     pub fn never_fail(&mut self) {
         self.fail_after = None;
     }

@@ -1,6 +1,6 @@
-//! The border between the controller's tables and whatever holds them: the kernel, or a fake in tests.
+//! The interface between the controller's tables and what stores them: the kernel, or memory.
 //!
-//! The controller decides what every map must hold; a [`MapStore`] reads and writes it and decides nothing.
+//! The controller decides what every map must hold; a [`MapStore`] only reads and writes.
 
 pub mod kernel;
 pub mod memory;
@@ -31,11 +31,11 @@ pub type RawEntries = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// A holder of maps.
 pub trait MapStore {
-    /// Everything the map holds. For arrays: every element that is not all zero.
+    /// All entries of the map. For arrays: the elements that are not all zero.
     fn read(&mut self, map: &'static str) -> Result<RawEntries, MapError>;
 
-    /// Carries out `ops` in order, as few system calls as order allows; stops at the first that fails and
-    /// says how many were done. Deleting what is not there is no error.
+    /// Carries out `ops` in order with as few system calls as possible; stops at the first failure and returns how many
+    /// were done. Deleting a missing key is not an error.
     fn write(&mut self, ops: &[Op]) -> Result<(), (usize, MapError)>;
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use prometheus::{HistogramVec, IntCounterVec};
 
-use super::Register;
+use super::register::Register;
 
 /// `rest_client_*`.
 #[derive(Debug)]
@@ -26,20 +26,20 @@ impl ClientMetrics {
             ),
             durations: register.histograms(
                 "rest_client_request_duration_seconds",
-                "Time from a request to the head of its answer; watches are not counted.",
+                "Time from a request to the response header; watches are not counted.",
                 BUCKETS.to_vec(),
                 &["verb", "host"],
             ),
         }
     }
 
-    /// A request was answered with this status, or not at all.
+    /// A request was answered with this status, or failed.
     pub fn requested(&self, method: &str, host: &str, code: Option<u16>) {
         let code = code.map_or_else(|| "<error>".to_owned(), |code| code.to_string());
         self.requests.with_label_values(&[&*code, method, host]).inc();
     }
 
-    /// An answer's head came after so long.
+    /// The response header arrived after this time.
     pub fn took(&self, method: &str, host: &str, took: Duration) {
         self.durations.with_label_values(&[method, host]).observe(took.as_secs_f64());
     }

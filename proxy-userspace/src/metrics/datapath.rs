@@ -1,33 +1,33 @@
-//! What lives in maps: the datapath's counters, and how full the maps are. Read from the pins for each answer.
+//! Metrics read from maps: the datapath's counters, and how full the maps are. Read from the pins for each scrape.
 //!
-//! Maps that the controller writes and CONNTRACK, which the collector reads anyway, are counted by those who know
-//! ([`super::own::OwnMetrics::map_fill`]); the others hold some ten thousand entries at most and are read here.
+//! Maps that the controller writes, and CONNTRACK, which conntrack-gc reads anyway, are counted there
+//! ([`super::own::OwnMetrics::map_fill`]). The others hold some ten thousand entries at most and are read here.
 
 use std::collections::HashMap;
 
 use prometheus::{IntCounterVec, IntGaugeVec};
 use proxy_common::{Counter, counter::Kind, map};
 
-use super::{OwnMetrics, Register};
+use super::{own::OwnMetrics, register::Register};
 use crate::inspect::{
     InspectError, counters,
     drops::{self, DeviceDrops},
     pins::Pins,
 };
 
-/// Counters and maps.
+/// Counters and fill of maps.
 #[derive(Debug)]
 pub struct DatapathMetrics {
     events: IntCounterVec,
     drops: IntCounterVec,
     refusals: IntCounterVec,
     max_entries: IntGaugeVec,
-    /// What no device stands for, by reason: the most that was read, and what of that was counted since this process
-    /// began.
+    /// Counts without a device, by reason: the highest value read, and the part of it counted since this process
+    /// started.
     nowhere: HashMap<u32, (u64, u64)>,
 }
 
-/// Hashes that neither the controller nor the collector counts.
+/// Hash maps that neither the controller nor conntrack-gc counts.
 const READ_HERE: [&str; 6] =
     [map::AFFINITY, map::DEVICES, map::SOCK_REVNAT, map::SOCK_BACKEND, map::FRAGMENTS, map::DROPS];
 
@@ -36,7 +36,7 @@ impl DatapathMetrics {
         let mut metrics = Self {
             events: register.counters(
                 "shunt_datapath_events_total",
-                "What the datapath did: every total of `shunt counter list`.",
+                "Events counted by the datapath: the totals of `shunt counter list`.",
                 &["event"],
             ),
             drops: register.counters(
@@ -46,12 +46,12 @@ impl DatapathMetrics {
             ),
             refusals: register.counters(
                 "shunt_datapath_refusals_total",
-                "Packets refused with RST or port unreachable, and sockets' questions, by reason and device.",
+                "Packets refused with RST or port unreachable, and refused socket calls, by reason and device.",
                 &["reason", "device"],
             ),
             max_entries: register.int_gauges(
                 "shunt_map_max_entries",
-                "Entries that a map has room for.",
+                "Maximum entries of a map.",
                 &["map"],
             ),
             nowhere: HashMap::new(),
@@ -60,7 +60,7 @@ impl DatapathMetrics {
         metrics
     }
 
-    /// Reads what is pinned. What cannot be read keeps its last value: an agent that has just begun has pinned nothing.
+    /// Reads the pinned maps. What cannot be read keeps its last value: a starting agent has pinned nothing yet.
     pub(super) fn fill(&mut self, pins: &Pins, own: &OwnMetrics) {
         if let Err(error) = self.fill_counters(pins) {
             tracing::debug!(%error, "cannot read the counters");
@@ -72,15 +72,15 @@ impl DatapathMetrics {
         }
     }
 
-    /// What an earlier run counted is no news.
+    /// Counts of an earlier run are not new.
     pub(super) fn begin(&mut self, pins: &Pins) {
-        // What cannot be read is not there yet.
+        // An unreadable map does not exist yet.
         if self.fill_counters(pins).is_ok() {
             self.nowhere.values_mut().for_each(|(_, since)| *since = 0);
         }
     }
 
-    /// The totals first: what is refused or dropped meanwhile is some device's then, and no difference of the two.
+    /// The totals are read first: packets counted in between are attributed to a device and not to the difference.
     fn fill_counters(&mut self, pins: &Pins) -> Result<(), InspectError> {
         let totals = counters::totals(pins)?;
         let by_device = drops::read(pins)?;
@@ -88,9 +88,9 @@ impl DatapathMetrics {
         Ok(())
     }
 
-    /// `device=""` is what no device's hook stands for: the socket hooks, and what was counted without a device. It must
-    /// not go back, which Prometheus would take for a new beginning; nor may a device that goes add to it at once what it
-    /// has counted in all its time: it takes its series with it, and the total is an event's.
+    /// `device=""` stands for the socket hooks and for counts without a device. It must not decrease, which Prometheus
+    /// would take for a counter reset. Nor may a removed device add its whole count at once: its series disappears with
+    /// it, and the total remains in the event's counter.
     fn set(&mut self, totals: &[u64], by_device: &[DeviceDrops], name: impl Fn(u32) -> Option<String>) {
         self.drops.reset();
         self.refusals.reset();
@@ -147,7 +147,7 @@ mod tests {
         DeviceDrops { ifindex, reason: Counter::NoBackend as u32, packets }
     }
 
-    /// COUNTERS with this many refusals for want of a backend.
+    /// COUNTERS with this many refusals for lack of a backend.
     fn totals(refused: u64) -> Vec<u64> {
         let mut totals = vec![0; Counter::ALL.len()];
         totals[Counter::NoBackend as usize] = refused;
@@ -158,7 +158,7 @@ mod tests {
         (ifindex < 10).then(|| format!("eth{ifindex}"))
     }
 
-    /// Of the refusals for want of a backend.
+    /// The refusals for lack of a backend.
     fn value(metrics: &DatapathMetrics, device: &str) -> u64 {
         metrics.refusals.with_label_values(&["no_backend", device]).get()
     }
@@ -176,7 +176,7 @@ mod tests {
     fn a_device_that_goes_takes_its_series_along_and_nothing_else() {
         let mut metrics = metrics();
         for entries in [
-            // Gone, and not yet cleared up; then moved to those that are gone.
+            // Removed, and not yet folded; then folded into the removed devices.
             [drops(0, 10), drops(2, 30), drops(44, 50)],
             [drops(0, 10), drops(2, 30), drops(DropKey::GONE, 50)],
         ] {
@@ -189,7 +189,7 @@ mod tests {
     fn what_belongs_to_no_device_never_goes_back() {
         let mut metrics = metrics();
         metrics.set(&totals(20), &[drops(0, 20)], name);
-        // One packet more was counted by its device than by the total, which was read first.
+        // The device has counted one more packet than the total, which was read first.
         metrics.set(&totals(20), &[drops(0, 20), drops(2, 1)], name);
         assert_eq!(["eth2", ""].map(|device| value(&metrics, device)), [1, 20]);
     }

@@ -1,26 +1,25 @@
-//! What the process counts, and `/metrics`: kube-proxy's names ([`proxy`]), client-go's ([`client`]) and shunt's own
-//! ([`own`]), in Prometheus' text format 0.0.4.
+//! The process's metrics and the page `/metrics`: kube-proxy's names ([`proxy`]), client-go's ([`client`]) and shunt's
+//! own ([`own`]), in Prometheus' text format 0.0.4.
 //!
-//! One registry a process: whoever did something says so to [`METRICS`]. What lives in a map is read from its pin when
-//! somebody asks ([`datapath`], [`services`]).
+//! One registry per process: code records into [`METRICS`]. Values in maps are read from the pins for each scrape
+//! ([`datapath`], [`services`]).
 
 pub mod client;
 pub mod datapath;
 mod own;
 mod proxy;
+mod register;
 mod services;
 
 use std::sync::{LazyLock, Mutex, PoisonError, TryLockError};
 
-use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
-};
+use prometheus::{Registry, TextEncoder};
 
-use self::{client::ClientMetrics, datapath::DatapathMetrics, services::ServiceMetrics};
+use self::{client::ClientMetrics, datapath::DatapathMetrics, register::Register, services::ServiceMetrics};
 pub use self::{own::OwnMetrics, proxy::ProxyMetrics};
+use crate::datapath::pins::Pins;
 
-/// The process's.
+/// The process's metrics.
 pub static METRICS: LazyLock<Metrics> = LazyLock::new(Metrics::new);
 
 /// Everything that is exposed.
@@ -30,11 +29,11 @@ pub struct Metrics {
     pub proxy: ProxyMetrics,
     pub client: ClientMetrics,
     pub own: OwnMetrics,
-    /// Filled anew for each answer, by one at a time.
+    /// Filled for each scrape, one scrape at a time.
     maps: Mutex<Maps>,
 }
 
-/// What is read from the pins.
+/// Metrics read from the pins.
 #[derive(Debug)]
 struct Maps {
     datapath: DatapathMetrics,
@@ -59,9 +58,9 @@ impl Metrics {
         }
     }
 
-    /// The page; `pins` is where the maps are, and so many service ports have series of their own.
-    pub fn page(&self, pins: &crate::datapath::pins::Pins, services_max: usize) -> String {
-        // Two that ask at once: a counter that is filled must not be seen half.
+    /// The page. `services_max`: the number of service ports with their own series.
+    pub fn page(&self, pins: &Pins, services_max: usize) -> String {
+        // Concurrent scrapes must not see a half-filled counter.
         let mut maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
         let pins = pins.clone().into();
         maps.datapath.fill(&pins, &self.own);
@@ -72,75 +71,22 @@ impl Metrics {
         }
     }
 
-    /// Remembers what an earlier run's counts were, before this one's begin: what is added up here begins at 0.
-    pub fn begin(&self, pins: &crate::datapath::pins::Pins) {
+    /// Notes the counts of an earlier run, so that sums kept by this process start at 0.
+    pub fn begin(&self, pins: &Pins) {
         let mut maps = self.maps.lock().unwrap_or_else(PoisonError::into_inner);
         let pins = pins.clone().into();
         maps.datapath.begin(&pins);
         maps.services.begin(&pins);
     }
 
-    /// Does what readers of the maps must not see half; `None` while one of them reads, for whom nobody shall wait.
-    pub fn unless_somebody_reads<T>(&self, f: impl FnOnce() -> T) -> Option<T> {
+    /// Runs `f`, whose intermediate states a scrape must not see; `None` while a scrape is in progress.
+    pub fn unless_scraped<T>(&self, f: impl FnOnce() -> T) -> Option<T> {
         match self.maps.try_lock() {
             Ok(_held) => Some(f()),
             Err(TryLockError::Poisoned(_held)) => Some(f()),
             Err(TryLockError::WouldBlock) => None,
         }
     }
-}
-
-/// Makes metrics known. Their names are constants, so what can fail fails in every test.
-pub struct Register<'a>(&'a Registry);
-
-impl Register<'_> {
-    fn known<M: Collector + Clone + 'static>(&self, metric: prometheus::Result<M>) -> M {
-        let metric = metric.expect("a name and labels as Prometheus wants them");
-        self.0.register(Box::new(metric.clone())).expect("each name stands once");
-        metric
-    }
-
-    pub fn counter(&self, name: &str, help: &str) -> IntCounter {
-        self.known(IntCounter::new(name, help))
-    }
-
-    pub fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-        self.known(IntCounterVec::new(Opts::new(name, help), labels))
-    }
-
-    pub fn int_gauge(&self, name: &str, help: &str) -> IntGauge {
-        self.known(IntGauge::new(name, help))
-    }
-
-    pub fn int_gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
-        self.known(IntGaugeVec::new(Opts::new(name, help), labels))
-    }
-
-    pub fn gauge(&self, name: &str, help: &str) -> Gauge {
-        self.known(Gauge::new(name, help))
-    }
-
-    pub fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
-        self.known(GaugeVec::new(Opts::new(name, help), labels))
-    }
-
-    pub fn histogram(&self, name: &str, help: &str, buckets: Vec<f64>) -> Histogram {
-        self.known(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)))
-    }
-
-    pub fn histograms(&self, name: &str, help: &str, buckets: Vec<f64>, labels: &[&str]) -> HistogramVec {
-        self.known(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels))
-    }
-}
-
-/// `count` bounds, each twice the one before.
-fn doubling(first: f64, count: usize) -> Vec<f64> {
-    prometheus::exponential_buckets(first, 2.0, count).expect("positive numbers")
-}
-
-/// Seconds since 1970, with their fraction.
-pub fn now() -> f64 {
-    jiff::Timestamp::now().as_nanosecond() as f64 / 1e9
 }
 
 #[cfg(test)]
@@ -152,12 +98,11 @@ mod tests {
     };
 
     use super::*;
-    use crate::datapath::pins::Pins;
 
     /// kube-proxy's own names, which lint would refuse: a gauge that ends in `_total`.
     const KUBES: [&str; 1] = ["kubeproxy_sync_proxy_rules_no_local_endpoints_total"];
 
-    /// A page on which everything has a value.
+    /// A page on which every metric has a value.
     fn page() -> String {
         let metrics = Metrics::new();
         metrics.proxy.synced(Duration::from_millis(3), true);
@@ -179,7 +124,7 @@ mod tests {
         metrics.page(&Pins::under(Path::new("/does/not/exist")), 1000)
     }
 
-    /// What promtool's lint asks for, and that every line can be read.
+    /// promtool's lint rules, and that every line parses.
     #[test]
     fn the_page_is_as_prometheus_wants_it() {
         let text = page();
@@ -252,7 +197,7 @@ mod tests {
         }
     }
 
-    /// The metrics named in a text; of histograms the name without its series' ending.
+    /// The metrics named in a text; histograms without the suffix of their series.
     fn named<'a>(text: &'a str, known: &BTreeSet<&str>) -> BTreeSet<&'a str> {
         let words = text.split(|c: char| !c.is_ascii_lowercase() && c != '_');
         let ours = words.filter(|word| {
@@ -270,7 +215,7 @@ mod tests {
     #[test]
     fn documentation_dashboard_and_alerts_name_what_there_is() {
         let text = page();
-        // Without maps there are no sizes of maps.
+        // Without maps there are no map sizes.
         let known: BTreeSet<&str> = text
             .lines()
             .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())

@@ -1,4 +1,4 @@
-//! shunt's own metrics, of what the process does: syncs, hooks, watches, flows as the collector last saw them.
+//! shunt's own metrics of the process: syncs, hooks, watches, and flows as of the last conntrack-gc pass.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -6,16 +6,16 @@ use prometheus::{
     GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, core::Collector as _,
 };
 
-use super::{Register, doubling, now};
+use super::register::{Register, doubling, now};
 
-/// `shunt_*`, but for what is read from maps.
+/// `shunt_*`, except those read from maps.
 #[derive(Debug)]
 pub struct OwnMetrics {
     pub ready: IntGauge,
     pub services: IntGauge,
     pub problems: IntGauge,
     pub devices: IntGauge,
-    /// Flows that the collector removed.
+    /// Flows removed by conntrack-gc.
     pub flows_expired: IntCounter,
     /// `sent`, `failed` or `dropped`.
     pub events: IntCounterVec,
@@ -28,7 +28,7 @@ pub struct OwnMetrics {
     map_entries: IntGaugeVec,
 }
 
-/// What can fail by itself.
+/// Components whose failures are counted.
 const COMPONENTS: [&str; 3] = ["sync", "devices", "flows"];
 
 /// Flows by protocol and state.
@@ -47,13 +47,13 @@ impl OwnMetrics {
                 .int_gauge("shunt_ready", "1 once the maps are complete and the programs attached."),
             services: register.int_gauge("shunt_services", "Services that are known."),
             problems: register
-                .int_gauge("shunt_problems", "Things that keep Services from being served as they ask."),
-            devices: register.int_gauge("shunt_devices", "Devices with our programs on them."),
+                .int_gauge("shunt_problems", "Problems that keep Services from being served as specified."),
+            devices: register.int_gauge("shunt_devices", "Devices with our programs attached."),
             flows_expired: register
-                .counter("shunt_flows_expired_total", "Flows removed after their time-out."),
+                .counter("shunt_flows_expired_total", "Flows removed after their idle timeout."),
             events: register.counters(
                 "shunt_events_total",
-                "Events for the API server: sent, failed, or dropped because too many waited.",
+                "Events for the API server: sent, failed, or dropped because the queue was full.",
                 &["result"],
             ),
             watch_failures: register.counters(
@@ -63,27 +63,27 @@ impl OwnMetrics {
             ),
             hook_latency: register.histogram(
                 "shunt_device_hook_duration_seconds",
-                "From the kernel's word of a device to our programs on it.",
+                "Time from a device event to the attached programs.",
                 doubling(0.001, 14),
             ),
             watching: register.int_gauges(
                 "shunt_watch_up",
-                "1 while the resource is followed, 0 while the API server does not let us.",
+                "1 while the resource is followed, 0 while the API server cannot be reached or refuses.",
                 &["resource"],
             ),
             failures: register.counters(
                 "shunt_errors_total",
-                "What failed and is tried again.",
+                "Failures by component; each is retried.",
                 &["component"],
             ),
             last_failure: register.gauges(
                 "shunt_last_error_timestamp_seconds",
-                "When it last failed; 0 is never.",
+                "Time of the last failure; 0: never.",
                 &["component"],
             ),
             conntrack: register.int_gauges(
                 "shunt_conntrack_flows",
-                "Flows by protocol and state, as the collector last saw them.",
+                "Flows by protocol and state, as of the last conntrack-gc pass.",
                 &["protocol", "state"],
             ),
             map_entries: register.int_gauges("shunt_map_entries", "Entries in use.", &["map"]),
@@ -104,7 +104,7 @@ impl OwnMetrics {
         self.last_failure.with_label_values(&[component]).set(now());
     }
 
-    /// A device waited so long for its programs.
+    /// The time from a device event to the attached programs.
     pub fn hooked(&self, took: Duration) {
         self.hook_latency.observe(took.as_secs_f64());
     }
@@ -113,7 +113,7 @@ impl OwnMetrics {
         self.watching.with_label_values(&[resource]).set(is_up.into());
     }
 
-    /// Flows there are now; states that nobody is in any more become 0.
+    /// The current number of flows; states without flows become 0.
     pub fn conntrack(&self, flows: &Flows) {
         for family in self.conntrack.collect() {
             for metric in family.get_metric() {

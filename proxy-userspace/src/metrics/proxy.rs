@@ -1,12 +1,13 @@
-//! kube-proxy's metrics: its names, labels and buckets, so that its dashboards, alerts and performance tests go on.
+//! kube-proxy's metrics, with its names, labels and buckets, so that its dashboards, alerts and performance tests keep
+//! working.
 //!
-//! kube-proxy runs a proxier for each family; here one sync writes both, and counts for both.
+//! kube-proxy runs one proxier per family; here one sync writes both families and counts for both.
 
 use std::time::Duration;
 
 use prometheus::{GaugeVec, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
-use super::{Register, doubling, now};
+use super::register::{Register, doubling, now};
 use crate::model::Family;
 
 /// `kubeproxy_*`.
@@ -51,9 +52,9 @@ impl ProxyMetrics {
         };
         let stamp = |name, help| register.gauges(name, help, &[FAMILY]);
         let metrics = Self {
-            sync: sync("", "Time to bring the maps to what the API says."),
-            full_sync: sync("full_", "The same, of syncs that looked at every Service."),
-            partial_sync: sync("partial_", "The same, of syncs of what had changed."),
+            sync: sync("", "Time to bring the maps up to date."),
+            full_sync: sync("full_", "The same for syncs that compiled every Service."),
+            partial_sync: sync("partial_", "The same for syncs of changes."),
             programming: register.histograms(
                 "kubeproxy_network_programming_duration_seconds",
                 "From the change of a Service or a pod (the slice's last-change-trigger-time) to the maps.",
@@ -62,11 +63,11 @@ impl ProxyMetrics {
             ),
             last_sync: stamp(
                 "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
-                "When the maps were last brought to what the API says.",
+                "Time at which the maps were last brought up to date.",
             ),
             last_queued: stamp(
                 "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds",
-                "When a sync was last asked for.",
+                "Time at which a sync was last queued.",
             ),
             endpoint_changes_pending: register.int_gauge(
                 "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
@@ -89,17 +90,17 @@ impl ProxyMetrics {
             livez: register.counters("kubeproxy_proxy_livez_total", "Answers of /livez.", &["code"]),
             reconciler: register.histograms(
                 "kubeproxy_conntrack_reconciler_sync_duration_seconds",
-                "Time to find and forget UDP flows whose backend serves no longer.",
+                "Time to find and delete UDP flows of removed endpoints.",
                 doubling(0.001, 15),
                 &[FAMILY],
             ),
             reconciler_deleted: register.counters(
                 "kubeproxy_conntrack_reconciler_deleted_entries_total",
-                "UDP flows forgotten because their backend serves no longer.",
+                "UDP flows deleted because their endpoint was removed.",
                 &[FAMILY],
             ),
         };
-        // Series that dashboards ask for exist from the start.
+        // Series that dashboards query exist from the start.
         for family in Family::BOTH {
             for vec in [&metrics.sync, &metrics.programming, &metrics.reconciler] {
                 vec.with_label_values(&[name(family)]);
@@ -116,7 +117,7 @@ impl ProxyMetrics {
         metrics
     }
 
-    /// A sync was asked for.
+    /// A sync was queued.
     pub fn queued(&self) {
         for family in Family::BOTH {
             self.last_queued.with_label_values(&[name(family)]).set(now());
@@ -134,7 +135,7 @@ impl ProxyMetrics {
         pending.inc();
     }
 
-    /// The maps hold all that was known.
+    /// A sync is complete.
     pub fn synced(&self, took: Duration, full: bool) {
         self.endpoint_changes_pending.set(0);
         self.service_changes_pending.set(0);
@@ -147,24 +148,24 @@ impl ProxyMetrics {
         }
     }
 
-    /// A change of endpoints is in the maps so many seconds after what caused it.
+    /// The time from the cause of an endpoint change to the maps.
     pub fn programmed(&self, family: Family, seconds: f64) {
         self.programming.with_label_values(&[name(family)]).observe(seconds.max(0.0));
     }
 
-    /// So many Services of this family have policy Local and nobody here.
+    /// The number of Services of this family with policy Local and no local endpoint.
     pub fn no_local_endpoints(&self, family: Family, internal: bool, services: i64) {
         let policy = if internal { "internal" } else { "external" };
         self.no_local_endpoints.with_label_values(&[name(family), policy]).set(services);
     }
 
-    /// `/healthz` (`with_node`) or `/livez` was asked.
+    /// `/healthz` (`with_node`) or `/livez` was requested.
     pub fn answered(&self, with_node: bool, code: u16) {
         let vec = if with_node { &self.healthz } else { &self.livez };
         vec.with_label_values(&[if code == 200 { "200" } else { "503" }]).inc();
     }
 
-    /// UDP flows were looked at, and so many of each family forgotten.
+    /// UDP flows were checked, and this many of each family flushed.
     pub fn reconciled(&self, took: Duration, deleted: [u64; 2]) {
         for (family, deleted) in Family::BOTH.into_iter().zip(deleted) {
             self.reconciler.with_label_values(&[name(family)]).observe(took.as_secs_f64());
@@ -173,7 +174,7 @@ impl ProxyMetrics {
     }
 }
 
-/// kube-proxy's: fine up to a minute, coarser up to five.
+/// kube-proxy's buckets: fine up to a minute, coarser up to five.
 fn programming_buckets() -> Vec<f64> {
     let seconds = (1..60).chain((60..120).step_by(5)).chain((120..=300).step_by(30));
     [0.25, 0.5].into_iter().chain(seconds.map(f64::from)).collect()

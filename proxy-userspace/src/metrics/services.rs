@@ -1,8 +1,8 @@
-//! `shunt_service_*`: what each service port has carried, refused and dropped, read from the pins for each answer.
+//! `shunt_service_*`: traffic, refusals and drops of each service port, read from the pins for each scrape.
 //!
-//! Written as text and not kept in the registry: thousands of series that come and go with their Services would cost more
-//! to keep than to write. How many there are is bounded (`--service-metrics-max`): the service ports with the lowest ids
-//! have series of their own, and all others together one, `service="_other"`, which no Service can be called.
+//! Written as text, not kept in the registry: maintaining thousands of series that come and go with their Services
+//! would cost more. `--service-metrics-max` limits their number: the service ports with the lowest ids have their own
+//! series; all others share `service="_other"`, which is not a valid Service name.
 
 use std::{collections::HashMap, fmt::Write as _};
 
@@ -13,11 +13,11 @@ use crate::inspect::{
     statistics::{Count, Figures, Statistics, family_text, port_text, protocol_text},
 };
 
-/// A name, its HELP text, and the counts it holds by their `direction`.
+/// A metric's name, its HELP text, and its counts by `direction`.
 type Metric = (&'static str, &'static str, &'static [(&'static str, Count)]);
 
 const METRICS: [Metric; 5] = [
-    ("shunt_service_flows_total", "Flows to a service port that began.", &[("", Count::Flows)]),
+    ("shunt_service_flows_total", "New flows to a service port.", &[("", Count::Flows)]),
     (
         "shunt_service_packets_total",
         "Packets of a service port's flows; those of the node's own sockets are not seen.",
@@ -40,24 +40,25 @@ const METRICS: [Metric; 5] = [
     ),
 ];
 
-/// What must be remembered from one answer to the next.
+/// State kept from one scrape to the next.
 #[derive(Debug, Default)]
 pub struct ServiceMetrics {
-    /// What was last seen of each, by id: which of them have series of their own changes as others come and go.
+    /// The last counts by id: which ids have their own series changes as others come and go.
     last: HashMap<u32, Figures<u64>>,
-    /// What they have counted while they had none, since this process began. Their sum would go back with each that goes or gets series of its own.
+    /// The sum counted without own series since this process started. A plain sum over the others would decrease
+    /// whenever one is removed or gets its own series.
     other: Option<Figures<u64>>,
 }
 
 impl ServiceMetrics {
-    /// What was counted before this process began is none of the others' sum, which then begins at 0.
+    /// Counts from before this process started are not part of the sum, which starts at 0.
     pub(super) fn begin(&mut self, pins: &Pins) {
         if let Ok(statistics) = Statistics::read(pins) {
             self.last = statistics.ports.iter().map(|port| (port.id, port.totals)).collect();
         }
     }
 
-    /// The text; without series where nothing can be read, as before the maps are pinned.
+    /// The text; without series if the maps cannot be read, as before they are pinned.
     pub(super) fn text(&mut self, pins: &Pins, max: usize) -> String {
         if max == 0 {
             return String::new();
@@ -79,7 +80,7 @@ impl ServiceMetrics {
         written(&series)
     }
 
-    /// Adds what those behind the first `own` have counted since the last time.
+    /// Adds the increments of all ids behind the first `own`.
     fn take(&mut self, statistics: &Statistics, own: usize) {
         let zero = Figures::zero(statistics.has_traffic);
         let mut seen = HashMap::with_capacity(statistics.ports.len());
@@ -110,7 +111,7 @@ fn written(series: &[(Labels, Figures<u64>)]) -> String {
     text
 }
 
-/// Whose series it is. Kubernetes' validation has seen to it that nothing in here needs to be escaped.
+/// Labels of one series. Kubernetes' validation ensures that nothing needs escaping.
 struct Labels {
     namespace: String,
     service: String,
@@ -130,7 +131,7 @@ impl Labels {
         }
     }
 
-    /// An empty label is none, to Prometheus.
+    /// To Prometheus an empty label is no label.
     fn other() -> Self {
         let (namespace, port, protocol) = Default::default();
         Self { namespace, service: "_other".to_owned(), port, protocol, family: "" }
@@ -203,12 +204,12 @@ mod tests {
         let mut see = |ports: &[ServicePort]| value(&metrics.written(&statistics(ports), 1), OTHER);
         assert_eq!(see(&[port(1, "a", 1), port(2, "b", 20), port(3, "c", 300)]), Some(320));
         assert_eq!(see(&[port(1, "a", 1), port(2, "b", 21), port(3, "c", 300)]), Some(321));
-        // The second is one of the first now.
+        // The second now has its own series.
         assert_eq!(see(&[port(2, "b", 25), port(3, "c", 302)]), Some(323));
-        // The third's id is another's, which begins at zero.
+        // The third id belongs to another port now, which starts at zero.
         assert_eq!(see(&[port(2, "b", 25), port(3, "d", 4)]), Some(327));
         assert_eq!(see(&[port(2, "b", 25)]), Some(327));
-        // The second is no longer one of the first: what it counted while it was is none of the others'.
+        // The second no longer has its own series: what it counted there is not added to the sum.
         assert_eq!(see(&[port(1, "e", 0), port(2, "b", 26)]), Some(328));
     }
 

@@ -1,5 +1,5 @@
-//! iptables-legacy's tables, read and replaced by the socket options that iptables itself uses. A table is replaced
-//! whole; rules that stay keep their counters. Whoever else changes these tables takes part in one lock file.
+//! iptables-legacy's tables, read and replaced by iptables' own socket options. A table is replaced as a whole;
+//! remaining rules keep their counters. All programs that change these tables share one lock file.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +17,7 @@ use nix::{
 };
 
 use super::{
-    Chain, Kind, Table,
+    chain::{Chain, Kind, Table},
     legacy_table::{Blob, COUNTERS, Hooks, IPV4, IPV6},
 };
 
@@ -33,7 +33,7 @@ const LOCK: &str = "/run/xtables.lock";
 #[derive(Clone, Copy, Debug)]
 struct Family {
     name: &'static str,
-    /// Names of the tables there are. One that is not there is not asked for: asking would load its module.
+    /// The file with the names of existing tables. Others are not requested: a request would load their module.
     list: &'static str,
     domain: AddressFamily,
     level: i32,
@@ -80,11 +80,11 @@ struct Replace {
     hook_entry: [u32; 5],
     underflow: [u32; 5],
     num_counters: u32,
-    /// Address of where the old counters are written to.
+    /// Address of the buffer for the old counters.
     counters: u64,
 }
 
-/// Bytes of `struct ipt_get_entries` and of `struct xt_counters_info` before their rows.
+/// Header lengths of `struct ipt_get_entries` and `struct xt_counters_info`.
 const ROWS_AT: usize = 40;
 
 /// Every chain of every table of both families.
@@ -99,7 +99,7 @@ pub fn chains() -> io::Result<Vec<Chain>> {
     Ok(found)
 }
 
-/// Takes these chains away, and these rules (by position) of chains that stay.
+/// Removes chains, and rules (by position) of other chains.
 pub fn remove(chains: &[(Table, String)], rules: &[(Table, String, u64)]) -> io::Result<()> {
     let mut tables: BTreeMap<&Table, (BTreeSet<&str>, BTreeSet<u64>)> = BTreeMap::new();
     for (table, chain) in chains {
@@ -121,7 +121,7 @@ pub fn remove(chains: &[(Table, String)], rules: &[(Table, String, u64)]) -> io:
     Ok(())
 }
 
-/// The positions, if each still jumps to a chain that goes: they were found before the lock was taken.
+/// The positions, if each rule still jumps to a removed chain: they were determined before the lock was taken.
 fn rules_of(blob: &Blob, chains: &BTreeSet<&str>, rules: &BTreeSet<u64>) -> Option<BTreeSet<u64>> {
     let jumps: BTreeSet<u64> = blob
         .chains()?
@@ -145,7 +145,7 @@ fn lock() -> io::Result<Flock<File>> {
         }
         thread::sleep(Duration::from_millis(50));
     }
-    Err(io::Error::new(io::ErrorKind::TimedOut, format!("somebody has held {LOCK} for five seconds")))
+    Err(io::Error::new(io::ErrorKind::TimedOut, format!("another process has held {LOCK} for five seconds")))
 }
 
 fn unreadable(family: Family, table: &str) -> io::Error {
@@ -161,7 +161,7 @@ fn named(table: &str) -> [u8; 32] {
 }
 
 fn control(family: Family) -> io::Result<OwnedFd> {
-    // The options want CAP_NET_ADMIN, not a raw socket (CAP_NET_RAW), which iptables takes.
+    // The options need CAP_NET_ADMIN, but not the raw socket (CAP_NET_RAW) that iptables uses.
     Ok(socket(family.domain, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?)
 }
 
@@ -193,13 +193,13 @@ fn replace(family: Family, old: &Blob, chains: &BTreeSet<&str>, rules: &BTreeSet
         size: new.entries.len() as u32,
         hook_entry: new.hooks.entry,
         underflow: new.hooks.underflow,
-        // A table that has changed since has another number of entries, most often: then the kernel says EAGAIN.
+        // If the table has changed in between, its number of entries usually differs: then the kernel returns EAGAIN.
         num_counters: count as u32,
         counters: counters.as_mut_ptr() as u64,
     };
     let socket = control(family)?;
     set(&socket, family, SET_REPLACE, &[bytemuck::bytes_of(&head), &new.entries].concat())?;
-    // What the old table had counted until it went; the new one began at zero.
+    // The final counters of the old table; the new one started at zero.
     let mut kept = vec![0; ROWS_AT];
     kept[..32].copy_from_slice(&named(&old.table.name));
     kept[32..36].copy_from_slice(&(new.was.len() as u32).to_ne_bytes());

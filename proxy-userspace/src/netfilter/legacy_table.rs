@@ -1,30 +1,30 @@
-//! A table of iptables-legacy as the kernel hands it out: one blob of entries, in which jumps are byte offsets. Read
-//! into chains, and put together anew without some of them. Pure: the kernel is asked in [`super::legacy`].
+//! A table of iptables-legacy in the kernel's format: one blob of entries, in which jumps are byte offsets. Parsed into
+//! chains, and rebuilt without some of them. Pure: [`super::legacy`] talks to the kernel.
 //!
-//! Entries of IPv4 and IPv6 differ in the length of their first part alone (uapi/linux/netfilter_ipv4/ip_tables.h,
-//! netfilter_ipv6/ip6_tables.h, netfilter/x_tables.h; the layouts of 64-bit machines).
+//! Entries of IPv4 and IPv6 differ only in the length of their first part (uapi/linux/netfilter_ipv4/ip_tables.h,
+//! netfilter_ipv6/ip6_tables.h, netfilter/x_tables.h; 64-bit layouts).
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::{Chain, Rule, Table};
+use super::chain::{Chain, Rule, Table};
 
 /// `struct ipt_ip` and `struct ip6t_ip6`.
 pub const IPV4: usize = 84;
 pub const IPV6: usize = 136;
 /// `struct xt_counters`: packets, bytes.
 pub const COUNTERS: usize = 16;
-/// `struct xt_entry_match` and `struct xt_entry_target` begin alike: size, name, revision.
+/// `struct xt_entry_match` and `struct xt_entry_target` have the same header: size, name, revision.
 const XT_HEADER: usize = 32;
 const XT_NAME: usize = 29;
-/// A user chain begins with an entry whose target has this name and holds the chain's; so does the table's end.
+/// The target name of the entry that begins a user chain (it holds the chain's name) and of the last entry of a table.
 const ERROR: &str = "ERROR";
 /// `-NF_DROP - 1`.
 const DROP: i32 = -1;
-/// `XT_CONNTRACK_STATE`, and where the flags stand in `struct xt_conntrack_mtinfo2` and `3`.
+/// `XT_CONNTRACK_STATE`, and the offset of the flags in `struct xt_conntrack_mtinfo2` and `3`.
 const CONNTRACK_STATE: u16 = 1;
 const CONNTRACK_FLAGS: usize = 146;
 
-/// Whether an `xt` match asks for conntrack's state of the packet.
+/// Whether an `xt` match tests the packet's conntrack state.
 pub fn asks_state(name: &str, info: &[u8]) -> bool {
     match name {
         "state" => true,
@@ -55,11 +55,11 @@ pub struct Blob {
 struct Entry {
     at: usize,
     len: usize,
-    /// Of the target, from the beginning of the blob.
+    /// Offset of the target in the blob.
     target: usize,
 }
 
-/// A chain's name and its entries: `first` is that of its first rule, after the head of a user chain.
+/// A chain's name and its entries; `first` is its first rule, after the head entry of a user chain.
 #[derive(Clone, Debug)]
 struct Span {
     name: String,
@@ -68,17 +68,17 @@ struct Span {
     end: usize,
 }
 
-/// What [`Blob::without`] made.
+/// The result of [`Blob::without`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rewritten {
     pub hooks: Hooks,
     pub entries: Vec<u8>,
-    /// Which of the old entries (by position) each of the new ones was: their counters go with them.
+    /// The old position of each new entry, for its counters.
     pub was: Vec<usize>,
 }
 
 impl Blob {
-    /// How many entries there are; `None` when the blob is none that this code knows.
+    /// The number of entries; `None` if the blob cannot be parsed.
     pub fn count(&self) -> Option<usize> {
         Some(self.walk()?.len())
     }
@@ -96,7 +96,7 @@ impl Blob {
                 let jump = self.verdict(&entry).and_then(|verdict| usize::try_from(verdict).ok());
                 let mut rule = Rule {
                     handle: position as u64,
-                    // A rule without a target "jumps" to the one behind it.
+                    // A rule without a target "jumps" to the next one.
                     jumps_to: jump
                         .filter(|to| *to != next)
                         .and_then(|to| starts.get(&to))
@@ -119,8 +119,7 @@ impl Blob {
         Some(chains.collect())
     }
 
-    /// The same table without the chains of these names and without these entries; `None` when something that stays
-    /// jumps to what goes.
+    /// The same table without these chains and entries; `None` if a remaining rule jumps to a removed chain.
     pub fn without(&self, chains: &BTreeSet<&str>, rules: &BTreeSet<u64>) -> Option<Rewritten> {
         let entries = self.walk()?;
         let mut gone: BTreeSet<usize> = rules.iter().map(|position| *position as usize).collect();
@@ -129,7 +128,7 @@ impl Blob {
                 gone.extend(span.first - 1..span.end);
             }
         }
-        // Where each entry comes to stand; one that goes, where the next that stays does.
+        // The new offset of each entry; a removed entry has that of the next remaining one.
         let mut moved = Vec::with_capacity(entries.len());
         let mut len = 0;
         for (position, entry) in entries.iter().enumerate() {
@@ -144,7 +143,7 @@ impl Blob {
             let begin = rewritten.entries.len();
             rewritten.entries.extend_from_slice(self.entries.get(entry.at..entry.at + entry.len)?);
             rewritten.was.push(position);
-            // `comefrom` and the counters are the kernel's to fill in.
+            // The kernel fills in `comefrom` and the counters.
             let head = self.ip_len.next_multiple_of(4) + 8;
             rewritten.entries[begin + head..begin + self.head_len()].fill(0);
             if let Some(to) = self.verdict(entry).and_then(|verdict| usize::try_from(verdict).ok()) {
@@ -193,7 +192,7 @@ impl Blob {
         }
         let heads: Vec<usize> =
             (0..entries.len()).filter(|position| self.target_name(&entries[*position]) == ERROR).collect();
-        // The last one is the table's end.
+        // The last entry ends the table.
         for pair in heads.windows(2) {
             let name = self.entries.get(entries[pair[0]].target + XT_HEADER..)?;
             spans.push(Span { name: text(name), hook: None, first: pair[0] + 1, end: pair[1] });
@@ -232,7 +231,7 @@ fn u16_at(data: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(data.get(at..at + 2)?.try_into().ok()?))
 }
 
-/// Text up to its terminating zero.
+/// A zero-terminated string.
 fn text(data: &[u8]) -> String {
     let len = data.iter().position(|byte| *byte == 0).unwrap_or(data.len());
     String::from_utf8_lossy(&data[..len]).into_owned()
@@ -240,9 +239,9 @@ fn text(data: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::Kind, *};
+    use super::{super::chain::Kind, *};
 
-    /// An entry with one match (or none) and a target of so many bytes, counting `packets`.
+    /// An entry with at most one match and a target of the given length, with the counter `packets`.
     fn entry(ip_len: usize, matches: &str, target: &str, data: &[u8], packets: u64) -> Vec<u8> {
         let head = (ip_len + 12).next_multiple_of(8) + COUNTERS;
         let mut bytes = vec![0; head];

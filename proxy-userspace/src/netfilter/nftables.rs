@@ -1,10 +1,13 @@
-//! nf_tables over netlink: chains and rules are listed by dumps, removed by transactions. iptables-nft's tables are
-//! tables like any other; its matches and targets are expressions of their own kind (`match`, `target`), its jumps
-//! and verdicts nftables' own.
+//! nf_tables over netlink: chains and rules are listed by dumps and removed by transactions. iptables-nft's tables are
+//! ordinary tables; its matches and targets are expressions (`match`, `target`), its jumps and verdicts those of
+//! nftables.
 
 use std::{collections::BTreeMap, io};
 
-use super::{Chain, Kind, Rule, Table, legacy_table::asks_state};
+use super::{
+    chain::{Chain, Kind, Rule, Table},
+    legacy_table::asks_state,
+};
 use crate::datapath::netlink::{Message, Request, Socket, attributes, read_str};
 
 /// `NFNL_SUBSYS_NFTABLES << 8` and its messages (uapi/linux/netfilter/nf_tables.h).
@@ -43,7 +46,7 @@ const CT_STATE: u32 = 0;
 const NF_DROP: u32 = 0;
 /// `struct nfgenmsg`.
 const HEADER: usize = 4;
-/// Requests in a transaction: some 100 bytes each, far below what a socket may be allowed to send at once.
+/// Requests per transaction: about 100 bytes each, far below the socket's send limit.
 const BATCH: usize = 1000;
 
 fn family_name(number: u8) -> &'static str {
@@ -58,7 +61,7 @@ fn family_name(number: u8) -> &'static str {
     }
 }
 
-/// Every table of every family; a kernel without nftables has none.
+/// All tables of all families; none without nftables.
 pub fn tables() -> io::Result<Vec<Table>> {
     let mut found = Vec::new();
     dump(GETTABLE, |message| {
@@ -72,7 +75,7 @@ pub fn tables() -> io::Result<Vec<Table>> {
     Ok(found)
 }
 
-/// Every chain of every family with its rules.
+/// All chains of all families with their rules.
 pub fn chains() -> io::Result<Vec<Chain>> {
     let mut chains = BTreeMap::new();
     dump(GETCHAIN, |message| {
@@ -83,7 +86,7 @@ pub fn chains() -> io::Result<Vec<Chain>> {
     let mut rules = BTreeMap::new();
     dump(GETRULE, |message| {
         if let Some((key, rule)) = rule(&message) {
-            // A dump that was torn comes again: the handle tells a rule twice seen.
+            // An interrupted dump is repeated: the handle identifies duplicates.
             rules.entry(key).or_insert_with(BTreeMap::new).entry(rule.handle).or_insert(rule);
         }
     })?;
@@ -95,19 +98,19 @@ pub fn chains() -> io::Result<Vec<Chain>> {
     Ok(chains.into_values().collect())
 }
 
-/// What to take away, in this order: rules first, so that nothing leads to the chains.
+/// What to remove, in this order: rules first, so that nothing refers to the chains.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Removal {
-    /// Single rules of chains that stay: table, chain, handle.
+    /// Single rules of remaining chains: table, chain, handle.
     pub rules: Vec<(Table, String, u64)>,
     pub chains: Vec<(Table, String)>,
     pub tables: Vec<Table>,
 }
 
-/// Carries it out. Each step is a transaction of its own, or several: with the rules that lead to a chain gone, it is
-/// no matter that the chain goes a moment later.
+/// Removes them. Each step is one or several transactions: once the rules that refer to a chain are gone, the chain can
+/// be removed later.
 pub fn remove(removal: &Removal) -> io::Result<()> {
-    // A kernel without nfnetlink has nothing to remove, and no socket to ask it by.
+    // A kernel without nfnetlink has nothing to remove.
     if *removal == Removal::default() {
         return Ok(());
     }
@@ -191,7 +194,7 @@ fn chain(message: &Message<'_>) -> Option<Chain> {
     })
 }
 
-/// A rule and the chain it stands in.
+/// A rule and its chain.
 fn rule(message: &Message<'_>) -> Option<((Table, String), Rule)> {
     if message.kind != NEWRULE {
         return None;
@@ -259,10 +262,10 @@ mod tests {
 
     #[test]
     fn a_chain_of_the_forward_hook() {
-        let dropping = parsed(&body(super::super::FORWARD, NF_DROP));
+        let dropping = parsed(&body(super::super::chain::FORWARD, NF_DROP));
         assert_eq!(dropping.to_string(), "chain FORWARD of nftables table ip filter");
         assert!(dropping.drops_forwarded());
-        assert!(!parsed(&body(super::super::FORWARD, 1)).drops_forwarded());
+        assert!(!parsed(&body(super::super::chain::FORWARD, 1)).drops_forwarded());
         assert!(!parsed(&body(1, NF_DROP)).drops_forwarded());
     }
 

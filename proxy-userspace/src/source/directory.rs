@@ -1,7 +1,7 @@
-//! The objects of a directory of manifests, as a state that files enter and leave: which file an object
-//! counts from, what was refused, and the events that a changed file makes.
+//! The objects of a directory of manifests: which file provides an object, which documents were refused, and the events
+//! of a changed file.
 //!
-//! Does no I/O and waits for nothing; `files` reads and watches.
+//! No I/O; `files` reads and watches.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, btree_map::Entry},
@@ -10,24 +10,22 @@ use std::{
     sync::Arc,
 };
 
-use super::{
-    Event,
-    documents::{self, Place},
-};
+use super::event::Event;
 use crate::{
     api::{self, FieldError, ItemError, Kind, Object, ObjectId},
     model::{EndpointSlice, ServiceKey},
+    yaml_documents::{self, Place},
 };
 
 /// All files read so far.
 #[derive(Debug, Default)]
 pub struct Directory {
     files: BTreeMap<PathBuf, File>,
-    /// Which files hold an object: the first by name counts.
+    /// The files that hold an object: the first by name is used.
     holders: HashMap<ObjectId, BTreeSet<PathBuf>>,
     /// Objects that more than one file holds.
     contested: BTreeSet<ObjectId>,
-    /// Endpoints objects as slices.
+    /// Slices mirrored from Endpoints objects.
     mirrored: HashMap<ServiceKey, Vec<EndpointSlice>>,
 }
 
@@ -36,7 +34,7 @@ pub struct Directory {
 struct File {
     objects: BTreeMap<ObjectId, Held>,
     refused: Vec<Refused>,
-    /// Kinds that are not for a proxy, and how many of each.
+    /// Kinds that a proxy does not use, and their numbers.
     ignored: BTreeMap<String, usize>,
 }
 
@@ -46,11 +44,11 @@ struct Held {
     document: Place,
 }
 
-/// A document, or an object in it, that was not taken over.
+/// A document, or an object in it, that was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
     pub file: PathBuf,
-    /// `None` when the file could not be read at all.
+    /// `None` if the file could not be read.
     pub document: Option<Place>,
     pub object: Option<ObjectId>,
     pub error: RefusedWhy,
@@ -68,7 +66,7 @@ pub enum RefusedWhy {
     Duplicate(PathBuf),
 }
 
-/// Kinds of a file that are not for a proxy.
+/// Kinds in a file that a proxy does not use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ignored {
     pub file: PathBuf,
@@ -76,10 +74,10 @@ pub struct Ignored {
 }
 
 impl Directory {
-    /// Takes a file's new contents instead of its old ones.
+    /// Replaces a file's contents.
     ///
-    /// An object whose document is refused keeps its last good state. So does every object missing from a
-    /// file in which some document cannot be made out at all: it may be that one.
+    /// An object whose document is refused keeps its last valid state. So does every object missing from a file with an
+    /// unreadable document, which may be that object's.
     pub fn update(&mut self, path: &Path, text: io::Result<String>) -> Vec<Event> {
         let old = self.files.get(path);
         let (mut file, unclear) = match text {
@@ -99,17 +97,17 @@ impl Directory {
         self.replace(path, Some(file))
     }
 
-    /// The file is gone, and its objects with it.
+    /// The file was deleted, and its objects with it.
     pub fn remove(&mut self, path: &Path) -> Vec<Event> {
         self.replace(path, None)
     }
 
-    /// The files known.
+    /// The known files.
     pub fn paths(&self) -> impl Iterator<Item = &PathBuf> {
         self.files.keys()
     }
 
-    /// Everything that is refused now, by file and document.
+    /// All refused documents and objects, by file and document.
     pub fn refused(&self) -> Vec<Refused> {
         let mut all: Vec<Refused> = self.files.values().flat_map(|file| file.refused.clone()).collect();
         for id in &self.contested {
@@ -126,7 +124,7 @@ impl Directory {
         all
     }
 
-    /// What is in the files that a proxy has nothing to do with.
+    /// The kinds in each file that a proxy does not use.
     pub fn ignored(&self) -> Vec<Ignored> {
         let files = self.files.iter().filter(|(_, file)| !file.ignored.is_empty());
         files.map(|(path, file)| Ignored { file: path.clone(), kinds: file.ignored.clone() }).collect()
@@ -176,13 +174,13 @@ impl Directory {
         events
     }
 
-    /// The object as it counts: from the first file that holds it.
+    /// The object in effect: from the first file that holds it.
     fn object(&self, id: &ObjectId) -> Option<&Arc<Object>> {
         let file = self.files.get(self.holders.get(id)?.first()?)?;
         file.objects.get(id).map(|held| &held.object)
     }
 
-    /// Brings the slices that stand for an Endpoints object up to date.
+    /// Updates the slices mirrored from an Endpoints object.
     fn mirror(&mut self, key: ServiceKey, events: &mut Vec<Event>) {
         let id = |kind| ObjectId { kind, key: key.clone() };
         let service = match self.object(&id(Kind::Service)).map(Arc::as_ref) {
@@ -203,12 +201,12 @@ impl Directory {
     }
 }
 
-/// What a file's text holds, and whether some document of it could not be made out.
+/// The contents of a file's text, and whether some document could not be read.
 fn read(path: &Path, text: &str) -> (File, bool) {
     let mut file = File::default();
     let mut unclear = false;
     let mut found: Vec<(Place, api::Item)> = Vec::new();
-    for document in documents::parse(text) {
+    for document in yaml_documents::parse(text) {
         match document.value {
             Ok(value) => found.extend(api::decode(value).into_iter().map(|item| (document.place, item))),
             Err(message) => {
@@ -337,7 +335,7 @@ mod tests {
         assert_eq!(update(&mut directory, "x.yaml", &bad), ["+b=10.68.0.9"]);
         let want = "x.yaml: document 1 (line 1): Service default/a: spec.clusterIP: \"10.68.0\" is not an IP address";
         assert_eq!(refused(&directory), [want]);
-        // Not even YAML: nothing of the file is taken for deleted.
+        // Not YAML: no object of the file counts as deleted.
         let broken = String::from("--- [\n") + &service("b", "10.68.0.7");
         assert_eq!(update(&mut directory, "x.yaml", &broken), ["+b=10.68.0.7"]);
         assert!(
@@ -345,7 +343,7 @@ mod tests {
             "{:?}",
             refused(&directory)
         );
-        // Mended, without it: now it is gone.
+        // Valid again, without the object: now it is deleted.
         assert_eq!(update(&mut directory, "x.yaml", &service("b", "10.68.0.7")), ["-a"]);
         assert!(refused(&directory).is_empty());
     }

@@ -1,7 +1,7 @@
 //! `--manifests DIR`: reads a directory of manifests and follows its changes.
 //!
-//! [`read`] is the synchronous half, for `shunt compile` and tests; [`follow`] adds a thread that watches
-//! (inotify) and sends what changed as events. What the files mean is `directory`'s business.
+//! [`read`] reads once, for `shunt compile` and tests; [`follow`] adds a thread that watches with inotify and sends
+//! changes as events. `directory` interprets the files.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -20,8 +20,8 @@ use notify::{
 use tokio::sync::mpsc;
 
 use super::{
-    Event,
     directory::{Directory, Ignored, Refused},
+    event::Event,
 };
 
 /// Why a directory of manifests cannot be followed.
@@ -42,13 +42,13 @@ pub struct FilesSource {
     pub events: mpsc::Receiver<Vec<Event>>,
 }
 
-/// Changes are taken once nothing has happened for this long...
+/// Changes are read when nothing has happened for this long...
 const QUIET: Duration = Duration::from_millis(20);
 /// ...or this long after the first.
 const DEBOUNCE: Duration = Duration::from_millis(80);
-/// A file somebody has open for writing is read this long after the last write even if it is not closed.
+/// A file that is still open for writing is read this long after the last write.
 const UNCLOSED: Duration = Duration::from_secs(3);
-/// How often to look without being told: the directory itself may have been replaced.
+/// Interval of checks without a notification: the directory itself may have been replaced.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Reads a file, or every manifest of a directory, once.
@@ -72,7 +72,7 @@ pub fn read(path: &Path) -> Result<(Directory, Vec<Event>), FilesError> {
 /// Reads the directory and follows its changes from then on.
 pub fn follow(path: &Path) -> Result<FilesSource, FilesError> {
     let (notices_in, notices) = sync_mpsc::channel();
-    // Watch first, read then: a change in between is seen twice instead of never.
+    // Watch before reading: a change in between is seen twice instead of never.
     let watch = Watch::new(path, notices_in)?;
     let mut follower = Follower {
         path: path.into(),
@@ -91,7 +91,7 @@ pub fn follow(path: &Path) -> Result<FilesSource, FilesError> {
     Ok(FilesSource { events })
 }
 
-/// What makes two states of a file different.
+/// Identifies a state of a file.
 type Signature = (u64, u64, u64, i64, i64, i64, i64);
 
 /// The manifests of a directory, in order of their names.
@@ -99,7 +99,7 @@ fn manifests(path: &Path) -> io::Result<BTreeMap<PathBuf, Signature>> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(path)? {
         let file = entry?.path();
-        // Through symbolic links, as a mounted ConfigMap has them; a dangling one is no manifest.
+        // Follows symbolic links, as in a mounted ConfigMap; a dangling one is not a manifest.
         let Some(metadata) = is_manifest(&file).then(|| fs::metadata(&file)).and_then(Result::ok) else {
             continue;
         };
@@ -113,7 +113,7 @@ fn manifests(path: &Path) -> io::Result<BTreeMap<PathBuf, Signature>> {
     Ok(found)
 }
 
-/// Whether the name is one more for a file that was there: nobody writes to it and nobody will close it.
+/// Whether the name is a new hard link to an existing file: there will be no close event.
 fn is_linked(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink() || metadata.nlink() > 1)
 }
@@ -128,7 +128,7 @@ fn is_manifest(path: &Path) -> bool {
 struct Watch {
     path: PathBuf,
     watcher: RecommendedWatcher,
-    /// Device and inode of what is watched.
+    /// Device and inode of the watched directory.
     target: Option<(u64, u64)>,
 }
 
@@ -137,7 +137,7 @@ impl Watch {
         let failed = |source| FilesError::Watch { path: path.into(), source };
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             if let Ok(event) = event {
-                // The receiver is gone only when the follower has ended.
+                // The receiver is dropped only when the follower has ended.
                 let _ = notices.send(event);
             }
         });
@@ -147,13 +147,13 @@ impl Watch {
         Ok(watch)
     }
 
-    /// Watches anew where another directory stands under the same name now.
+    /// Watches again if the directory was replaced.
     fn renew(&mut self) {
         let now = target(&self.path);
         if now.is_none() || now == self.target {
             return;
         }
-        // The old watch went with the old directory; where it did not, this one replaces it.
+        // Replaces the old watch, which may have been removed with the old directory.
         let _ = self.watcher.unwatch(&self.path);
         match self.watcher.watch(&self.path, RecursiveMode::NonRecursive) {
             Ok(()) => self.target = now,
@@ -170,7 +170,7 @@ struct Follower {
     path: PathBuf,
     directory: Directory,
     seen: BTreeMap<PathBuf, Signature>,
-    /// Files somebody is writing to, and when that was last seen.
+    /// Files that are being written, and the time of the last write.
     open: HashMap<PathBuf, Instant>,
     refused: Vec<Refused>,
     ignored: Vec<Ignored>,
@@ -196,13 +196,13 @@ impl Follower {
             watch.renew();
             match self.look(&touched) {
                 Ok(found) => batch = found,
-                // Nothing is taken for deleted while the directory cannot be read.
+                // While the directory cannot be read, nothing counts as deleted.
                 Err(error) => tracing::debug!("cannot read {}: {error}", self.path.display()),
             }
         }
     }
 
-    /// Waits for something to happen and then for quiet; the files that were touched.
+    /// Waits for events and then until they stop; returns the files concerned.
     fn wait(&mut self, notices: &sync_mpsc::Receiver<notify::Event>) -> BTreeSet<PathBuf> {
         let mut touched = BTreeSet::new();
         let Ok(first) = notices.recv_timeout(LOOK) else { return touched };
@@ -223,7 +223,7 @@ impl Follower {
             notice.kind,
             EventKind::Create(_) | EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Any)
         );
-        // Reading is what we do ourselves.
+        // Caused by our own reads.
         if matches!(notice.kind, EventKind::Access(_)) && !is_closed {
             return;
         }
@@ -237,7 +237,7 @@ impl Follower {
         }
     }
 
-    /// Reads what changed since the last look, and what was touched.
+    /// Reads files that changed or were touched since the last pass.
     fn look(&mut self, touched: &BTreeSet<PathBuf>) -> io::Result<Vec<Event>> {
         let found = manifests(&self.path)?;
         self.open.retain(|path, since| found.contains_key(path) && since.elapsed() < UNCLOSED);
@@ -250,7 +250,7 @@ impl Follower {
         }
         for (path, signature) in found {
             let is_same = self.seen.get(&path) == Some(&signature) && !touched.contains(&path);
-            // Half-written, unless it never was read: at start everything counts as it is.
+            // Being written; at start, files are read in any state.
             if is_same || self.open.contains_key(&path) {
                 continue;
             }
@@ -261,7 +261,7 @@ impl Follower {
         Ok(events)
     }
 
-    /// Says what is wrong with the files, each thing once.
+    /// Logs problems of the files, each once.
     fn report(&mut self) {
         let (refused, ignored) = (self.directory.refused(), self.directory.ignored());
         refused.iter().filter(|new| !self.refused.contains(new)).for_each(|new| tracing::error!("{new}"));
@@ -274,7 +274,7 @@ impl Follower {
 mod tests {
     use super::*;
 
-    /// A directory of its own, removed at the end.
+    /// A temporary directory, removed at the end.
     struct Dir(PathBuf);
 
     impl Dir {
@@ -309,7 +309,7 @@ mod tests {
         batch.iter().map(one).collect()
     }
 
-    /// Events until `want` have come, in any number of batches, for at most three seconds.
+    /// Receives events, in any number of batches, until they equal `want`; at most three seconds.
     async fn next(source: &mut FilesSource, want: &[&str]) {
         let mut got: Vec<String> = Vec::new();
         let begun = Instant::now();
@@ -329,7 +329,7 @@ mod tests {
         dir.write(".c.yaml", &node("c"));
         let mut source = follow(&dir.0).unwrap();
         next(&mut source, &["+a", "synced"]).await;
-        // An editor's way: a new file renamed over the old one.
+        // As an editor does: a new file renamed over the old one.
         dir.write(".a.yaml.new", &node("a2"));
         fs::rename(dir.0.join(".a.yaml.new"), dir.0.join("a.yaml")).unwrap();
         next(&mut source, &["-a", "+a2"]).await;

@@ -1,44 +1,20 @@
-//! Where objects come from. A source turns what it reads into [`Event`]s; it decides nothing about Services.
+//! Where objects come from: manifest files or an API server. A source turns what it reads into [`Event`]s and makes no
+//! decisions about Services. The agent opens a source and follows it.
 
 pub mod directory;
-pub(crate) mod documents;
+mod event;
 pub mod files;
 pub mod kube;
 
-use std::{path::PathBuf, sync::Arc};
+use std::path::PathBuf;
 
 use tokio::sync::mpsc;
 
-use self::{
-    files::FilesError,
-    kube::{AccessError, KubeSource},
-};
-use crate::{
-    config,
-    events::Recorder,
-    model::{EndpointSlice, Node, ObjectKey, Service, ServiceCidr, ServiceKey},
-};
+pub use self::event::Event;
+use self::{files::FilesError, kube::KubeSource};
+use crate::{config, events::Recorder, kube_client::AccessError};
 
-/// One change of one object, or the end of a source's initial list.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// A Service was added or changed.
-    Service(Service),
-    ServiceGone(ServiceKey),
-    /// An EndpointSlice was added or changed.
-    Slice(EndpointSlice),
-    SliceGone(ObjectKey),
-    /// A Node was added or changed.
-    Node(Node),
-    NodeGone(Arc<str>),
-    /// A ServiceCIDR was added or changed.
-    ServiceCidr(ServiceCidr),
-    ServiceCidrGone(Arc<str>),
-    /// Every source has delivered its whole initial list: from here on the maps may be written.
-    Synced,
-}
-
-/// Why objects cannot be had.
+/// Why a source cannot be opened or followed.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     #[error(transparent)]
@@ -47,7 +23,7 @@ pub enum SourceError {
     Access(#[from] AccessError),
 }
 
-/// A source that was found good and is not read yet.
+/// A source that passed its checks and is not followed yet.
 #[derive(Debug)]
 pub enum Source {
     Files(PathBuf),
@@ -55,7 +31,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// Finds out what can be wrong with it before anything else is begun. Within a runtime only.
+    /// Checks everything that can be checked without a request. Must be called within a runtime.
     pub fn open(source: &config::Source, node_name: &str) -> Result<Self, SourceError> {
         Ok(match source {
             config::Source::Manifests(path) => Self::Files(path.clone()),
@@ -63,7 +39,7 @@ impl Source {
         })
     }
 
-    /// Who is told of what happens to objects: nobody, where they are files. Within a runtime only.
+    /// Records Events at the API server; with files, Events are discarded. Must be called within a runtime.
     pub fn recorder(&self) -> Recorder {
         match self {
             Self::Files(_) => Recorder::default(),
@@ -71,8 +47,8 @@ impl Source {
         }
     }
 
-    /// Batches of changes. The first of files ends with [`Event::Synced`]; that of an API server comes when all
-    /// its lists are complete. `populated`: an earlier run left Services in the maps.
+    /// Batches of changes. Files: the first batch ends with [`Event::Synced`]. API server: `Synced` comes once all
+    /// lists are complete. `populated`: an earlier run left Services in the maps.
     pub fn follow(self, populated: bool) -> Result<mpsc::Receiver<Vec<Event>>, SourceError> {
         Ok(match self {
             Self::Files(path) => files::follow(&path)?.events,

@@ -8,24 +8,28 @@ use std::{
 
 use proxy_common::{Backend, FrontendKey};
 
-use super::{NodeName, Tables, ids::IdPool, port_bits::PortBits};
+use super::{
+    desired::{NodeName, Tables},
+    ids::IdPool,
+    port_bits::PortBits,
+};
 use crate::compile::CompiledBackend;
 
-/// The backends in use and retired.
+/// Backends in use and retired.
 ///
-/// A retired one stays in BACKENDS (not active) and BACKEND_ADDRS while CONNTRACK names it: flows to it go on,
-/// and a direct flow that reuses the port of an old Service flow must still be seen as one to a backend.
+/// A retired backend stays in BACKENDS (not active) and BACKEND_ADDRS while CONNTRACK names it: its flows continue, and
+/// a direct flow that reuses the port of an old Service flow must still be recognised as one to a backend.
 #[derive(Debug)]
 pub struct Backends {
     pool: IdPool,
     states: HashMap<FrontendKey, State>,
     /// Retired ids, and since when the store no longer sends new flows to them; `None` until written.
     retired: HashMap<u32, (FrontendKey, Option<Instant>)>,
-    /// Ids that no written frontend can have led to yet.
+    /// Ids that no written frontend has used yet.
     fresh: HashSet<u32>,
 }
 
-/// How many service ports use the backend, and what they say of it.
+/// The number of service ports that use the backend, and their states of it.
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
     id: u32,
@@ -89,8 +93,8 @@ impl Backends {
         Some(id)
     }
 
-    /// One service port less uses it; the last one retires it, or frees it where no packet can have met it.
-    /// `backend` is what that port said of it.
+    /// One service port less uses it; the last one retires it, or frees it if no packet can have used it. `backend` is
+    /// the state that this port had.
     pub fn release(
         &mut self,
         key: FrontendKey,
@@ -110,7 +114,7 @@ impl Backends {
         tables.backends.set(id, state.value(key));
     }
 
-    /// Frontends were written: packets may have met any backend from here on.
+    /// Frontends were written: packets may use any backend from now on.
     pub fn named(&mut self) {
         self.fresh.clear();
     }
@@ -124,13 +128,13 @@ impl Backends {
         self.pool.give_back(id);
     }
 
-    /// The store no longer sends new flows to what was retired.
+    /// The store no longer sends new flows to retired backends.
     pub fn flushed(&mut self, now: Instant) {
         let waiting = self.retired.values_mut().filter(|(_, since)| since.is_none());
         waiting.for_each(|(_, since)| *since = Some(now));
     }
 
-    /// Frees the ids retired before `before` that are not in use; whether there were any.
+    /// Frees the ids retired before `before` that are not in use; returns whether there were any.
     pub fn free_unused(
         &mut self,
         before: Instant,
@@ -150,8 +154,8 @@ impl Backends {
         !freed.is_empty()
     }
 
-    /// Takes the backends found in the store, at start, before any other call; all count as retired until
-    /// a Service uses them.
+    /// Takes over the backends found in the store; once, before any other call. All count as retired until a Service
+    /// uses them.
     pub fn adopt(
         &mut self,
         found: Vec<(FrontendKey, u32, Option<NodeName>)>,
@@ -186,7 +190,7 @@ impl State {
         said.into_iter().filter(|(_, so)| *so).for_each(|(n, _)| change(n));
     }
 
-    /// Where service ports disagree: local or ready if one says so, terminating if all do.
+    /// If service ports differ: local or ready if any of them says so, terminating if all do.
     fn value(&self, key: FrontendKey) -> Backend {
         let flags = [
             (Backend::ACTIVE, self.uses > 0),

@@ -1,4 +1,4 @@
-//! Who owns a frontend: two Services may claim one address and port, one of them is served.
+//! Conflicts over frontends: several Services may claim one address and port; one of them is served.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -7,21 +7,21 @@ use std::{
 
 use proxy_common::{Frontend, FrontendKey, FrontendKind};
 
-use super::{Tables, port_bits::PortBits};
+use super::{desired::Tables, port_bits::PortBits};
 use crate::{
     model::ServiceKey,
     problem::{Problem, ProblemKind},
 };
 
-/// Every claim on every frontend. The winner does not depend on the order of arrival: an address the cluster
-/// gave out as ClusterIP goes before one that a load balancer got, and that before one a Service merely names
-/// (CVE-2020-8554), then the older Service, then the first by name.
+/// All claims on all frontends. The winner does not depend on the order of arrival: a ClusterIP takes precedence over a
+/// load balancer address, and that over an externalIP (CVE-2020-8554); then the older Service wins, then the first by
+/// name.
 #[derive(Debug, Default)]
 pub struct Claims {
     by_key: HashMap<FrontendKey, Vec<Claim>>,
-    /// Claims that lost, and to whom.
+    /// Claims that lost, and the winners.
     taken: BTreeMap<(ServiceKey, FrontendKey), ServiceKey>,
-    /// Claims that lost since the last look; some of them may have won meanwhile.
+    /// Claims that lost since the last call; some may have won again.
     fresh: Vec<(ServiceKey, FrontendKey)>,
 }
 
@@ -31,7 +31,7 @@ struct Claim {
     value: Frontend,
 }
 
-/// Orders claims: the least wins. Fields in the order they count.
+/// The order of claims: the smallest wins. Fields in order of significance.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank {
     given_by: GivenBy,
@@ -40,13 +40,13 @@ struct Rank {
     service: ServiceKey,
 }
 
-/// Who gave a Service the address that it claims.
+/// The origin of the claimed address.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum GivenBy {
     Cluster,
-    /// The cluster's load balancers; and NodePorts, which no address contends with.
+    /// The cluster's load balancers; also NodePorts, which conflict with no address.
     LoadBalancer,
-    /// Nobody: the Service names it.
+    /// The Service itself (externalIPs).
     Itself,
 }
 
@@ -61,7 +61,7 @@ impl GivenBy {
 }
 
 impl Claims {
-    /// `service` claims `key`, or changes what it wants served there.
+    /// `service` claims `key`, or changes its value.
     pub fn put(
         &mut self,
         service: &ServiceKey,
@@ -108,7 +108,7 @@ impl Claims {
         }
     }
 
-    /// The Service that is served under `key`.
+    /// The Service that is served at `key`.
     pub fn owner(&self, key: &FrontendKey) -> Option<&ServiceKey> {
         let claims = self.by_key.get(key)?;
         claims.iter().map(|claim| &claim.rank).min().map(|rank| &rank.service)
@@ -119,8 +119,8 @@ impl Claims {
         self.taken.iter().map(|(claim, owner)| lost(claim, owner))
     }
 
-    /// Claims that lost since the last call, as far as they still do: two Services that change places in one sync
-    /// are at odds only until both were looked at.
+    /// Claims that lost since the last call and still do: two Services that swap frontends in one sync conflict only
+    /// temporarily.
     pub fn take_fresh(&mut self) -> Vec<Problem> {
         let fresh = std::mem::take(&mut self.fresh);
         fresh.iter().filter_map(|claim| Some(lost(claim, self.taken.get(claim)?))).collect()
@@ -178,7 +178,7 @@ mod tests {
                 let value = value(id, FrontendKind::NodePort);
                 claims.put(&key, created.as_ref(), frontend(), value, &mut tables, &mut bits);
             }
-            // The one with a known age is the oldest; the others follow by name.
+            // A known creation time wins; the others follow by name.
             for (winner, losers) in [(3, 2), (1, 1), (2, 0)] {
                 assert_eq!(tables.frontends.get(&frontend()).unwrap().service, winner, "{order:?}");
                 assert_eq!(claims.problems().count(), losers, "{order:?}");

@@ -1,5 +1,5 @@
-//! Numbers for services and backends: dense, never 0, and reused as late as possible, because CONNTRACK and
-//! its readers go on naming an id after its owner has gone.
+//! Ids for service ports and backends: dense, never 0, and reused as late as possible, because CONNTRACK and its
+//! readers may name an id after its owner is gone.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -10,7 +10,7 @@ pub struct IdPool {
     fresh: u32,
     /// Ids are below this.
     limit: u32,
-    /// Given back, oldest first.
+    /// Returned ids, oldest first.
     free: VecDeque<u32>,
 }
 
@@ -37,7 +37,7 @@ impl IdPool {
         self.free.push_back(id);
     }
 
-    /// Whether an id read from a map can be one of ours.
+    /// Whether an id read from a map is in range.
     pub fn is_valid(&self, id: u32) -> bool {
         id > 0 && id < self.limit
     }

@@ -1,5 +1,5 @@
-//! What VIPs do with packets to no service port: they answer ICMP echo, while one of their service ports has an
-//! endpoint, and a ClusterIP refuses everything else.
+//! Ping entries of VIPs in FRONTENDS: a VIP answers ICMP echo while one of its service ports has an endpoint, and a
+//! ClusterIP refuses packets to other ports.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -8,13 +8,13 @@ use std::{
 
 use proxy_common::{Addr, Frontend, FrontendKey, FrontendKind, Port, Proto};
 
-use super::{Tables, port_bits::PortBits};
+use super::{desired::Tables, port_bits::PortBits};
 
-/// VIPs, and how many service ports use them.
+/// VIPs, and the number of service ports that use them.
 #[derive(Debug, Default)]
 pub struct Pings {
     vips: HashMap<Addr, Uses>,
-    /// Addresses of nodes, which answer for themselves.
+    /// Addresses of nodes, which answer pings themselves.
     nodes: HashSet<IpAddr>,
 }
 
@@ -52,7 +52,7 @@ impl Pings {
         self.settle(vip, tables);
     }
 
-    /// A service port that used `vip` does so no more.
+    /// A service port no longer uses `vip`.
     pub fn remove(&mut self, vip: Addr, by: Use, tables: &mut Tables, bits: &mut PortBits) {
         let Some(uses) = self.vips.get_mut(&vip) else { return };
         uses.ports -= 1;
@@ -67,12 +67,12 @@ impl Pings {
         self.settle(vip, tables);
     }
 
-    /// Whether an entry is wanted for `vip` once a service port uses it.
+    /// Whether `vip` gets an entry when a service port uses it.
     pub fn wants(&self, vip: Addr) -> bool {
         !self.nodes.contains(&vip.to_ip())
     }
 
-    /// Other addresses belong to nodes now.
+    /// The nodes' addresses changed.
     pub fn set_nodes(&mut self, nodes: HashSet<IpAddr>, tables: &mut Tables) {
         let before = std::mem::replace(&mut self.nodes, nodes);
         let changed: Vec<IpAddr> = before.symmetric_difference(&self.nodes).copied().collect();

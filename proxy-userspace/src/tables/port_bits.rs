@@ -1,36 +1,36 @@
-//! PORTS: for each port number, what kinds of entries exist under it, so that the datapath can spare lookups; and
-//! for each number whether the address of a backend, or a ClusterIP, ends in it.
+//! PORTS: for each port number, the kinds of entries that exist with it, so that the datapath can skip lookups; and for
+//! each 16-bit number whether a backend's address or a ClusterIP ends in it.
 
 use std::collections::HashMap;
 
 use proxy_common::{Addr, FrontendKey, node::port_bits};
 
-use super::Tables;
+use super::desired::Tables;
 
-/// How many entries stand behind each bit.
+/// The number of entries behind each bit.
 #[derive(Debug, Default)]
 pub struct PortBits {
     uses: HashMap<(u16, u32), u32>,
 }
 
 impl PortBits {
-    /// `key` came to FRONTENDS.
+    /// `key` was added to FRONTENDS.
     pub fn add_frontend(&mut self, key: FrontendKey, tables: &mut Tables) {
         self.add(key.port.host(), frontend_bit(key), tables);
     }
 
-    /// `key` left FRONTENDS.
+    /// `key` was removed from FRONTENDS.
     pub fn remove_frontend(&mut self, key: FrontendKey, tables: &mut Tables) {
         self.remove(key.port.host(), frontend_bit(key), tables);
     }
 
-    /// `key` came to BACKEND_ADDRS.
+    /// `key` was added to BACKEND_ADDRS.
     pub fn add_backend(&mut self, key: FrontendKey, tables: &mut Tables) {
         self.add(key.port.host(), port_bits::backend(key.proto), tables);
         self.add(key.addr.low16(), port_bits::BACKEND_ADDR, tables);
     }
 
-    /// `key` left BACKEND_ADDRS.
+    /// `key` was removed from BACKEND_ADDRS.
     pub fn remove_backend(&mut self, key: FrontendKey, tables: &mut Tables) {
         self.remove(key.port.host(), port_bits::backend(key.proto), tables);
         self.remove(key.addr.low16(), port_bits::BACKEND_ADDR, tables);
@@ -41,7 +41,7 @@ impl PortBits {
         self.add(addr.low16(), port_bits::CLUSTER_IP, tables);
     }
 
-    /// `addr` is no ClusterIP any more.
+    /// `addr` is no longer a ClusterIP.
     pub fn remove_cluster_ip(&mut self, addr: Addr, tables: &mut Tables) {
         self.remove(addr.low16(), port_bits::CLUSTER_IP, tables);
     }

@@ -1,19 +1,16 @@
-//! Ids and places found in the store at start, so that a restart renames nothing and writes only what
-//! changed meanwhile.
+//! Ids and slot ranges found in the store at start, so that a restart renames nothing and writes only what changed in
+//! between.
 
 use std::collections::HashSet;
 
 use proxy_common::{Frontend, ServiceMeta};
 
-use super::{
-    lowering::{Lowering, Ranges, port_key_of},
-    slots::Range,
-};
+use super::{entries::port_key_of, service_tables::ServiceTables, slot_sets::SetRanges, slots::Range};
 use crate::maps::{MapError, MapStore};
 
-impl Lowering {
-    /// Reads the store and takes over what it holds: service ids and backends as retired ones, slot ranges as
-    /// held ones, until Services ask for them. Once, before the first Service.
+impl ServiceTables {
+    /// Reads the store and takes over what it holds: service ids and backends as retired, slot ranges as unclaimed, until
+    /// Services ask for them. Once, before the first Service.
     pub fn restore(&mut self, store: &mut dyn MapStore) -> Result<(), MapError> {
         self.tables.load(store)?;
         self.restore_service_ids();
@@ -37,7 +34,7 @@ impl Lowering {
                 found.push((id, key, meta.flags & ServiceMeta::GONE != 0));
             }
         }
-        // Where a port has two ids, the one that packets may meet goes first.
+        // Where a port has two ids, the one that frontends name comes first.
         found.sort_by_key(|(id, ..)| (!named.contains(id), *id));
         self.ids.adopt(found);
     }
@@ -56,55 +53,23 @@ impl Lowering {
         self.backends.adopt(found, &mut self.tables, &mut self.bits);
     }
 
-    /// All frontends of a service id name the same ranges, unless a write stopped halfway: then the first
-    /// pair is held, and any other kept out of use until no frontend names it.
     fn restore_ranges(&mut self) {
         let mut others = Vec::new();
         for (_, frontend) in self.tables.frontends.applied_entries() {
-            let named = named(&frontend);
             let id = frontend.service;
-            if self.ids.key(id).is_some() && !self.ranges.contains_key(&id) {
-                self.hold_both(id, named);
-            } else if self.ranges.get(&id) != Some(&named) {
-                others.extend([named.cluster, named.local]);
-            }
+            let is_known = self.ids.key(id).is_some();
+            let other = self.sets.adopt(id, ranges_of(&frontend), is_known, &mut self.tables.slots);
+            others.extend(other.into_iter().flat_map(|ranges| [ranges.cluster, ranges.local]));
         }
         for range in others {
-            if self.hold(range) {
-                self.freed.push(range);
-            }
+            self.sets.reserve_until_written(range, &mut self.tables.slots);
         }
-    }
-
-    fn hold_both(&mut self, id: u32, named: Ranges) {
-        match (self.hold(named.cluster), self.hold(named.local)) {
-            (true, true) => {
-                self.ranges.insert(id, named);
-                self.held.insert(id);
-            }
-            (true, false) => self.freed.push(named.cluster),
-            (false, true) => self.freed.push(named.local),
-            (false, false) => {}
-        }
-    }
-
-    /// Takes a range out of the free ones, with what it holds.
-    fn hold(&mut self, range: Range) -> bool {
-        let is_taken = self.slots.take(range);
-        if is_taken {
-            for slot in range.indices() {
-                if let Some(backend) = self.tables.slots.applied(&slot).copied() {
-                    self.tables.slots.set(slot, backend);
-                }
-            }
-        }
-        is_taken
     }
 }
 
-fn named(frontend: &Frontend) -> Ranges {
+fn ranges_of(frontend: &Frontend) -> SetRanges {
     let range = |base, len| if len == 0 { Range::default() } else { Range { base, len } };
-    Ranges {
+    SetRanges {
         cluster: range(frontend.cluster_base, frontend.cluster_count),
         local: range(frontend.local_base, frontend.local_count),
     }

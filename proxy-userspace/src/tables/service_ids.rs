@@ -1,5 +1,4 @@
-//! Which service id belongs to which service port and family, from the moment it is given until nothing
-//! names it any more.
+//! The service id of each service port and family, from its allocation until nothing names it any more.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,7 +9,7 @@ use std::{
 use super::ids::IdPool;
 use crate::model::{Family, Protocol, ServiceKey};
 
-/// Who a service id is.
+/// The service port and family of a service id.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortKey {
     pub service: ServiceKey,
@@ -29,7 +28,7 @@ pub struct ServiceIds {
     retired: HashMap<u32, Option<Instant>>,
     /// Ids that no written frontend has named yet.
     fresh: HashSet<u32>,
-    /// Found in the store, of ports that have not turned up yet.
+    /// Found in the store, of ports that have not been compiled yet.
     adopted: HashSet<u32>,
 }
 
@@ -61,8 +60,8 @@ impl ServiceIds {
         self.keys.get(&id)
     }
 
-    /// The port's id; whether its counts begin anew. A port that comes back before its id was freed has it again, but
-    /// is another one to whoever counts, unless it was only this process that was away.
+    /// Returns the port's id, and whether its counters start again. A port that comes back before its id was freed
+    /// keeps the id but counts as new, unless only this process was away.
     pub fn acquire(&mut self, key: PortKey) -> Option<(u32, bool)> {
         if let Some(id) = self.get(&key) {
             let was_gone = self.retired.remove(&id).is_some();
@@ -76,8 +75,8 @@ impl ServiceIds {
         Some((id, true))
     }
 
-    /// The port is gone; its id stays its own until [`free_unused`](Self::free_unused). False where nothing
-    /// can have named it: then it is free at once.
+    /// The port is gone; its id stays reserved until [`free_unused`](Self::free_unused). Returns false if nothing can
+    /// have named it: then it is free at once.
     pub fn retire(&mut self, id: u32) -> bool {
         if self.fresh.remove(&id) {
             self.free(id);
@@ -87,7 +86,7 @@ impl ServiceIds {
         true
     }
 
-    /// Frontends were written: packets may have met any id from here on.
+    /// Frontends were written: packets may use any id from now on.
     pub fn named(&mut self) {
         self.fresh.clear();
     }
@@ -102,12 +101,12 @@ impl ServiceIds {
         self.pool.give_back(id);
     }
 
-    /// The store no longer sends new flows to what was retired.
+    /// The store no longer sends new flows to retired ids.
     pub fn flushed(&mut self, now: Instant) {
         self.retired.values_mut().filter(|since| since.is_none()).for_each(|since| *since = Some(now));
     }
 
-    /// Frees the ids retired before `before` that are not in use; says which.
+    /// Frees the ids retired before `before` that are not in use; returns them.
     pub fn free_unused(&mut self, before: Instant, in_use: &HashSet<u32>) -> Vec<u32> {
         let unused = |(id, since): (&u32, &Option<Instant>)| {
             (since.is_some_and(|since| since <= before) && !in_use.contains(id)).then_some(*id)
@@ -125,14 +124,14 @@ impl ServiceIds {
         !self.retired.is_empty()
     }
 
-    /// Found in the store, and no port has turned up for them: what comes from now on is another one.
+    /// Ids found in the store whose port does not exist: a port that takes one later counts as new.
     pub fn take_unclaimed(&mut self) -> HashSet<u32> {
         std::mem::take(&mut self.adopted)
     }
 
-    /// Takes the ids found in the store, at start, before any other call; all count as retired until their
-    /// port turns up, those whose port was gone already (`true`) as another one's then. Of several ids of one port, which a
-    /// write that stopped halfway may leave, the first given is the port's.
+    /// Takes over the ids found in the store; once, before any other call. All count as retired until their port is
+    /// compiled; a port that was already gone (`true`) counts as new. If a port has several ids, which an interrupted
+    /// write may leave, the first is used.
     pub fn adopt(&mut self, found: Vec<(u32, PortKey, bool)>) {
         for (id, key, was_gone) in found {
             self.ids.entry(key.clone()).or_insert(id);
@@ -169,7 +168,7 @@ mod tests {
         ids.flushed(now);
         assert!(ids.free_unused(now - Duration::from_secs(1), &HashSet::new()).is_empty(), "dump was before");
         assert!(ids.free_unused(now, &HashSet::from([id])).is_empty(), "still named");
-        assert_eq!(ids.acquire(key("a")), Some((id, true)), "the same id, counted anew");
+        assert_eq!(ids.acquire(key("a")), Some((id, true)), "the same id, with new counters");
         assert_eq!(ids.acquire(key("a")), Some((id, false)));
         ids.retire(id);
         ids.flushed(now);

@@ -1,9 +1,8 @@
-//! Where in SLOTS each set of backends stands: contiguous ranges, handed out once and reused only when no
-//! packet can be reading them any more.
+//! Allocation of contiguous ranges in SLOTS, one per backend set.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// `base .. base + len` of SLOTS; an empty range stands at 0.
+/// `base .. base + len` of SLOTS; an empty range has base 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Range {
     pub base: u32,
@@ -21,10 +20,10 @@ impl Range {
     }
 }
 
-/// The free part of SLOTS. Takes the smallest hole that fits, so that large ones stay.
+/// The free part of SLOTS. Best fit: the smallest hole that is large enough.
 #[derive(Debug)]
 pub struct SlotAllocator {
-    /// Base to length; neighbours are always joined.
+    /// Base to length; adjacent holes are merged.
     holes: BTreeMap<u32, u32>,
     by_len: BTreeSet<(u32, u32)>,
 }
@@ -36,7 +35,7 @@ impl SlotAllocator {
         allocator
     }
 
-    /// A range of `len` slots, or `None` where no hole is long enough.
+    /// A range of `len` slots; `None` if no hole is large enough.
     pub fn allocate(&mut self, len: u32) -> Option<Range> {
         if len == 0 {
             return Some(Range::default());
@@ -47,7 +46,7 @@ impl SlotAllocator {
         Some(Range { base, len })
     }
 
-    /// Takes exactly this range; false when part of it is taken or out of bounds.
+    /// Takes exactly this range; returns false if part of it is taken or out of bounds.
     pub fn take(&mut self, range: Range) -> bool {
         if range.is_empty() {
             return true;
@@ -63,7 +62,7 @@ impl SlotAllocator {
         true
     }
 
-    /// Gives a range back.
+    /// Returns a range.
     pub fn free(&mut self, range: Range) {
         if range.is_empty() {
             return;
@@ -102,7 +101,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Ranges never overlap nor leave the map, and freeing all of them makes it whole again.
+        /// Ranges never overlap or exceed the map, and freeing all of them restores one hole.
         #[test]
         fn ranges_are_disjoint_and_come_back(steps in prop::collection::vec((0u32..9, any::<prop::sample::Index>(), any::<bool>()), 1..60)) {
             let size = 64;

@@ -1,7 +1,7 @@
-//! One map's contents: what it must hold, and where the store is known to differ.
+//! One map's desired contents, and where the store differs from them.
 //!
-//! This is the one diff of the project. It knows neither Services nor kernels: keys and values are anything
-//! that goes to bytes and back.
+//! The only diff of the project. It knows neither Services nor the kernel: keys and values are anything that converts
+//! to bytes and back.
 
 use std::{collections::HashMap, hash::Hash};
 
@@ -10,7 +10,7 @@ use crate::maps::{Op, RawEntries};
 /// A key or value that a map stores as bytes.
 pub trait Record: Clone + Eq {
     fn to_bytes(&self) -> Vec<u8>;
-    /// `None` when the bytes are not one of these.
+    /// `None` if the bytes are invalid.
     fn from_bytes(bytes: &[u8]) -> Option<Self>;
 }
 
@@ -24,7 +24,7 @@ impl<T: bytemuck::Pod + Eq> Record for T {
     }
 }
 
-/// What a map must hold (desired) against what it holds (applied).
+/// What a map must hold (desired) and what it holds (applied).
 ///
 /// Applied is kept only where it differs: a key that is not `stale` is in the store as desired.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub struct Table<K, V> {
     /// Elements of an array cannot be deleted: they are zeroed.
     is_array: bool,
     desired: HashMap<K, V>,
-    /// What the store holds instead of what is desired; `None` is nothing.
+    /// What the store holds instead of the desired value; `None`: nothing.
     stale: HashMap<K, Option<V>>,
     /// Keys in the store that are not desired.
     leaving: usize,
@@ -86,12 +86,12 @@ impl<K: Record + Hash + Ord, V: Record> Table<K, V> {
         self.desired.is_empty()
     }
 
-    /// Entries the store holds at most while a diff is carried out: deletions come last.
+    /// The maximum number of entries in the store while a diff is written: deletions come last.
     pub fn occupied(&self) -> usize {
         self.desired.len() + self.leaving
     }
 
-    /// Whether the key takes room in the store already.
+    /// Whether the key already occupies an entry in the store.
     pub fn occupies(&self, key: &K) -> bool {
         self.desired.contains_key(key) || self.is_leaving(key)
     }
@@ -120,7 +120,7 @@ impl<K: Record + Hash + Ord, V: Record> Table<K, V> {
         self.count_leaving(&key, was_leaving);
     }
 
-    /// Takes what was read from the store as applied.
+    /// Sets the applied contents to what was read from the store.
     pub fn load(&mut self, entries: RawEntries) {
         self.stale.clear();
         let decoded = entries.iter().filter_map(|(k, v)| Some((K::from_bytes(k)?, V::from_bytes(v)?)));
@@ -175,7 +175,7 @@ impl<K: Record + Hash + Ord, V: Record> Table<K, V> {
         }));
     }
 
-    /// Takes note that the store carried out `op`, which is one of this table's.
+    /// The store carried out `op`, which belongs to this table.
     pub fn commit(&mut self, op: &Op) {
         let (key, value) = match op {
             Op::Put { key, value, .. } => (K::from_bytes(key), Some(value)),
@@ -218,7 +218,7 @@ mod tests {
 
     use super::*;
 
-    /// What a store does with ops.
+    /// Applies ops as a store does.
     fn replay(store: &mut BTreeMap<Vec<u8>, Vec<u8>>, ops: &[Op]) {
         for op in ops {
             match op {

@@ -1,8 +1,8 @@
 //! The devices of this network namespace and their addresses, followed by rtnetlink.
 //!
-//! [`Devices`] is a mirror of the kernel's tables: filled by dumps, kept by events, filled anew when events
-//! were lost. What is to be hooked, and what the datapath must know of a device, are pure functions of it in
-//! [`select`]. Nothing is attached here (see [`super::attach`]).
+//! [`Devices`] mirrors the kernel's tables: filled by dumps, updated by events, and filled again after lost events.
+//! What to hook, and what the datapath must know about a device, are pure functions of it in [`select`]. Nothing is
+//! attached here (see [`super::attach`]).
 
 pub mod select;
 
@@ -39,11 +39,11 @@ pub struct Link {
     pub kind: String,
     /// The bridge, bond, team or VRF it belongs to.
     pub master: Option<u32>,
-    /// The device it hangs on, in this network namespace (a VLAN's parent).
+    /// Its lower device in this network namespace (a VLAN's parent).
     pub parent: Option<u32>,
-    /// Link-layer address of Ethernet's size; zero where it has none.
+    /// Ethernet address; zero if it has none.
     pub mac: [u8; 6],
-    /// Set when the device it hangs on, or its peer, is in another network namespace.
+    /// Its lower device or peer is in another network namespace.
     pub peer_elsewhere: bool,
 }
 
@@ -66,7 +66,7 @@ impl Address {
         self.scope == 0
     }
 
-    /// May be used as a source: not on its way in or out.
+    /// Usable as a source: neither tentative nor deprecated.
     fn is_usable(&self) -> bool {
         self.flags & (Self::TENTATIVE | Self::DEPRECATED) == 0
     }
@@ -77,13 +77,13 @@ impl Address {
 pub enum Change {
     /// A device appeared, or one of its properties changed.
     Link(u32),
-    /// A device went away, or left this namespace.
+    /// A device was removed, or left this namespace.
     LinkGone(u32),
     /// Addresses or default routes changed.
     Addresses,
 }
 
-/// All devices, their addresses and which of them carry a default route.
+/// All devices, their addresses, and which of them have a default route.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Devices {
     pub links: BTreeMap<u32, Link>,
@@ -92,7 +92,7 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// Everything as it is now.
+    /// Reads the current state.
     pub fn dump(netlink: &mut Socket) -> io::Result<Self> {
         let mut devices = Self::default();
         let mut take = |message: Message<'_>| {
@@ -104,7 +104,7 @@ impl Devices {
         Ok(devices)
     }
 
-    /// Reads the default routes anew; says whether they changed.
+    /// Reads the default routes again; returns whether they changed.
     pub fn dump_default_routes(&mut self, netlink: &mut Socket) -> io::Result<bool> {
         let mut found = std::collections::BTreeSet::new();
         netlink.dump(RTM_GETROUTE, &[0; 12], |message| {
@@ -117,7 +117,7 @@ impl Devices {
         Ok(changed)
     }
 
-    /// Takes one event or one message of a dump; `None` when it changes nothing.
+    /// Applies one event or one message of a dump; `None` if nothing changed.
     pub fn apply(&mut self, message: Message<'_>) -> Option<Change> {
         match message.kind {
             RTM_NEWLINK => {
@@ -157,18 +157,18 @@ pub struct Follow {
     buffer: Vec<u8>,
 }
 
-/// What one reading of the event socket brought.
+/// The result of reading the event socket.
 #[derive(Debug, Default)]
 pub struct Happened {
     pub changes: Vec<Change>,
-    /// A default route came or went: read them anew.
+    /// Default routes changed: read them again.
     pub routes: bool,
-    /// Events were lost: read everything anew.
+    /// Events were lost: read everything again.
     pub lost: bool,
 }
 
 impl Follow {
-    /// Begins to listen; dump after, not before, and no change is missed.
+    /// Subscribes to events. Dump afterwards, so that no change is missed.
     pub fn open() -> io::Result<Self> {
         let groups =
             RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE;
@@ -180,7 +180,7 @@ impl Follow {
         std::os::fd::AsFd::as_fd(&self.events).try_clone_to_owned()
     }
 
-    /// Takes every event there is into `devices`.
+    /// Applies all waiting events to `devices`.
     pub fn drain(&mut self, devices: &mut Devices) -> io::Result<Happened> {
         let mut happened = Happened::default();
         loop {
@@ -272,13 +272,13 @@ fn parse_ip(family: u8, bytes: &[u8]) -> Option<IpAddr> {
     }
 }
 
-/// Whether a `struct rtmsg` is a unicast route to everywhere.
+/// Whether a `struct rtmsg` is a unicast default route.
 fn is_default_route(body: &[u8]) -> bool {
     const RTN_UNICAST: u8 = 1;
     body.get(1) == Some(&0) && body.get(7) == Some(&RTN_UNICAST)
 }
 
-/// Devices that a default route leads to, over several next hops too.
+/// The devices of a default route, including multipath next hops.
 fn default_route_devices(body: &[u8]) -> Vec<u32> {
     const RTA_OIF: u16 = 4;
     const RTA_MULTIPATH: u16 = 9;

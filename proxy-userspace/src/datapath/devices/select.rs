@@ -1,15 +1,15 @@
-//! Which devices are hooked, how, and what the datapath is told of each: pure functions of [`Devices`].
+//! Which devices are hooked, how, and each device's entry in DEVICES: pure functions of [`Devices`].
 //!
-//! The rule is one hook per path. A packet must meet our ingress hook once and our egress hook once, so of
-//! devices that hand packets to each other only one is hooked: a bridge's ports and not the bridge, a bond
-//! and not its slaves, a VLAN as well as its parent (which lets tagged frames pass).
+//! The rule is one hook per path: a packet must pass our ingress hook once and our egress hook once. Of devices that
+//! pass packets to each other only one is hooked: a bridge's ports and not the bridge, a bond and not its slaves, but a
+//! VLAN as well as its parent (which passes tagged frames).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use proxy_common::{Addr, Device};
 
 use super::{Address, Devices, Link};
-use crate::{config::DetectLocal, controller::NodeAddress};
+use crate::{config::DetectLocal, node::NodeAddress};
 
 const ARPHRD_ETHER: u16 = 1;
 const ARPHRD_PPP: u16 = 512;
@@ -22,17 +22,17 @@ const ARPHRD_IPGRE: u16 = 778;
 const ARPHRD_IP6GRE: u16 = 823;
 const ARPHRD_NONE: u16 = 0xfffe;
 
-/// Devices that only hold VIPs of other proxies and caches: their addresses are not the node's own.
+/// Devices that hold VIPs of other proxies and caches; their addresses are not the node's own.
 const VIP_HOLDERS: [&str; 2] = ["kube-ipvs0", "nodelocaldns"];
 
-/// Whether a device is in the XDP lane.
+/// Whether XDP can serve a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lane {
-    In,
-    /// Pods, tunnels and what is not hooked at all.
-    Out,
-    /// An uplink that the lane does not serve, and why.
-    Refused(&'static str),
+pub enum XdpEligibility {
+    Eligible,
+    /// Not an uplink: a pod's device, a tunnel, or a device that is not hooked.
+    NotUplink,
+    /// An uplink that XDP cannot serve, and why.
+    Unsupported(&'static str),
 }
 
 /// What to do with a device.
@@ -42,11 +42,11 @@ pub enum Hook {
     L2,
     /// Attach the programs for bare IP packets.
     L3,
-    /// Its packets are met elsewhere, or there are none.
+    /// Its packets pass another hooked device, or it has none.
     Not,
-    /// By the user's globs.
+    /// Excluded by `--device` or `--exclude-device`.
     Excluded,
-    /// Its link type is none we can parse: to be reported.
+    /// Its link type cannot be parsed; to be logged.
     Unknown(u16),
 }
 
@@ -64,7 +64,7 @@ impl Filter {
     }
 }
 
-/// Whether `name` is what `glob` describes; `*` is any run of characters, `?` any one.
+/// Whether `name` matches `glob`; `*` matches any characters, `?` exactly one.
 pub fn glob_matches(glob: &str, name: &str) -> bool {
     fn matches(glob: &[u8], name: &[u8]) -> bool {
         match (glob.first(), name.first()) {
@@ -85,7 +85,7 @@ impl Devices {
 
     /// What to do with a device.
     pub fn hook(&self, link: &Link, filter: &Filter) -> Hook {
-        // Packets of these are met at their ports, at the devices below, or twice (ifb replays ingress).
+        // Their packets pass their ports or lower devices, or would pass twice (ifb replays ingress).
         let passes_on =
             matches!(link.kind.as_str(), "bridge" | "vrf" | "ifb" | "nlmon" | "dummy" | "openvswitch");
         let on_local_parent =
@@ -106,29 +106,30 @@ impl Devices {
         }
     }
 
-    /// Whether a hooked device's traffic is the XDP lane's, where there is one. Only where a packet comes from the
-    /// wire: what the lane sends leaves by the same kind of device.
-    pub fn lane(&self, link: &Link, hook: Hook, device: &Device) -> Lane {
+    /// Whether XDP can serve a hooked device. Only uplinks qualify: XDP forwards from the wire to the wire.
+    pub fn xdp_eligibility(&self, link: &Link, hook: Hook, device: &Device) -> XdpEligibility {
         if device.flags & Device::UPLINK == 0 || !matches!(hook, Hook::L2 | Hook::L3) {
-            return Lane::Out;
+            return XdpEligibility::NotUplink;
         }
         if hook == Hook::L3 {
-            return Lane::Refused("it has no Ethernet header");
+            return XdpEligibility::Unsupported("it has no Ethernet header");
         }
         if link.kind == "vlan" {
-            return Lane::Refused("it is a VLAN of another device");
+            return XdpEligibility::Unsupported("it is a VLAN of another device");
         }
         if self.master_of(link).is_some_and(|master| master.kind == "bridge") {
-            return Lane::Refused("it is a port of a bridge, whose routes are not its own");
+            return XdpEligibility::Unsupported("it is a port of a bridge, whose routes are not its own");
         }
         if self.links.values().any(|other| other.kind == "vlan" && other.parent == Some(link.index)) {
-            return Lane::Refused("it carries VLANs, whose tags may be stripped before XDP sees the frame");
+            return XdpEligibility::Unsupported(
+                "it carries VLANs, whose tags may be stripped before XDP sees the frame",
+            );
         }
-        Lane::In
+        XdpEligibility::Eligible
     }
 
-    /// What the datapath is told of a hooked device. `preferred` are the sources the default route would
-    /// use, for devices without an address of their own.
+    /// The entry in DEVICES of a hooked device. `preferred`: the source addresses of the default routes, for devices
+    /// without an address of their own.
     pub fn describe(&self, link: &Link, hook: Hook, detect: &DetectLocal, preferred: Preferred) -> Device {
         let pod = self.is_pod_device(link, detect);
         let tunnel = is_tunnel(link);
@@ -148,9 +149,9 @@ impl Devices {
         }
     }
 
-    /// Whether local pods are behind a device. Without a name to go by: a veth or netkit into another
-    /// namespace, unless it is this node's own way out, as on nodes that are containers themselves (it
-    /// carries a default route, or an address with a network behind it; a pod's gateway is a single address).
+    /// Whether local pods are behind a device. Unless configured by name: a veth or netkit into another namespace,
+    /// except the node's own uplink on nodes that are containers themselves (it has a default route, or an address with
+    /// a subnet; a pod's gateway is a single address).
     fn is_pod_device(&self, link: &Link, detect: &DetectLocal) -> bool {
         match detect {
             DetectLocal::BridgeInterface(bridge) => {
@@ -177,7 +178,7 @@ impl Devices {
             .map(|((_, ip), a)| (*ip, a))
     }
 
-    /// The address translated flows leave a device with: its first global one, primary before secondary.
+    /// The source address of translated flows on a device: its first global one, primary before secondary.
     fn source_of(&self, index: u32, v4: bool) -> Option<IpAddr> {
         self.addresses_of(index)
             .filter(|(ip, address)| ip.is_ipv4() == v4 && address.is_global() && address.is_usable())
@@ -185,8 +186,8 @@ impl Devices {
             .map(|(ip, _)| ip)
     }
 
-    /// Every address of this namespace with its device, but IPv6 link-local ones, which name no node outside
-    /// their link. Which of them are the node's own is the controller's to say.
+    /// Every address of this namespace with its device, except IPv6 link-local ones, which do not identify a node
+    /// outside their link. The controller decides which are the node's own.
     pub fn node_addresses(&self) -> Vec<NodeAddress> {
         let lasting = self
             .addresses
@@ -199,8 +200,8 @@ impl Devices {
             .collect()
     }
 
-    /// The node's address in each family as far as its devices tell: the default route's source, else the
-    /// first global address of a device that leads to no pod.
+    /// The node's address in each family according to its devices: the source of the default route, else the first
+    /// global address of a device without pods.
     pub fn primary_addresses(&self, detect: &DetectLocal, preferred: Preferred) -> Vec<IpAddr> {
         let first = |v4: bool| {
             self.links
@@ -240,7 +241,7 @@ fn is_tunnel(link: &Link) -> bool {
     ) || matches!(link.link_type, ARPHRD_TUNNEL | ARPHRD_TUNNEL6 | ARPHRD_SIT | ARPHRD_IPGRE | ARPHRD_IP6GRE)
 }
 
-/// Sources that the default route of each family prefers.
+/// The preferred source of each family's default route.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Preferred {
     pub v4: Option<Ipv4Addr>,
@@ -248,8 +249,8 @@ pub struct Preferred {
 }
 
 impl Preferred {
-    /// Asks the kernel: a datagram socket that connects learns its source and sends nothing. The
-    /// destinations are documentation addresses (RFC 5737, RFC 3849), so only a default route leads there.
+    /// Asks the kernel: connecting a UDP socket selects its source and sends nothing. The destinations are
+    /// documentation addresses (RFC 5737, RFC 3849), so only a default route matches.
     pub fn ask() -> Self {
         let source = |bind: &str, to: &str| {
             let socket = std::net::UdpSocket::bind(bind).ok()?;
@@ -341,17 +342,21 @@ mod tests {
             Link { link_type: ARPHRD_PPP, ..link(8, "ppp8", "") },
             Link { peer_elsewhere: true, ..link(9, "cali9", "veth") },
         ]);
-        let lane = |index: u32| {
+        let eligibility = |index: u32| {
             let link = &found.links[&index];
             let hook = found.hook(link, &Filter::default());
-            found.lane(link, hook, &found.describe(link, hook, &DetectLocal::Auto, Preferred::default()))
+            found.xdp_eligibility(
+                link,
+                hook,
+                &found.describe(link, hook, &DetectLocal::Auto, Preferred::default()),
+            )
         };
-        assert_eq!(lane(2), Lane::In);
+        assert_eq!(eligibility(2), XdpEligibility::Eligible);
         for index in [4, 5, 6, 8] {
-            assert!(matches!(lane(index), Lane::Refused(_)), "{index}");
+            assert!(matches!(eligibility(index), XdpEligibility::Unsupported(_)), "{index}");
         }
         for index in [3, 7, 9] {
-            assert_eq!(lane(index), Lane::Out, "{index}");
+            assert_eq!(eligibility(index), XdpEligibility::NotUplink, "{index}");
         }
     }
 

@@ -1,5 +1,5 @@
-//! A complete list, page by page or through a watch, and what it replaces: an object that vanished while nobody
-//! watched is never announced as deleted, so whatever a complete list does not hold is gone.
+//! A complete list, page by page or streamed, and what it replaces: an object that was deleted while no watch was open
+//! is never reported as deleted, so everything that a complete list does not contain is gone.
 
 use std::{
     collections::HashSet,
@@ -7,22 +7,24 @@ use std::{
 };
 
 use super::{
-    Closed,
-    error::RequestError,
     reflector::{Interrupt, Opened, Reflector},
-    resource::{Bookmark, Head, Line, Page, decode, garbled},
+    resource::{Bookmark, Head, Line, Page, decode, malformed},
+    sink::Closed,
 };
-use crate::{model::ObjectKey, source::Event};
+use crate::{
+    kube_client::{RequestError, Status},
+    model::ObjectKey,
+    source::event::Event,
+};
 
-/// Between two objects of a list that is streamed.
+/// Timeout between two objects of a streamed list.
 const PIECE: Duration = Duration::from_secs(10);
 
 impl Reflector {
-    /// Lists everything; the version to watch from.
+    /// Lists everything; returns the resourceVersion to watch from.
     pub(super) async fn list(&mut self) -> Result<String, Interrupt> {
         match self.pages(true).await {
-            // The next page's version was compacted away while the pages before it were read. Everything in
-            // one answer cannot meet that.
+            // The list's version was compacted while its pages were read; a single response cannot fail that way.
             Err(Interrupt::Failed(error)) if error.is_expired() => self.pages(false).await,
             result => result,
         }
@@ -40,14 +42,14 @@ impl Reflector {
                 seen.insert(key.clone());
                 events.extend(self.take(item, key));
             }
-            // Each page as it comes: what it says is true, and the next need not be kept beside it.
+            // Each page is sent as it arrives, so that only one is kept in memory.
             self.sink.send(events).await?;
             let version = page.metadata.resource_version;
             if version.is_empty() {
-                return Err(garbled("a list without a version").into());
+                return Err(malformed("a list without a version").into());
             }
             if page.metadata.r#continue.is_empty() {
-                self.believe(&seen)?;
+                self.check_plausible(&seen)?;
                 self.complete(seen).await?;
                 return Ok(version);
             }
@@ -55,7 +57,7 @@ impl Reflector {
         }
     }
 
-    /// Everything through a watch, which then goes on.
+    /// Lists everything through a watch, which then continues.
     pub(super) async fn stream(&mut self) -> Result<Opened, Interrupt> {
         let asked = self.seconds();
         let mut lines = self.api.watch(&self.resource.watch_list(asked.as_secs())).await?;
@@ -66,7 +68,7 @@ impl Reflector {
             while let Some(line) = text {
                 if let Some(version) = self.streamed(&line, &mut seen, &mut events)? {
                     self.sink.send(events).await?;
-                    self.believe(&seen)?;
+                    self.check_plausible(&seen)?;
                     self.complete(seen).await?;
                     return Ok(Opened { version, lines: Some(lines) });
                 }
@@ -77,7 +79,7 @@ impl Reflector {
         Err(RequestError::Unreachable("the watch ended before the end of its list".into()).into())
     }
 
-    /// Takes a line of a streamed list; the version where the list ends.
+    /// Takes a line of a streamed list; returns the resourceVersion at its end.
     fn streamed(
         &mut self,
         text: &[u8],
@@ -87,7 +89,7 @@ impl Reflector {
         let line: Line = decode(text)?;
         let object = line.object.get().as_bytes();
         match line.r#type.as_str() {
-            "ERROR" => return Err(decode::<super::request::Status>(object)?.into_error().into()),
+            "ERROR" => return Err(decode::<Status>(object)?.into_error().into()),
             "BOOKMARK" => {
                 let ends = decode::<Bookmark>(object)?.ends_list();
                 return Ok(if ends { Some(decode::<Head>(object)?.metadata.resource_version) } else { None });
@@ -104,9 +106,9 @@ impl Reflector {
         Ok(None)
     }
 
-    /// An empty list of what is never empty (a server whose store was lost, a proxy's idle answer) is believed
-    /// only after a while, when there is something to lose.
-    fn believe(&mut self, seen: &HashSet<ObjectKey>) -> Result<(), Interrupt> {
+    /// An empty list of a resource that is never empty (a server that lost its store, a load balancer's default
+    /// response) is accepted only after a while, if objects are known.
+    fn check_plausible(&mut self, seen: &HashSet<ObjectKey>) -> Result<(), Interrupt> {
         let has_much_to_lose = self.populated || !self.known.is_empty();
         if !seen.is_empty() || !self.resource.is_never_empty() || !has_much_to_lose {
             self.empty_since = None;
@@ -115,14 +117,18 @@ impl Reflector {
         let is_new = self.empty_since.is_none();
         let since = *self.empty_since.get_or_insert_with(Instant::now);
         if since.elapsed() >= self.timing.believe_empty {
-            tracing::warn!("{}: still none after {:?}: believed", self.resource.name, since.elapsed());
+            tracing::warn!(
+                "{}: the list is still empty after {:?}: accepted",
+                self.resource.name,
+                since.elapsed()
+            );
             self.empty_since = None;
             return Ok(());
         }
         if is_new {
             tracing::error!(
-                "{}: the API server {} says there are none, which cannot be: what is known stays; believed if it \
-                 says so for {:?}",
+                "{}: the API server {} returns an empty list, which is implausible: known objects stay; accepted if \
+                 repeated for {:?}",
                 self.resource.name,
                 self.api.address(),
                 self.timing.believe_empty
@@ -131,7 +137,7 @@ impl Reflector {
         Err(Interrupt::Implausible)
     }
 
-    /// The list is complete: what it does not hold is gone.
+    /// The list is complete: objects that it does not contain are gone.
     pub(super) async fn complete(&mut self, seen: HashSet<ObjectKey>) -> Result<(), Closed> {
         let gone: Vec<ObjectKey> = self.known.iter().filter(|key| !seen.contains(key)).cloned().collect();
         let mut events = Vec::with_capacity(gone.len());

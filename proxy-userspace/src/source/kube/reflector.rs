@@ -1,5 +1,5 @@
-//! One resource, kept in step: a complete list, then a watch from where the list ends, then the next watch from
-//! where that one ended; a new list when the server says that this is no longer possible, or has gone back.
+//! Follows one resource: a complete list, then a watch from the list's resourceVersion, then the next watch from where
+//! that one ended; a new list when the server no longer has that version, or has gone back to an earlier one.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -10,21 +10,24 @@ use serde_json::value::RawValue;
 use tokio::time::sleep;
 
 use super::{
-    Closed, Sink, Timing,
-    backoff::{Backoff, chance},
-    error::RequestError,
-    request::{ApiServer, Lines, Status},
-    resource::{Head, Line, Page, Resource, decode, garbled},
+    resource::{Head, Line, Page, Resource, decode, malformed},
+    sink::{Closed, Sink},
+    timing::Timing,
 };
-use crate::{metrics::METRICS, model::ObjectKey, source::Event};
+use crate::{
+    kube_client::{ApiServer, Backoff, Lines, RequestError, Status, chance},
+    metrics::METRICS,
+    model::ObjectKey,
+    source::event::Event,
+};
 
-/// A watch that lives this long has worked.
+/// A watch that lasts this long counts as successful.
 const LASTED: Duration = Duration::from_secs(10);
-/// A server that ends each watch at once is asked no oftener than this.
+/// Minimum interval of watches that the server ends at once.
 const PACE: Duration = Duration::from_secs(1);
-/// So many watches from one version may fail before a list takes their place.
+/// Maximum failed watches from one version before a new list.
 const ATTEMPTS: u32 = 5;
-/// Changes handed on together.
+/// Maximum changes per batch.
 const BATCH: usize = 1000;
 
 #[derive(Debug)]
@@ -33,23 +36,23 @@ pub(super) struct Reflector {
     pub(super) api: ApiServer,
     pub(super) timing: Timing,
     pub(super) sink: Sink,
-    /// What was delivered and is not gone.
+    /// Objects delivered and not deleted.
     pub(super) known: HashSet<ObjectKey>,
-    /// Objects that cannot be read, and why; what was known of them stays.
+    /// Objects that cannot be decoded, and why; their last valid state stays.
     refused: HashMap<ObjectKey, String>,
-    /// An earlier run left Services in the maps, and no list of ours has been believed yet.
+    /// An earlier run left Services in the maps, and no list has been accepted yet.
     pub(super) populated: bool,
     pub(super) empty_since: Option<Instant>,
     pub(super) watch_list: bool,
     backoff: Backoff,
-    complaint: Option<String>,
+    last_error: Option<String>,
 }
 
-/// Where a watch begins.
+/// The start of a watch.
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) version: String,
-    /// A watch that is open already: the list came through it.
+    /// An open watch, if the list was streamed through it.
     pub(super) lines: Option<Lines>,
 }
 
@@ -58,9 +61,9 @@ pub(super) struct Opened {
 pub(super) enum Interrupt {
     Closed,
     Failed(RequestError),
-    /// The server's versions have gone back: its state was restored from a backup.
+    /// The server's resourceVersions went backwards: its state was restored from a backup.
     Backwards,
-    /// The list is empty, which cannot be.
+    /// The list is empty, which is implausible.
     Implausible,
 }
 
@@ -96,11 +99,11 @@ impl Reflector {
             empty_since: None,
             watch_list,
             backoff: Backoff::default(),
-            complaint: None,
+            last_error: None,
         }
     }
 
-    /// Until the agent no longer listens.
+    /// Runs until the agent drops the receiver.
     pub(super) async fn run(mut self) {
         while let Ok(opened) = self.fill().await {
             if self.follow(opened).await.is_err() {
@@ -129,20 +132,23 @@ impl Reflector {
                     if error.is_about_fields() && self.resource.leave_fields_out() =>
                 {
                     tracing::info!(
-                        "{}: an old API server ({error}): selecting by labels alone",
+                        "{}: an old API server ({error}): selecting by labels only",
                         self.resource.name
                     );
                 }
                 Err(Interrupt::Failed(error)) if self.watch_list && refuses_streaming(&error) => {
-                    tracing::warn!("{}: no streaming lists here ({error}): listing", self.resource.name);
+                    tracing::warn!(
+                        "{}: the API server does not support streaming lists ({error}): listing",
+                        self.resource.name
+                    );
                     self.watch_list = false;
                 }
                 Err(Interrupt::Failed(error)) if error.is_unknown() && self.resource.turn_to_older() => {}
                 Err(Interrupt::Failed(error)) if self.is_unserved(&error) => {
-                    if self.complaint.replace(error.to_string()).is_none() {
-                        tracing::info!("{}: {error}: going on without", self.resource.name);
+                    if self.last_error.replace(error.to_string()).is_none() {
+                        tracing::info!("{}: {error}: continuing without this resource", self.resource.name);
                     }
-                    // Nothing of it is all of it.
+                    // An empty list is complete.
                     self.complete(HashSet::new()).await?;
                     self.pause(self.timing.unserved).await?;
                 }
@@ -163,9 +169,9 @@ impl Reflector {
             }
             attempts = if version == before { attempts + 1 } else { 0 };
             match result {
-                // When it was to end.
+                // Ended as requested.
                 Ok(true) => attempts = 0,
-                // A server that is going away ends its watches well, too.
+                // A server that shuts down ends its watches without an error, too.
                 Ok(false) => {
                     self.pause(PACE.saturating_sub(begun.elapsed())).await?;
                     if !self.is_ahead(&version).await? {
@@ -175,8 +181,8 @@ impl Reflector {
                 Err(Interrupt::Closed) => return Err(Closed),
                 Err(Interrupt::Backwards | Interrupt::Implausible) => return Ok(()),
                 Err(Interrupt::Failed(error)) if error.is_expired() => {
-                    tracing::info!("{}: {error}: listing anew", self.resource.name);
-                    // A version that is too old as soon as it was listed: not over and over without a pause.
+                    tracing::info!("{}: {error}: listing again", self.resource.name);
+                    // If a version expires right after it was listed, do not loop without a pause.
                     if version == before && begun.elapsed() < PACE {
                         self.wait(&error).await?;
                     }
@@ -192,7 +198,7 @@ impl Reflector {
         }
     }
 
-    /// One watch, until the server ends it; whether that was when it was to end.
+    /// One watch, until the server ends it; returns whether it lasted as long as requested.
     async fn watch(&mut self, version: &mut String, open: Option<Lines>) -> Result<bool, Interrupt> {
         let begun = Instant::now();
         let asked = self.seconds();
@@ -200,7 +206,7 @@ impl Reflector {
             Some(lines) => lines,
             None => self.api.watch(&self.resource.watch(version, asked.as_secs())).await?,
         };
-        self.said_again();
+        self.log_recovered();
         let mut silence = asked + LASTED;
         while let Some(line) = lines.next(silence).await? {
             let (mut events, mut outcome, mut line) = (Vec::new(), Ok(()), Some(line));
@@ -220,7 +226,7 @@ impl Reflector {
         Ok(begun.elapsed() + LASTED >= asked)
     }
 
-    /// Takes one line of a watch; true for a bookmark.
+    /// Takes one line of a watch; returns true for a bookmark.
     fn take_line(
         &mut self,
         text: &[u8],
@@ -234,7 +240,7 @@ impl Reflector {
         let head: Head = decode(line.object.get().as_bytes())?;
         let new = &head.metadata.resource_version;
         if is_older(new, version) {
-            tracing::warn!("{}: version {new} after {version}: listing anew", self.resource.name);
+            tracing::warn!("{}: version {new} after {version}: listing again", self.resource.name);
             return Err(Interrupt::Backwards);
         }
         let is_bookmark = line.r#type == "BOOKMARK";
@@ -242,7 +248,7 @@ impl Reflector {
             self.take_change(&line, &head, events)?;
         }
         if new.is_empty() {
-            return Err(garbled("an object without a version").into());
+            return Err(malformed("an object without a version").into());
         }
         version.clone_from(new);
         Ok(is_bookmark)
@@ -264,12 +270,12 @@ impl Reflector {
                     events.push(self.resource.gone(key));
                 }
             }
-            other => return Err(garbled(format!("a change of type {other:?}"))),
+            other => return Err(malformed(format!("a change of type {other:?}"))),
         }
         Ok(())
     }
 
-    /// Takes an object's state; what cannot be read is said once, and what was known of it stays.
+    /// Takes an object's state; if it cannot be decoded, that is logged once, and the last valid state stays.
     pub(super) fn take(&mut self, text: &RawValue, key: ObjectKey) -> Option<Event> {
         match self.resource.event(text) {
             Ok(event) => {
@@ -288,8 +294,8 @@ impl Reflector {
         }
     }
 
-    /// After a watch broke: whether the server has come as far as `version` at all. One that was restored from
-    /// a backup has not, and would keep a watch from there open in silence.
+    /// After a failed watch: whether the server has reached `version`. One that was restored from a backup has not, and
+    /// would keep a watch from there open without events.
     async fn is_ahead(&mut self, version: &str) -> Result<bool, Closed> {
         loop {
             let answer = self.api.get(&self.resource.version()).await;
@@ -297,20 +303,20 @@ impl Reflector {
             match current {
                 Ok(current) if is_older(&current, version) => {
                     tracing::warn!(
-                        "{}: the server is at version {current}, before {version}: listing anew",
+                        "{}: the server is at version {current}, before {version}: listing again",
                         self.resource.name
                     );
                     return Ok(false);
                 }
                 Ok(_) => return Ok(true),
-                // Another version of the server than before: the next list finds out what it can do.
+                // A different server version: the next list finds out what it supports.
                 Err(error) if error.is_about_fields() => return Ok(false),
                 Err(error) => self.wait(&error).await?,
             }
         }
     }
 
-    /// Of objects that are gone nothing is said any more.
+    /// Forgets the errors of deleted objects.
     pub(super) fn forget_refused(&mut self, seen: &HashSet<ObjectKey>) {
         self.refused.retain(|key, _| seen.contains(key));
     }
@@ -319,24 +325,24 @@ impl Reflector {
         self.resource.is_optional() && (error.is_unknown() || error.code() == Some(403))
     }
 
-    /// How long to ask the server to keep a watch open.
+    /// The duration to request for a watch.
     pub(super) fn seconds(&self) -> Duration {
         self.timing.watch.mul_f64(1.0 + chance() / 5.0)
     }
 
-    /// Says what is wrong, once, and waits.
+    /// Logs the error, once, and waits.
     async fn wait(&mut self, error: &RequestError) -> Result<(), Closed> {
         METRICS.own.watching(self.resource.name, false);
         METRICS.own.watch_failures.with_label_values(&[self.resource.name]).inc();
         let text = error.to_string();
-        if self.complaint.as_ref() != Some(&text) {
+        if self.last_error.as_ref() != Some(&text) {
             let hint = self.api.hint(error).map(|hint| format!(" ({hint})")).unwrap_or_default();
             tracing::warn!(
-                "{}: the API server {}: {text}{hint}; trying again, what is known stays",
+                "{}: the API server {}: {text}{hint}; trying again; known objects stay",
                 self.resource.name,
                 self.api.address()
             );
-            self.complaint = Some(text);
+            self.last_error = Some(text);
         }
         if error.is_about_credentials() {
             self.api.renew().await;
@@ -345,36 +351,36 @@ impl Reflector {
         self.pause(wait).await
     }
 
-    /// Waits, but not longer than anybody listens.
+    /// Waits, unless the agent drops the receiver.
     async fn pause(&self, wait: Duration) -> Result<(), Closed> {
         tokio::select! {
             () = sleep(wait) => Ok(()),
-            () = self.sink.events.closed() => Err(Closed),
+            () = self.sink.closed() => Err(Closed),
         }
     }
 
     fn recovered(&mut self) {
         self.backoff.reset();
-        self.said_again();
+        self.log_recovered();
     }
 
-    fn said_again(&mut self) {
+    fn log_recovered(&mut self) {
         METRICS.own.watching(self.resource.name, true);
-        if self.complaint.take().is_some() {
+        if self.last_error.take().is_some() {
             tracing::info!("{}: following the API server {} again", self.resource.name, self.api.address());
         }
     }
 }
 
-/// Whether the server knows no streaming lists: it says so, or it took the request for an ordinary watch and the
-/// end of the list never comes.
+/// Whether the server does not support streaming lists: it says so, or it treats the request as an ordinary watch and
+/// the end of the list never comes.
 fn refuses_streaming(error: &RequestError) -> bool {
     matches!(error.code(), Some(400 | 422))
-        || matches!(error, RequestError::Silent(_) | RequestError::Garbled(_))
+        || matches!(error, RequestError::Silent(_) | RequestError::Malformed(_))
 }
 
-/// Whether version `new` is of an earlier state than `old`. Versions are numbers that grow (KEP-5504); where one
-/// is none, nothing is known.
+/// Whether `new` is an earlier resourceVersion than `old`. Versions are increasing numbers (KEP-5504); others cannot be
+/// compared.
 fn is_older(new: &str, old: &str) -> bool {
     let number = |version: &str| version.parse::<u128>().ok();
     number(new).zip(number(old)).is_some_and(|(new, old)| new < old)

@@ -1,30 +1,30 @@
-//! What is watched: Services, EndpointSlices, this node's Node and ServiceCIDRs, selected as kube-proxy selects them, so that
-//! an object which ceases to be selected (a label was added) arrives as deleted.
+//! The watched resources: Services, EndpointSlices, this node's Node and ServiceCIDRs, with kube-proxy's selectors. An
+//! object that no longer matches (a label was added) arrives as deleted.
 
 use std::collections::HashMap;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::error::RequestError;
 use crate::{
     api::{self, FieldError, Kind, Object},
+    kube_client::RequestError,
     model::ObjectKey,
-    source::Event,
+    source::event::Event,
 };
 
-/// A collection of the API.
+/// A resource of the API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resource {
     pub kind: Kind,
-    /// Plural, as RBAC and people name it.
+    /// Plural, as in RBAC rules.
     pub name: &'static str,
     path: &'static str,
     labels: Option<&'static str>,
     fields: Option<String>,
 }
 
-/// What every object has.
+/// The part that all objects have.
 #[derive(Debug, Deserialize)]
 pub struct Head {
     #[serde(default)]
@@ -37,11 +37,11 @@ pub struct HeadMeta {
     pub name: String,
     pub namespace: String,
     pub resource_version: String,
-    /// Of lists: where the next page begins.
+    /// In lists: the token of the next page.
     pub r#continue: String,
 }
 
-/// A bookmark, which may be the end of a list that was streamed.
+/// A bookmark, which may end a streamed list.
 #[derive(Debug, Deserialize)]
 pub struct Bookmark {
     metadata: BookmarkMeta,
@@ -53,7 +53,7 @@ struct BookmarkMeta {
     annotations: HashMap<String, String>,
 }
 
-/// A page of a list; its objects are still text.
+/// A page of a list; its objects are not decoded yet.
 #[derive(Debug, Deserialize)]
 pub struct Page<'a> {
     #[serde(default)]
@@ -70,7 +70,7 @@ pub struct Line<'a> {
     pub object: &'a RawValue,
 }
 
-/// Objects on one page: a page of Services is about a megabyte.
+/// Objects per page: a page of Services is about a megabyte.
 const LIMIT: u32 = 500;
 
 const SERVICE_CIDRS: [&str; 2] =
@@ -93,20 +93,19 @@ impl Resource {
         }
     }
 
-    /// The Node of this name alone.
+    /// Only the Node of this name.
     pub fn node(name: &str) -> Self {
         let fields = Some(format!("metadata.name={name}"));
         Self { kind: Kind::Node, name: "nodes", path: "/api/v1/nodes", labels: None, fields }
     }
 
-    /// Served since 1.33, and before that as a beta where it was turned on.
+    /// Served since 1.33, and before that as a beta if enabled.
     pub fn service_cidrs() -> Self {
         let path = SERVICE_CIDRS[0];
         Self { kind: Kind::ServiceCidr, name: "servicecidrs", path, labels: None, fields: None }
     }
 
-    /// The next older version of it in the API, to be asked where this one is unknown; after the oldest the
-    /// newest again, and false.
+    /// Switches to the next older API version; after the oldest back to the newest, and returns false.
     pub fn turn_to_older(&mut self) -> bool {
         let is_newest = self.path == SERVICE_CIDRS[0];
         if self.kind == Kind::ServiceCidr {
@@ -115,25 +114,25 @@ impl Resource {
         self.kind == Kind::ServiceCidr && is_newest
     }
 
-    /// Servers before 1.31 refuse to select Services by their clusterIP. Headless ones come too, then, and count for
-    /// nothing later. True where there was something to leave out.
+    /// API servers before 1.31 do not support selecting Services by clusterIP. Without the selector headless Services
+    /// are listed too, and ignored later. Returns whether there was a field selector.
     pub fn leave_fields_out(&mut self) -> bool {
         self.kind == Kind::Service && self.fields.take().is_some()
     }
 
-    /// Whether a cluster has one such object at least: the API server itself keeps the Service
-    /// default/kubernetes and its slice.
+    /// Whether every cluster has such an object: the API server itself maintains the Service default/kubernetes and its
+    /// slice.
     pub fn is_never_empty(&self) -> bool {
         matches!(self.kind, Kind::Service | Kind::EndpointSlice)
     }
 
-    /// Whether the node can be served although the server does not know, or does not show, this resource.
+    /// Whether the agent can work although the server does not serve this resource or forbids access.
     pub fn is_optional(&self) -> bool {
         self.kind == Kind::ServiceCidr
     }
 
-    /// A page of the newest state there is: never an older one than was seen before, as a server's cache may
-    /// hold. `limit` is left out to have everything in one answer.
+    /// A page of the most recent state, never of a server's cache, which may be older than what was seen before.
+    /// Without `paged` everything is in one response.
     pub fn list(&self, paged: bool, token: Option<&str>) -> String {
         let mut query = self.selectors();
         if paged {
@@ -143,7 +142,7 @@ impl Resource {
         self.target(&query)
     }
 
-    /// The shortest list: what counts is its version.
+    /// The shortest list; only its resourceVersion is used.
     pub fn version(&self) -> String {
         let mut query = self.selectors();
         query.push(("limit", "1".to_owned()));
@@ -157,7 +156,7 @@ impl Resource {
         self.target(&query)
     }
 
-    /// A watch that begins with everything there is (KEP-3157).
+    /// A watch that begins with all objects (KEP-3157).
     pub fn watch_list(&self, seconds: u64) -> String {
         let mut query = self.selectors();
         query.extend(self.watching(seconds));
@@ -183,7 +182,7 @@ impl Resource {
         format!("{}?{}", self.path, words.join("&"))
     }
 
-    /// The event that this object's state is.
+    /// The event for an object's state.
     pub fn event(&self, text: &RawValue) -> Result<Event, FieldError> {
         Ok(match api::decode_one(self.kind, text.get())? {
             Object::Service(service) => Event::Service(service),
@@ -194,7 +193,7 @@ impl Resource {
         })
     }
 
-    /// The event that this object's end is.
+    /// The event for an object's deletion.
     pub fn gone(&self, key: ObjectKey) -> Event {
         match self.kind {
             Kind::EndpointSlice => Event::SliceGone(key),
@@ -217,16 +216,16 @@ impl HeadMeta {
     }
 }
 
-/// Reads what the API server sent.
+/// Decodes a response of the API server.
 pub fn decode<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, RequestError> {
-    serde_json::from_slice(text).map_err(|error| garbled(format!("not what the API promises: {error}")))
+    serde_json::from_slice(text).map_err(|error| malformed(format!("invalid response: {error}")))
 }
 
-pub fn garbled(what: impl Into<String>) -> RequestError {
-    RequestError::Garbled(what.into())
+pub fn malformed(what: impl Into<String>) -> RequestError {
+    RequestError::Malformed(what.into())
 }
 
-/// Percent-encoding of a query's value (RFC 3986: what is not unreserved).
+/// Percent-encodes a query value (RFC 3986).
 fn escape(value: &str) -> String {
     let mut out = String::with_capacity(value.len());
     for byte in value.bytes() {
