@@ -9,6 +9,7 @@ pub mod demo;
 pub mod manifest;
 pub mod net;
 pub mod packet;
+mod pages;
 mod spec;
 pub mod traffic;
 pub mod vm;

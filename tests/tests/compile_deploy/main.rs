@@ -310,8 +310,11 @@ fn by_label_only_the_selector_differs() -> Result<()> {
 fn what_the_pages_name_exists() -> Result<()> {
     let root = repository();
     let mut pages = vec![root.join("README.md"), root.join("manifests/README.md")];
-    for entry in std::fs::read_dir(root.join("docs"))? {
-        pages.push(entry?.path());
+    for folder in ["docs", "docs/design", "docs/decisions"] {
+        for entry in std::fs::read_dir(root.join(folder))? {
+            let path = entry?.path();
+            pages.extend(path.is_file().then_some(path));
+        }
     }
     let values = kustomize::documents(&root.join("manifests/helm/shunt/values.yaml"))?;
     let mut seen = 0;
