@@ -15,6 +15,7 @@ mod flow_threads;
 mod heartbeat;
 mod listeners;
 mod logging;
+mod node_flows;
 mod node_object;
 mod process_limits;
 mod programs;

@@ -7,6 +7,7 @@ use super::{
     error::{AgentError, io_error},
     event_loop::Agent,
     flow_threads::FlowThreads,
+    node_flows::{self, NodeFlowStore},
     takeover::{self, Recorded},
 };
 use crate::{controller::SyncReport, metrics::METRICS};
@@ -16,7 +17,7 @@ impl Agent {
     pub(super) fn sync(&mut self) -> Result<(), AgentError> {
         self.schedule.sync_begins();
         let began = Instant::now();
-        let report = match self.controller.sync(&mut self.programs.loaded.store) {
+        let report = match self.controller.sync(&mut NodeFlowStore::new(&mut self.programs.loaded)) {
             Ok(report) => report,
             Err(error) => {
                 tracing::error!(%error, "writing the maps failed; trying again");
@@ -49,6 +50,7 @@ impl Agent {
         self.take_over();
         self.attach()?;
         self.take_over();
+        self.record_node_flows();
         self.controller.set_taking_over(false);
         self.queue_sync();
         Ok(())
@@ -74,6 +76,15 @@ impl Agent {
             Err(error) => {
                 tracing::warn!(%error, "reading nf_conntrack failed: connections of another proxy will be reset");
             }
+        }
+    }
+
+    /// Flows that began at a frontend's number since the frontends were written, while no program recorded them.
+    fn record_node_flows(&self) {
+        let frontends = self.controller.tables().frontends.entries();
+        let at_node = frontends.iter().map(|(key, _)| **key).collect();
+        if let Err(error) = node_flows::record(&self.programs.loaded, &at_node) {
+            tracing::warn!(%error, "the node's open flows cannot be read: some at a Service's port may break");
         }
     }
 

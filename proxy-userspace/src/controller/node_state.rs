@@ -99,15 +99,7 @@ impl NodeState {
         let roles = node_addrs(&self.addresses, node, &self.fallback, config, is_cluster_ip);
         let own = roles.keys().map(|addr| addr.to_ip());
         let nodes: HashSet<IpAddr> = own.chain(snapshot.node_addresses()).collect();
-        let table = &mut services.tables.node_addrs;
-        let gone: Vec<_> = table
-            .entries()
-            .into_iter()
-            .map(|(addr, _)| *addr)
-            .filter(|addr| !roles.contains_key(addr))
-            .collect();
-        gone.iter().for_each(|addr| table.remove(addr));
-        roles.into_iter().for_each(|(addr, role)| table.set(addr, role));
+        services.set_node_addrs(roles);
         services.set_node_addresses(nodes);
     }
 

@@ -45,8 +45,32 @@ pub struct Translated {
     pub state: u64,
 }
 
-/// All such TCP, UDP and SCTP flows; none if the kernel has no connection tracking.
+/// A flow as nf_conntrack knows it, in both directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tracked {
+    pub proto: u8,
+    /// Source and destination of the packets that began it.
+    pub original: ((Addr, Port), (Addr, Port)),
+    /// Of the packets that answer.
+    pub reply: ((Addr, Port), (Addr, Port)),
+    /// The destination is translated.
+    pub has_dnat: bool,
+    /// Bits of [`tcp`].
+    pub state: u64,
+}
+
+/// All TCP, UDP and SCTP flows whose destination is translated; none if the kernel has no connection tracking.
 pub fn translated() -> io::Result<Vec<Translated>> {
+    let mut found: Vec<_> = tracked()?.iter().filter_map(Tracked::translated).collect();
+    // An interrupted dump contains some flows twice.
+    found.sort_by_key(|flow| (flow.proto, flow.client.0.words(), flow.client.1.host()));
+    found.dedup();
+    Ok(found)
+}
+
+/// All TCP, UDP and SCTP flows of which packets may still arrive, some of them twice; none if the kernel has no connection
+/// tracking.
+pub fn tracked() -> io::Result<Vec<Tracked>> {
     let mut found = Vec::new();
     let listed = Socket::open_netfilter().and_then(|mut netlink| {
         netlink.dump(IPCTNL_MSG_CT_GET, &[0; HEADER], |message| found.extend(read(&message)))
@@ -59,22 +83,30 @@ pub fn translated() -> io::Result<Vec<Translated>> {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EPROTONOSUPPORT)) => {}
         Err(error) => return Err(error),
     }
-    // An interrupted dump contains some flows twice.
-    found.sort_by_key(|flow| (flow.proto, flow.client.0.words(), flow.client.1.host()));
-    found.dedup();
     Ok(found)
 }
 
-/// An entry, if its destination is translated and packets may still arrive.
-fn read(message: &Message<'_>) -> Option<Translated> {
+impl Tracked {
+    fn translated(&self) -> Option<Translated> {
+        // A connection that is not open yet repeats its SYN.
+        let is_opening = self.proto == Proto::TCP && self.state & tcp::REPLIED == 0;
+        (self.has_dnat && !is_opening).then_some(Translated {
+            proto: self.proto,
+            client: self.original.0,
+            frontend: self.original.1,
+            backend: self.reply.0,
+            state: self.state,
+        })
+    }
+}
+
+/// An entry, if packets may still arrive.
+fn read(message: &Message<'_>) -> Option<Tracked> {
     if message.kind != IPCTNL_MSG_CT_NEW {
         return None;
     }
     let body = message.body.get(HEADER..)?;
     let status = u32::from_be_bytes(find(body, CTA_STATUS)?.try_into().ok()?);
-    if status & IPS_DST_NAT == 0 {
-        return None;
-    }
     let original = tuple(find(body, CTA_TUPLE_ORIG)?)?;
     let reply = tuple(find(body, CTA_TUPLE_REPLY)?)?;
     let tcp_state = find(body, CTA_PROTOINFO)
@@ -86,18 +118,18 @@ fn read(message: &Message<'_>) -> Option<Translated> {
         _ if status & IPS_SEEN_REPLY != 0 => tcp::OPENED | tcp::REPLIED | tcp::CONFIRMED,
         _ => tcp::OPENED,
     };
-    Some(Translated {
+    Some(Tracked {
         proto: original.proto,
-        client: original.source,
-        frontend: original.destination,
-        backend: reply.source,
+        original: (original.source, original.destination),
+        reply: (reply.source, reply.destination),
+        has_dnat: status & IPS_DST_NAT != 0,
         state,
     })
 }
 
-/// Maps a state of `enum tcp_conntrack`; `None` for connections that are not open yet (the SYN is repeated) or already
-/// closed.
+/// Maps a state of `enum tcp_conntrack`; `None` for connections that are closed.
 fn state_of(tcp_conntrack: u8) -> Option<u64> {
+    const SYN_SENT: u8 = 1;
     const SYN_RECV: u8 = 2;
     const ESTABLISHED: u8 = 3;
     const FIN_WAIT: u8 = 4;
@@ -106,6 +138,7 @@ fn state_of(tcp_conntrack: u8) -> Option<u64> {
     const TIME_WAIT: u8 = 7;
     let open = tcp::OPENED | tcp::REPLIED | tcp::CONFIRMED;
     Some(match tcp_conntrack {
+        SYN_SENT => tcp::OPENED,
         SYN_RECV => tcp::OPENED | tcp::REPLIED,
         ESTABLISHED => open,
         // The side that sent FIN is unknown; both have the same timeout.
@@ -180,7 +213,7 @@ mod tests {
             });
         });
         let bytes = request.encoded();
-        read(&messages(&bytes).next().unwrap())
+        read(&messages(&bytes).next().unwrap()).and_then(|flow| flow.translated())
     }
 
     #[test]

@@ -1,3 +1,5 @@
+//! The sockets of a network namespace: which TCP connections and connected UDP sockets there are. And:
+//!
 //! Closes connected UDP sockets (SOCK_DESTROY of sock_diag(7)): their owner gets ECONNABORTED and reconnects, instead
 //! of waiting for a removed endpoint. The kernel does not evaluate connect()'s translation again, so there is no other
 //! way.
@@ -28,12 +30,16 @@ const ID: usize = 48;
 /// Its offset in `struct inet_diag_msg`.
 const ID_AT: usize = 4;
 
-/// A connected UDP socket.
+/// States of TCP sockets that have a peer and are not over: all but CLOSE, LISTEN, TIME_WAIT and NEW_SYN_RECV.
+const WITH_PEER: u32 = 1 << ESTABLISHED | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
+
+/// A socket with a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Connected {
     family: u8,
     id: [u8; ID],
     pub cookie: u64,
+    pub local: Addr,
     pub peer: Addr,
     pub port: Port,
 }
@@ -58,10 +64,19 @@ impl SockDiag {
 
     /// All connected UDP sockets, including v4-mapped ones of IPv6.
     pub fn connected_udp(&mut self) -> io::Result<Vec<Connected>> {
+        self.connected(Proto::UDP, 1 << ESTABLISHED)
+    }
+
+    /// All TCP connections that are not over, likewise.
+    pub fn connections(&mut self) -> io::Result<Vec<Connected>> {
+        self.connected(Proto::TCP, WITH_PEER)
+    }
+
+    fn connected(&mut self, proto: u8, states: u32) -> io::Result<Vec<Connected>> {
         let mut found = Vec::new();
         for family in [libc::AF_INET, libc::AF_INET6] {
             let mut here = Vec::new();
-            let body = request(family as u8, &[0; ID]);
+            let body = request(family as u8, proto, states, &[0; ID]);
             self.netlink.dump(SOCK_DIAG_BY_FAMILY, &body, |message| here.extend(read(&message)))?;
             found.append(&mut here);
         }
@@ -70,7 +85,8 @@ impl SockDiag {
 
     /// Closes the socket; returns false if it is already gone.
     pub fn destroy(&mut self, socket: &Connected) -> io::Result<bool> {
-        let request = Request::new(SOCK_DESTROY, 0, &request(socket.family, &socket.id));
+        let request =
+            Request::new(SOCK_DESTROY, 0, &request(socket.family, Proto::UDP, 1 << ESTABLISHED, &socket.id));
         match self.netlink.request(request) {
             Ok(()) => Ok(true),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
@@ -87,6 +103,7 @@ impl SockDiag {
             family: libc::AF_INET as u8,
             id,
             cookie: 0,
+            local: Addr::UNSPECIFIED_V4,
             peer: Addr::UNSPECIFIED_V4,
             port: Port::ZERO,
         };
@@ -97,9 +114,9 @@ impl SockDiag {
 }
 
 /// `struct inet_diag_req_v2`.
-fn request(family: u8, id: &[u8; ID]) -> Vec<u8> {
-    let mut body = vec![family, Proto::UDP, 0, 0];
-    body.extend((1u32 << ESTABLISHED).to_ne_bytes());
+fn request(family: u8, proto: u8, states: u32, id: &[u8; ID]) -> Vec<u8> {
+    let mut body = vec![family, proto, 0, 0];
+    body.extend(states.to_ne_bytes());
     body.extend(id);
     body
 }
@@ -110,16 +127,17 @@ fn read(message: &Message<'_>) -> Option<Connected> {
     let family = *body.first()?;
     let id: [u8; ID] = body.get(ID_AT..ID_AT + ID)?.try_into().ok()?;
     let word = |at: usize| read_u32(&id, at);
-    let peer = match i32::from(family) {
-        libc::AF_INET => Addr::from_v4_be(word(20)?),
-        libc::AF_INET6 => Addr::from_v6_be([word(20)?, word(24)?, word(28)?, word(32)?]),
-        _ => return None,
+    let addr = |at: usize| match i32::from(family) {
+        libc::AF_INET => Some(Addr::from_v4_be(word(at)?)),
+        libc::AF_INET6 => Some(Addr::from_v6_be([word(at)?, word(at + 4)?, word(at + 8)?, word(at + 12)?])),
+        _ => None,
     };
     Some(Connected {
         family,
         id,
         cookie: u64::from(word(40)?) | u64::from(word(44)?) << 32,
-        peer,
+        local: addr(4)?,
+        peer: addr(20)?,
         port: Port::from_be(u16::from_ne_bytes([id[2], id[3]])),
     })
 }

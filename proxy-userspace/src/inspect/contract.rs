@@ -252,6 +252,7 @@ fn ct_entry(value: CtEntry) -> Fields {
             (CtEntry::UNMASQUERADE, "unmasquerade"),
             (CtEntry::IDENTITY, "identity"),
             (CtEntry::XDP, "xdp"),
+            (CtEntry::NODE_FLOW, "node_flow"),
         ]),
         "state": bits(value.state, [
             (tcp::OPENED, "opened"),
@@ -307,6 +308,7 @@ fn port_bits(value: u32) -> Fields {
         (ports::backend(Proto::SCTP), "backend/SCTP"),
         (ports::BACKEND_ADDR, "backend-address"),
         (ports::CLUSTER_IP, "cluster-ip"),
+        (ports::NODE_ADDR, "node-address"),
     ])}
 }
 

@@ -21,7 +21,7 @@ pub struct Tables {
     pub backend_addrs: Table<FrontendKey, u32>,
     pub backend_meta: Table<u32, NodeName>,
     pub service_meta: Table<u32, ServiceMeta>,
-    /// To bits of `proxy_common::client::set_bits`.
+    /// To bits of `proxy_common::affinity::set_bits`.
     pub set_members: Table<SetMember, u32>,
     pub source_ranges: Table<SourceRange, u32>,
     /// Port to bits of `proxy_common::node::port_bits`.

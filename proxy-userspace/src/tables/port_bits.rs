@@ -46,6 +46,16 @@ impl PortBits {
         self.remove(addr.low16(), port_bits::CLUSTER_IP, tables);
     }
 
+    /// `addr` became an address of the node.
+    pub fn add_node_addr(&mut self, addr: Addr, tables: &mut Tables) {
+        self.add(addr.low16(), port_bits::NODE_ADDR, tables);
+    }
+
+    /// `addr` is no address of the node any more.
+    pub fn remove_node_addr(&mut self, addr: Addr, tables: &mut Tables) {
+        self.remove(addr.low16(), port_bits::NODE_ADDR, tables);
+    }
+
     fn add(&mut self, number: u16, bit: u32, tables: &mut Tables) {
         let uses = self.uses.entry((number, bit)).or_insert(0);
         *uses += 1;

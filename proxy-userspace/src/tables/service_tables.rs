@@ -5,13 +5,13 @@
 //! Service alone.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use proxy_common::{FrontendKey, ServiceMeta, SetMember, map};
+use proxy_common::{Addr, FrontendKey, ServiceMeta, SetMember, map};
 
 use super::{
     backends::Backends,
@@ -99,6 +99,23 @@ impl ServiceTables {
     /// Claims that lost since the last call.
     pub fn take_fresh_conflicts(&mut self) -> Vec<Problem> {
         self.claims.take_fresh()
+    }
+
+    /// The addresses of this node, with their roles.
+    pub fn set_node_addrs(&mut self, roles: BTreeMap<Addr, u32>) {
+        let before = self.tables.node_addrs.entries();
+        let gone: Vec<Addr> =
+            before.iter().map(|(addr, _)| **addr).filter(|addr| !roles.contains_key(addr)).collect();
+        let new: Vec<Addr> =
+            roles.keys().copied().filter(|addr| self.tables.node_addrs.get(addr).is_none()).collect();
+        for addr in gone {
+            self.tables.node_addrs.remove(&addr);
+            self.bits.remove_node_addr(addr, &mut self.tables);
+        }
+        for addr in new {
+            self.bits.add_node_addr(addr, &mut self.tables);
+        }
+        roles.into_iter().for_each(|(addr, role)| self.tables.node_addrs.set(addr, role));
     }
 
     /// The nodes' own addresses, for which no VIP answers pings.
