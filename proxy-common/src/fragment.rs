@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_held_fits() {
+    fn queue_limits_fit() {
         assert!(HELD_SPAN as usize * HELD_BYTES > 9000 + 14);
         assert!(u64::from(HELD_OF_DATAGRAM) + HELD_SPAN < HELD_FRAMES);
         assert!(core::mem::size_of::<Held>() * (HELD_FRAMES as usize + 1) < 1_150_000);

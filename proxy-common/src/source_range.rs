@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_count_bits_as_people_write_them() {
+    fn prefix_lengths_are_in_the_usual_notation() {
         let v4 = SourceRange::new(1, Ipv4Addr::new(10, 0, 0, 0).into(), 96 + 8);
         assert_eq!((v4.prefix_len, v4.address_bits()), (136, 8));
         assert_eq!(SourceRange::client(1, Addr::UNSPECIFIED_V6).address_bits(), 128);

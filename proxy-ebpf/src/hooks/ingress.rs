@@ -24,43 +24,41 @@ use crate::{
     slow_path::{self, step::SlowStep},
 };
 
-/// The hook, stage by stage. A stage that is done with the packet returns its verdict.
+/// The hook, stage by stage: parse, look the flow up and translate, or decide on a new flow.
 #[inline(always)]
 pub fn ingress<L: Link>(ctx: &TcContext) -> Verdict {
     let flow = match parse::<L>(ctx, Half::Ingress) {
-        Ok(packet) => plain_packet::<L>(ctx, &packet),
-        Err(NotPlain::SlowPath) => slow_path_packet::<L>(ctx),
-        Err(NotPlain::Foreign) => Err(Verdict::NEXT),
-    };
-    match flow {
-        Ok(flow) => unknown_flow::<L>(ctx, flow),
-        Err(verdict) => verdict,
-    }
-}
-
-/// A plain packet: answered if it is a ping, translated if its flow is known, else prepared for the decision on a new flow.
-#[inline(always)]
-fn plain_packet<L: Link>(ctx: &TcContext, packet: &Packet) -> Result<&'static mut FlowContext, Verdict> {
-    if packet.echo {
-        return Err(icmp_echo::answer::<L>(ctx, Half::Ingress));
-    }
-    if let Some(entry) = entry::lookup(&packet.key) {
-        if !(packet.is_syn() && entry::may_replace(&packet.key, entry)) {
-            return Err(known_flow::<L>(ctx, packet, entry));
+        Ok(packet) => {
+            if packet.echo {
+                return icmp_echo::answer::<L>(ctx, Half::Ingress);
+            }
+            if let Some(entry) = entry::lookup(&packet.key) {
+                if !(packet.is_syn() && entry::may_replace(&packet.key, entry)) {
+                    return known_flow::<L>(ctx, &packet, entry);
+                }
+                entry::remove(&packet.key, entry);
+            }
+            if !prefilter::may_match(&packet.key) {
+                return Verdict::NEXT;
+            }
+            let Some(flow) = flow_context() else {
+                return Verdict::NEXT;
+            };
+            flow.request = packet.key;
+            flow.tcp_flags = u32::from(packet.tcp_flags);
+            flow.is_slow = 0;
+            flow
         }
-        entry::remove(&packet.key, entry);
-    }
-    if !prefilter::may_match(&packet.key) {
-        return Err(Verdict::NEXT);
-    }
-    let flow = flow_context().ok_or(Verdict::NEXT)?;
-    flow.request = packet.key;
-    flow.tcp_flags = u32::from(packet.tcp_flags);
-    flow.is_slow = 0;
-    Ok(flow)
+        Err(NotPlain::SlowPath) => match slow_path_packet::<L>(ctx) {
+            Ok(flow) => flow,
+            Err(verdict) => return verdict,
+        },
+        Err(NotPlain::Foreign) => return Verdict::NEXT,
+    };
+    unknown_flow::<L>(ctx, flow)
 }
 
-/// The same for a packet on the slow path.
+/// The same stages for a packet on the slow path. `Ok`: of no known flow.
 #[inline(always)]
 fn slow_path_packet<L: Link>(ctx: &TcContext) -> Result<&'static mut FlowContext, Verdict> {
     let (Some(flow), Some(packet)) = (flow_context(), slow_packet()) else {
