@@ -127,10 +127,9 @@ impl DeviceHooks {
             }
         }
         for ifindex in self.watch.devices.links.keys() {
-            if self.attacher.method() == Method::Tcx || !self.hooked.contains_key(ifindex) {
-                if let Err(error) = self.attacher.remove_filters(*ifindex) {
-                    tracing::warn!(ifindex, %error, "cannot remove the filters of an earlier run");
-                }
+            let unwanted = self.attacher.method() == Method::Tcx || !self.hooked.contains_key(ifindex);
+            if unwanted && let Err(error) = self.attacher.remove_filters(*ifindex) {
+                tracing::warn!(ifindex, %error, "cannot remove the filters of an earlier run");
             }
         }
     }

@@ -1,8 +1,8 @@
 //! Makes metrics and registers them; what all groups of metrics share.
 
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, core::Collector,
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, core::Collector,
 };
 
 /// Creates and registers metrics. Their names are constants: an invalid one fails in every test.
@@ -29,10 +29,6 @@ impl Register<'_> {
 
     pub fn int_gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
         self.known(IntGaugeVec::new(Opts::new(name, help), labels))
-    }
-
-    pub fn gauge(&self, name: &str, help: &str) -> Gauge {
-        self.known(Gauge::new(name, help))
     }
 
     pub fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
