@@ -56,7 +56,7 @@ use crate::{
     events::Recorder,
     health::{self, Health, unix_now},
     health_checks::Listeners,
-    kube_proxy_config::WouldStart,
+    kube_proxy_config::DryRun,
     maps::{MapStore as _, Op},
     metrics::METRICS,
     source::{Event, Source, SourceError},
@@ -95,7 +95,7 @@ fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> AgentError {
 }
 
 /// Runs until SIGTERM or SIGINT, or until the file of `--config` says something else that an agent `would_start` with.
-pub fn run(config: Config, would_start: WouldStart) -> Result<(), AgentError> {
+pub fn run(config: Config, would_start: DryRun) -> Result<(), AgentError> {
     start_logging(config.verbosity);
     config.notes.iter().for_each(|note| tracing::warn!("{note}"));
     stop::set_oom_score(config.oom_score_adj);

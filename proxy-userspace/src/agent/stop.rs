@@ -6,7 +6,7 @@ use std::{fs, io};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::kube_proxy_config::{ConfigFile, Watcher, WouldStart};
+use crate::kube_proxy_config::{ConfigFile, DryRun, Watcher};
 
 pub struct Stop {
     term: Signal,
@@ -16,7 +16,7 @@ pub struct Stop {
 
 impl Stop {
     /// Within a runtime only.
-    pub fn new(file: Option<ConfigFile>, would_start: WouldStart) -> io::Result<Self> {
+    pub fn new(file: Option<ConfigFile>, would_start: DryRun) -> io::Result<Self> {
         let file = match file {
             Some(file) => {
                 let why = format!("--config {} has changed", file.path.display());
