@@ -1,5 +1,5 @@
-//! `shunt cleanup`: detaches and removes what shunt left under `--bpffs`, and nothing else. Hooks go before
-//! programs and maps, so that no packet meets half of it. Idempotent.
+//! `shunt cleanup`: detaches and removes shunt's state under `--bpffs`, and nothing else. Hooks are removed before programs
+//! and maps, so that no packet sees a partial datapath. Idempotent.
 
 use std::{
     collections::BTreeSet,
@@ -30,19 +30,19 @@ use crate::{
     inspect::{self, status},
 };
 
-/// The directory that shunt makes for itself.
+/// The default pin directory, which shunt creates.
 pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf/shunt";
-/// The kernel keeps the first 15 bytes of a name.
+/// The kernel truncates names to 15 bytes.
 const NAME_LEN: usize = 15;
-/// Ends the name of a pin that was about to replace another when its maker died.
+/// Suffix of a pin that was to replace another one when its process died.
 const UNFINISHED: &str = "__new";
 
-/// Why nothing (more) was removed.
+/// Errors of `shunt cleanup`.
 #[derive(Debug, thiserror::Error)]
 pub enum CleanupError {
     #[error(
-        "shunt is running on {} (pid {pid}): stop it first, or use --force, and the node's Services stop working at \
-         once",
+        "shunt is running on {} (pid {pid}): stop it first, or use --force; Services on this node then stop working \
+         immediately",
         bpffs.display()
     )]
     Alive { bpffs: PathBuf, pid: u32 },
@@ -50,29 +50,28 @@ pub enum CleanupError {
     Pins(DatapathError),
     #[error("{action} {}", path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
-    #[error("looking for clsact filters failed")]
+    #[error("listing clsact filters failed")]
     Netlink(#[source] io::Error),
 }
 
-/// What was done.
+/// The result.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// Paths of pins, and `DEVICE DIRECTION` of filters.
+    /// Paths of pins, and `DEVICE DIRECTION` of clsact filters.
     pub removed: Vec<String>,
-    /// Found under the pin directories and left there, for it is none of shunt's.
+    /// Files in the pin directories that do not belong to shunt and were kept.
     pub kept: Vec<String>,
 }
 
-/// Removes everything that is recognised under `bpffs`.
+/// Removes everything under `bpffs` that belongs to shunt.
 pub fn cleanup(bpffs: &Path, force: bool) -> Result<Report, CleanupError> {
     let pins = Pins::under(bpffs);
     let mut report = Report::default();
     if !pins.root().is_dir() {
         return Ok(report);
     }
-    // An agent holds this lock while it lives. Held here until the end: an agent that starts meanwhile is told
-    // that the pins are not its own.
-    let lock = if force { None } else { Some(pins.lock().map_err(|source| owned(bpffs, source))?) };
+    // A running agent holds this lock. It is held here until the end, so that no agent can start meanwhile.
+    let lock = if force { None } else { Some(pins.lock().map_err(|source| lock_error(bpffs, source))?) };
     let programs = ours_among_programs(&pins)?;
     let ids: BTreeSet<u32> = programs.iter().map(|(_, id)| *id).collect();
     remove_filters(&ids, &mut report)?;
@@ -90,15 +89,15 @@ pub fn cleanup(bpffs: &Path, force: bool) -> Result<Report, CleanupError> {
     for dir in [pins.links(), pins.progs(), pins.maps(), pins.root().to_owned()] {
         remove_empty(&dir)?;
     }
-    // Another directory was somebody's choice, and may have been made by them.
+    // Any other directory may have been created by the user.
     if bpffs == Path::new(DEFAULT_BPFFS) {
         remove_empty(bpffs)?;
     }
     Ok(report)
 }
 
-/// Who holds the lock, if AGENT tells.
-fn owned(bpffs: &Path, source: DatapathError) -> CleanupError {
+/// The error with the pid of the running agent, if AGENT contains it.
+fn lock_error(bpffs: &Path, source: DatapathError) -> CleanupError {
     match status::agent(&inspect::pins::Pins::new(bpffs)) {
         Ok(Some(agent)) if matches!(source, DatapathError::Running { .. }) && agent.pid != 0 => {
             CleanupError::Alive { bpffs: bpffs.to_owned(), pid: agent.pid }
@@ -115,7 +114,7 @@ enum Kind {
     Other,
 }
 
-/// What is behind a pin: bpf(2) answers questions about any of the three kinds, in words of that kind.
+/// The kind of a pinned object, from its fdinfo.
 fn kind_of(fd: &OwnedFd) -> Kind {
     let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap_or_default();
     kind_in(&text)
@@ -131,8 +130,8 @@ fn kind_in(fdinfo: &str) -> Kind {
     }
 }
 
-/// The name that a pin would have had, had it been finished.
-fn finished(name: &str) -> &str {
+/// The name of a pin without the suffix of an unfinished one.
+fn final_name(name: &str) -> &str {
     name.strip_suffix(UNFINISHED).unwrap_or(name)
 }
 
@@ -140,25 +139,25 @@ fn cut(name: &str) -> &str {
     &name[..name.len().min(NAME_LEN)]
 }
 
-/// The id of the program behind a pin, if it is one of ours: pinned under its own name.
+/// The id of a pinned program, if it belongs to shunt: the pin has the name of the program.
 fn program_of(fd: &OwnedFd, name: &str) -> Option<u32> {
     let info = (kind_of(fd) == Kind::Program).then(|| ProgInfo::of(fd.as_fd()).ok()).flatten()?;
-    let known = PROGRAMS.iter().any(|program| *program == finished(name) && cut(program) == info.name());
+    let known = PROGRAMS.iter().any(|program| *program == final_name(name) && cut(program) == info.name());
     known.then_some(info.id)
 }
 
-/// What the map pinned under this name calls itself.
+/// The kernel's name of the map that is pinned under this name.
 fn own_name(pinned: &str) -> &str {
     if pinned == map::GLOBALS { GLOBALS_SECTION } else { pinned }
 }
 
 fn is_our_map(fd: &OwnedFd, name: &str) -> bool {
     kind_of(fd) == Kind::Map
-        && (map::ALL.contains(&finished(name)) || map::WITHOUT_ENTRIES.contains(&finished(name)))
-        && MapInfo::of(fd.as_fd()).is_ok_and(|info| info.name() == cut(own_name(finished(name))))
+        && (map::ALL.contains(&final_name(name)) || map::WITHOUT_ENTRIES.contains(&final_name(name)))
+        && MapInfo::of(fd.as_fd()).is_ok_and(|info| info.name() == cut(own_name(final_name(name))))
 }
 
-/// Whether a link's program is ours: pinned beside it, or, where the pin is gone, named as ours.
+/// Whether a program belongs to shunt: it is pinned or, if the pin is missing, has the name of one.
 fn is_ours(prog_id: u32, pinned: &BTreeSet<u32>) -> bool {
     let named = || {
         let fd = bpf::prog::by_id(prog_id).ok()?;
@@ -168,8 +167,8 @@ fn is_ours(prog_id: u32, pinned: &BTreeSet<u32>) -> bool {
         || named().is_some_and(|info| PROGRAMS.iter().any(|program| cut(program) == info.name()))
 }
 
-/// Detaching what has lost its device or cgroup fails with ENOLINK: that is as good as done. So is a kernel
-/// that cannot detach (EOPNOTSUPP): then the pin held the last reference.
+/// Detaching a link whose device or cgroup no longer exists fails with ENOLINK, which is success here. So is EOPNOTSUPP from a
+/// kernel that cannot detach: removing the pin then drops the last reference.
 fn already_gone(error: io::Error) -> io::Result<()> {
     match error.raw_os_error() {
         Some(libc::ENOLINK | libc::EOPNOTSUPP) => Ok(()),
@@ -186,7 +185,7 @@ fn ours_among_programs(pins: &Pins) -> Result<Vec<(String, u32)>, CleanupError> 
     Ok(found)
 }
 
-/// Removes every pin in `dir` that `recognise` says yes to; it may do more to it first.
+/// Removes every pin in `dir` for which `recognise` returns true. `recognise` may also detach it.
 fn sweep(
     dir: &Path,
     report: &mut Report,
@@ -215,7 +214,7 @@ fn sweep(
     Ok(())
 }
 
-/// Paths and names in a directory, sorted; an absent one has none.
+/// Paths and names in a directory, sorted; none if it does not exist.
 fn entries(dir: &Path) -> Result<Vec<(PathBuf, String)>, CleanupError> {
     let mut names = Pins::names(dir).map_err(|source| CleanupError::Io {
         action: "listing",
@@ -226,7 +225,7 @@ fn entries(dir: &Path) -> Result<Vec<(PathBuf, String)>, CleanupError> {
     Ok(names.into_iter().map(|name| (dir.join(&name), name)).collect())
 }
 
-/// What is pinned at `path`; none when it is no pin (a directory, say).
+/// The object pinned at `path`; `None` if it is not a pin, such as a directory.
 fn open(path: &Path) -> Result<Option<OwnedFd>, CleanupError> {
     match bpf::obj_get(path) {
         Ok(fd) => Ok(Some(fd)),
@@ -239,7 +238,7 @@ fn open(path: &Path) -> Result<Option<OwnedFd>, CleanupError> {
     }
 }
 
-/// Filters on kernels without tcx: on any device of this network namespace, if they run one of our programs.
+/// Removes clsact filters (kernels without tcx) that run a program of shunt, on any device of this network namespace.
 fn remove_filters(ids: &BTreeSet<u32>, report: &mut Report) -> Result<(), CleanupError> {
     let mut netlink = Socket::open().map_err(CleanupError::Netlink)?;
     let devices = Devices::dump(&mut netlink).map_err(CleanupError::Netlink)?;
@@ -256,7 +255,7 @@ fn remove_filters(ids: &BTreeSet<u32>, report: &mut Report) -> Result<(), Cleanu
     Ok(())
 }
 
-/// Removes a directory that holds nothing; one that does, that is a mount point, or that is not there, stays.
+/// Removes an empty directory. One that has entries, is a mount point or does not exist is left alone.
 fn remove_empty(dir: &Path) -> Result<(), CleanupError> {
     match fs::remove_dir(dir) {
         Err(error)
@@ -297,14 +296,14 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_pin_has_its_future_name() {
-        assert_eq!(finished("SLOTS__new"), "SLOTS");
-        assert_eq!(finished("SLOTS"), "SLOTS");
+    fn an_unfinished_pin_is_recognised() {
+        assert_eq!(final_name("SLOTS__new"), "SLOTS");
+        assert_eq!(final_name("SLOTS"), "SLOTS");
         assert_eq!(cut("a_name_longer_than_fifteen"), "a_name_longer_t");
     }
 
     #[test]
-    fn where_nothing_is_nothing_is_removed() {
+    fn a_missing_directory_is_no_error() {
         let report = cleanup(Path::new("/nonexistent/shunt"), false).unwrap();
         assert_eq!(report, Report::default());
         let mut out = Vec::new();
@@ -313,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_lost_already_is_detached() {
+    fn an_orphaned_link_counts_as_detached() {
         assert!(already_gone(io::Error::from_raw_os_error(libc::ENOLINK)).is_ok());
         assert!(already_gone(io::Error::from_raw_os_error(libc::EPERM)).is_err());
     }

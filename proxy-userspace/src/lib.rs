@@ -22,6 +22,7 @@ pub mod maps;
 pub mod metrics;
 pub mod model;
 pub mod monitor;
+pub mod mountinfo;
 pub mod netfilter;
 pub mod node;
 pub mod object;

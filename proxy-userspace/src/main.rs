@@ -1,4 +1,4 @@
-//! The `shunt` binary: parse what was typed, carry it out, report. Everything else is in the library.
+//! The `shunt` binary: parses the command line, runs the command and reports a failure. Everything else is in the library.
 
 use std::process::ExitCode;
 

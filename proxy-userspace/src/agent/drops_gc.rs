@@ -12,13 +12,13 @@ use bytemuck::{bytes_of, pod_read_unaligned};
 use nix::net::if_::if_nameindex;
 use proxy_common::{DropKey, map};
 
-use crate::{bpf::map::RawMap, datapath::load::Loaded, inspect::counters::sum_of_cpus, metrics::METRICS};
+use crate::{bpf::map::RawMap, datapath::load::Loaded, inspect::per_cpu, metrics::METRICS};
 
 /// Folds the entries of removed devices; returns their number.
 pub fn fold_removed_devices(loaded: &Loaded) -> io::Result<usize> {
     let drops = loaded.store.map(map::DROPS).map_err(io::Error::other)?;
     let mut entries: Vec<(DropKey, u64)> = Vec::new();
-    drops.for_each(|key, value| entries.push((pod_read_unaligned(key), sum_of_cpus(value))))?;
+    drops.for_each(|key, value| entries.push((pod_read_unaligned(key), per_cpu::sum(value))))?;
     // Devices are listed after their entries are read: a new device must not count as removed.
     let devices: HashSet<u32> = if_nameindex()?.iter().map(|device| device.index()).collect();
     let gone: Vec<_> = entries.into_iter().filter(|(key, _)| is_gone(key.ifindex, &devices)).collect();
@@ -47,7 +47,7 @@ fn fold(drops: &RawMap, gone: &[(DropKey, u64)]) -> io::Result<()> {
     }
     for (reason, packets) in sums {
         let key = DropKey { ifindex: DropKey::GONE, reason };
-        let before = drops.lookup(bytes_of(&key))?.map_or(0, |value| sum_of_cpus(&value));
+        let before = drops.lookup(bytes_of(&key))?.map_or(0, |value| per_cpu::sum(&value));
         // One CPU's value is enough: no program writes this entry.
         let mut value = vec![0; drops.value_len()];
         value[..size_of::<u64>()].copy_from_slice(&before.wrapping_add(packets).to_ne_bytes());

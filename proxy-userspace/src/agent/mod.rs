@@ -30,10 +30,10 @@ mod xdp_devices;
 
 pub use self::error::AgentError;
 use self::{error::io_error, event_loop::Agent, shutdown::Shutdown};
-use crate::{config::Config, kube_proxy_config::WouldStart};
+use crate::{config::Config, kube_proxy_config::DryRun};
 
 /// Runs until SIGTERM or SIGINT, or until the file of `--config` changes to something that an agent `would_start` with.
-pub fn run(config: Config, would_start: WouldStart) -> Result<(), AgentError> {
+pub fn run(config: Config, would_start: DryRun) -> Result<(), AgentError> {
     logging::start(config.verbosity);
     config.notes.iter().for_each(|note| tracing::warn!("{note}"));
     process_limits::set_oom_score(config.oom_score_adj);

@@ -4,7 +4,7 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::kube_proxy_config::{ConfigFile, Watcher, WouldStart};
+use crate::kube_proxy_config::{ConfigFile, DryRun, Watcher};
 
 /// Waits for a reason to stop.
 pub(super) struct Shutdown {
@@ -15,7 +15,7 @@ pub(super) struct Shutdown {
 
 impl Shutdown {
     /// Must be called within a runtime.
-    pub(super) fn new(file: Option<ConfigFile>, would_start: WouldStart) -> io::Result<Self> {
+    pub(super) fn new(file: Option<ConfigFile>, would_start: DryRun) -> io::Result<Self> {
         let file = match file {
             Some(file) => {
                 let why = format!("--config {} has changed", file.path.display());

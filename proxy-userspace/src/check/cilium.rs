@@ -1,25 +1,25 @@
-//! Cilium as the pod network. With BPF host routing its programs hand packets straight to pods (redirect_peer), past
-//! our egress hook on their devices, so replies keep the backend's address. Whether it does that stands in one place
-//! on the node that is not the inside of a program: the header that the agent compiles its programs with.
+//! Cilium as the pod network. With BPF host routing its programs redirect packets directly to pods (bpf_redirect_peer) and
+//! bypass our egress hook, so replies keep the address of the backend. The only on-node sign of BPF host routing, except
+//! Cilium's programs themselves, is the generated header that its agent compiles them with.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use super::{Finding, survey::Survey};
-use crate::cli::mount_of;
+use super::{finding::Finding, survey::Survey};
+use crate::mountinfo::mount_of;
 
 /// Written by Cilium's agent.
 const HEADER: &str = "/var/run/cilium/state/globals/node_config.h";
 const DEVICES: [&str; 2] = ["cilium_host", "cilium_net"];
-/// Where Cilium pins its maps, below the bpf file system.
+/// Cilium's pin directory on the bpf file system.
 const PINS: &str = "tc/globals";
 const FIX: &str =
     "set Cilium's kubeProxyReplacement=false and bpf.hostLegacyRouting=true, and restart its agents";
 
-/// What the header says.
+/// The settings in the header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Config {
     host_routing: bool,
-    /// Cilium serves NodePorts and the like itself.
+    /// Cilium itself serves NodePorts (kube-proxy replacement).
     replacement: bool,
 }
 
@@ -33,7 +33,7 @@ pub(super) fn examine(survey: &Survey, types: &BTreeSet<String>) -> Option<Findi
         _ if types.contains("cilium-cni") => "the plugin cilium-cni".to_owned(),
         _ => return None,
     };
-    Some(judge(&sign, fs::read_to_string(HEADER).ok().as_deref().map(config_in)))
+    Some(evaluate(&sign, fs::read_to_string(HEADER).ok().as_deref().map(config_in)))
 }
 
 fn has_pins(dir: &Path) -> bool {
@@ -51,53 +51,53 @@ fn config_in(header: &str) -> Config {
     Config { host_routing: defines("ENABLE_HOST_ROUTING"), replacement: defines("ENABLE_NODEPORT") }
 }
 
-fn judge(sign: &str, config: Option<Config>) -> Finding {
+fn evaluate(sign: &str, config: Option<Config>) -> Finding {
     const CHECK: &str = "cilium";
     match config {
         None => Finding::warn(
             CHECK,
             format!(
-                "it is here ({sign}); if it does BPF host routing (`cilium status` says so; {HEADER} cannot be read), \
-                 it hands packets to pods past our egress hook"
+                "present ({sign}); if it uses BPF host routing (see `cilium status`; {HEADER} cannot be read), it bypasses our \
+                 egress hook"
             ),
             FIX,
         ),
         Some(Config { host_routing: true, .. }) => Finding::fail(
             CHECK,
             format!(
-                "it is here ({sign}) with BPF host routing: it hands packets to pods past our egress hook, so replies \
-                 from Services come with a backend's address"
+                "present ({sign}) with BPF host routing: it bypasses our egress hook, so replies from Services have the address \
+                 of a backend"
             ),
             FIX,
         ),
         Some(Config { replacement: true, .. }) => Finding::fail(
             CHECK,
             format!(
-                "it is here ({sign}) and serves NodePorts itself: two proxies would translate the same Services"
+                "present ({sign}) and serves NodePorts itself: two proxies would translate the same Services"
             ),
             FIX,
         ),
-        Some(_) => Finding::ok(CHECK, format!("here ({sign}), routing by the host's stack")),
+        Some(_) => Finding::ok(CHECK, format!("present ({sign}), with routing by the host's stack")),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::Level;
+    use crate::check::finding::Level;
 
     #[test]
-    fn what_the_header_says() {
+    fn settings_of_the_header() {
         let both = "#pragma once\n#define ENABLE_HOST_ROUTING 1\n#define ENABLE_NODEPORT 1\n";
         assert_eq!(config_in(both), Config { host_routing: true, replacement: true });
         let neither = config_in("// #define ENABLE_HOST_ROUTING\n#define ENABLE_HOST_ROUTING_OLD 1\n");
         assert_eq!(neither, Config { host_routing: false, replacement: false });
-        assert_eq!(judge("x", None).level, Level::Warn);
-        assert_eq!(judge("x", Some(neither)).level, Level::Ok);
+        assert_eq!(evaluate("x", None).level, Level::Warn);
+        assert_eq!(evaluate("x", Some(neither)).level, Level::Ok);
         for config in [config_in(both), Config { replacement: false, ..config_in(both) }] {
-            assert!(judge("x", Some(config)).detail.contains("past our egress hook"));
+            assert!(evaluate("x", Some(config)).detail.contains("bypasses our egress hook"));
         }
-        let replacing = judge("device cilium_host", Some(Config { replacement: true, ..neither }));
+        let replacing = evaluate("device cilium_host", Some(Config { replacement: true, ..neither }));
         assert!(replacing.level == Level::Fail && replacing.detail.contains("two proxies"), "{replacing:?}");
     }
 }

@@ -1,10 +1,10 @@
-//! What the kernel can do: each feature is tried (`bpf::probe`), so a backport counts and a version does not.
+//! Kernel features. Each one is probed (`bpf::probe`), so backports are detected; the version is only shown.
 
 use std::{fs, io, os::fd::AsFd as _, thread};
 
 use nix::sched::{CloneFlags, unshare};
 
-use super::Finding;
+use super::finding::Finding;
 use crate::{
     bpf::{
         probe::{Features, kernel_release},
@@ -18,29 +18,30 @@ pub(super) fn examine() -> Vec<Finding> {
     let probed = Features::probe();
     let tcx = probed.as_ref().is_ok_and(|features| features.tcx);
     let loads = probed.is_ok();
-    findings.extend(judge(probed));
+    findings.extend(evaluate(probed));
     if loads {
-        findings.push(judge_hooks(tcx, try_clsact));
+        findings.push(evaluate_hooks(tcx, try_clsact));
     }
-    findings.extend(judge_jit(&fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").unwrap_or_default()));
+    findings
+        .extend(evaluate_jit(&fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").unwrap_or_default()));
     findings
 }
 
-fn judge(probed: io::Result<Features>) -> Vec<Finding> {
+fn evaluate(probed: io::Result<Features>) -> Vec<Finding> {
     let features = match probed {
         Ok(features) => features,
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             return vec![Finding::fail(
                 "bpf programs",
-                "the kernel refuses to load them",
-                "run as root or with CAP_BPF and CAP_NET_ADMIN; where that is given, look for kernel lockdown \
-                 (/sys/kernel/security/lockdown) or a seccomp filter that forbids bpf(2)",
+                "the kernel denies loading them",
+                "run as root or with CAP_BPF and CAP_NET_ADMIN; if that is the case, check for kernel lockdown \
+                 (/sys/kernel/security/lockdown) or a seccomp filter that blocks bpf(2)",
             )];
         }
         Err(error) => {
             return vec![Finding::fail(
                 "bpf programs",
-                format!("loading one fails: {error}"),
+                format!("loading fails: {error}"),
                 "use a kernel with CONFIG_BPF_SYSCALL, CONFIG_NET_CLS_BPF and CONFIG_CGROUP_BPF",
             )];
         }
@@ -52,11 +53,11 @@ fn judge(probed: io::Result<Features>) -> Vec<Finding> {
         Finding::fail(
             "atomic fetch",
             "no atomic fetch-and-add instructions in BPF programs: round robin needs them",
-            "use a kernel that has them: Linux 5.12 and newer, or a distribution's backport",
+            "use a kernel that has them: Linux 5.12 or newer, or a distribution kernel with a backport",
         )
     });
     findings.push(if features.netns_cookie {
-        Finding::ok("socket hooks", "know their network namespace")
+        Finding::ok("socket hooks", "have bpf_get_netns_cookie")
     } else {
         Finding::fail(
             "socket hooks",
@@ -65,34 +66,34 @@ fn judge(probed: io::Result<Features>) -> Vec<Finding> {
         )
     });
     findings.push(if features.set_retval {
-        Finding::ok("set_retval", "the node's own processes see \"connection refused\"")
+        Finding::ok("set_retval", "processes of the node get \"connection refused\"")
     } else {
         Finding::warn(
             "set_retval",
-            "no bpf_set_retval: the node's own processes see \"operation not permitted\" where a Service has no \
-             endpoint",
-            "nothing needs it; Linux 5.18 and newer have it",
+            "no bpf_set_retval: processes of the node get \"operation not permitted\" instead of \"connection refused\" if a \
+             Service has no endpoint",
+            "optional; available in Linux 5.18 and newer",
         )
     });
     findings
 }
 
-/// Links where the kernel has tcx, else filters on clsact, which are tried before anything relies on them.
-fn judge_hooks(tcx: bool, clsact: impl FnOnce() -> io::Result<Clsact>) -> Finding {
+/// tcx links if the kernel has them, else clsact filters, which are tried.
+fn evaluate_hooks(tcx: bool, clsact: impl FnOnce() -> io::Result<Clsact>) -> Finding {
     const CHECK: &str = "tc hooks";
     if tcx {
         return Finding::ok(CHECK, "tcx links");
     }
     match clsact() {
-        Ok(Clsact::Works) => Finding::ok(CHECK, "clsact filters (no tcx, which Linux has since 6.6)"),
+        Ok(Clsact::Works) => Finding::ok(CHECK, "clsact filters (tcx needs Linux 6.6)"),
         Ok(Clsact::Untried) => Finding::warn(
             CHECK,
-            "no tcx; clsact filters are not tried, for that needs a network namespace of our own (SYS_ADMIN)",
+            "no tcx; clsact filters were not tried, because that needs a temporary network namespace (CAP_SYS_ADMIN)",
             "run this check as root",
         ),
         Err(error) => Finding::fail(
             CHECK,
-            format!("no tcx, and a clsact filter cannot be made: {error}"),
+            format!("no tcx, and creating a clsact filter fails: {error}"),
             "modprobe sch_ingress cls_bpf, or use a kernel with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF",
         ),
     }
@@ -104,7 +105,7 @@ enum Clsact {
     Untried,
 }
 
-/// Makes a filter on the loopback device of a network namespace that lives as long as the thread that made it.
+/// Creates a filter on the loopback device of a temporary network namespace, which ends with its thread.
 fn try_clsact() -> io::Result<Clsact> {
     const LOOPBACK: u32 = 1;
     /// `r0 = 0; exit`.
@@ -122,8 +123,8 @@ fn try_clsact() -> io::Result<Clsact> {
     attempt.join().unwrap_or_else(|_| Err(io::Error::other("the probe panicked")))
 }
 
-/// 0 is the interpreter; a kernel without the file has no choice to offer.
-fn judge_jit(text: &str) -> Option<Finding> {
+/// 0 selects the interpreter. A kernel without the file has no such setting.
+fn evaluate_jit(text: &str) -> Option<Finding> {
     match text.trim() {
         "" => None,
         "0" => Some(Finding::warn(
@@ -138,7 +139,7 @@ fn judge_jit(text: &str) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::Level;
+    use crate::check::finding::Level;
 
     const ALL: Features =
         Features { atomic_fetch: true, netns_cookie: true, set_retval: true, tcx: true, csum_ipv6: true };
@@ -148,39 +149,41 @@ mod tests {
     }
 
     #[test]
-    fn what_is_needed_fails_and_what_is_not_does_not() {
-        assert_eq!(worst(&judge(Ok(ALL))), Level::Ok);
-        assert_eq!(worst(&judge(Ok(Features { tcx: false, csum_ipv6: false, ..ALL }))), Level::Ok);
-        assert_eq!(worst(&judge(Ok(Features { set_retval: false, ..ALL }))), Level::Warn);
+    fn only_required_features_fail() {
+        assert_eq!(worst(&evaluate(Ok(ALL))), Level::Ok);
+        assert_eq!(worst(&evaluate(Ok(Features { tcx: false, csum_ipv6: false, ..ALL }))), Level::Ok);
+        assert_eq!(worst(&evaluate(Ok(Features { set_retval: false, ..ALL }))), Level::Warn);
         for lacking in [Features { atomic_fetch: false, ..ALL }, Features { netns_cookie: false, ..ALL }] {
-            assert_eq!(worst(&judge(Ok(lacking))), Level::Fail);
+            assert_eq!(worst(&evaluate(Ok(lacking))), Level::Fail);
         }
         assert!(
-            judge(Ok(Features { atomic_fetch: false, ..ALL })).iter().any(|it| it.detail.contains("atomic"))
+            evaluate(Ok(Features { atomic_fetch: false, ..ALL }))
+                .iter()
+                .any(|it| it.detail.contains("atomic"))
         );
     }
 
     #[test]
-    fn hooks_of_either_kind_will_do() {
-        let unasked = || -> io::Result<Clsact> { panic!("tcx is enough") };
-        assert_eq!(judge_hooks(true, unasked).level, Level::Ok);
-        assert_eq!(judge_hooks(false, || Ok(Clsact::Works)).level, Level::Ok);
-        assert_eq!(judge_hooks(false, || Ok(Clsact::Untried)).level, Level::Warn);
-        let none = judge_hooks(false, || Err(io::ErrorKind::NotFound.into()));
+    fn either_kind_of_hook_works() {
+        let unasked = || -> io::Result<Clsact> { panic!("tcx is sufficient") };
+        assert_eq!(evaluate_hooks(true, unasked).level, Level::Ok);
+        assert_eq!(evaluate_hooks(false, || Ok(Clsact::Works)).level, Level::Ok);
+        assert_eq!(evaluate_hooks(false, || Ok(Clsact::Untried)).level, Level::Warn);
+        let none = evaluate_hooks(false, || Err(io::ErrorKind::NotFound.into()));
         assert!(none.level == Level::Fail && none.fix.contains("sch_ingress"), "{none:?}");
     }
 
     #[test]
-    fn a_refusal_is_not_a_missing_feature() {
-        let findings = judge(Err(io::ErrorKind::PermissionDenied.into()));
+    fn a_denied_load_is_not_a_missing_feature() {
+        let findings = evaluate(Err(io::ErrorKind::PermissionDenied.into()));
         assert_eq!((findings.len(), worst(&findings)), (1, Level::Fail));
         assert!(findings[0].fix.contains("CAP_BPF"));
     }
 
     #[test]
-    fn an_interpreter_is_slow() {
-        assert_eq!(judge_jit("0\n").unwrap().level, Level::Warn);
-        assert_eq!(judge_jit("1\n").unwrap().level, Level::Ok);
-        assert_eq!(judge_jit(""), None);
+    fn the_interpreter_warns() {
+        assert_eq!(evaluate_jit("0\n").unwrap().level, Level::Warn);
+        assert_eq!(evaluate_jit("1\n").unwrap().level, Level::Ok);
+        assert_eq!(evaluate_jit(""), None);
     }
 }

@@ -1,14 +1,15 @@
-//! `shunt check`: whether shunt can work here, and what to do where it cannot. Facts are gathered by trying or
-//! reading, never by kernel version; what they mean is decided by pure functions beside them. Changes nothing.
+//! `shunt check`: whether shunt can work on this node, and how to fix problems. Facts are gathered by trying or reading, never
+//! by kernel version; pure functions evaluate them. Changes nothing.
 
 mod cilium;
 mod conflicts;
+mod filesystems;
+mod finding;
+mod forwarding;
 mod kernel;
-mod network;
-mod pods;
+mod packet_filter;
+mod pod_devices;
 mod privileges;
-mod rules;
-mod storage;
 mod survey;
 
 use std::{
@@ -16,62 +17,25 @@ use std::{
     path::Path,
 };
 
-use serde::Serialize;
+pub use self::finding::{Finding, Level};
 
-pub use self::storage::is_cgroup2;
-
-/// How much a finding matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Level {
-    Ok,
-    /// Works, with a limit worth knowing.
-    Warn,
-    /// `shunt run` would refuse, or Services would not work.
-    Fail,
-}
-
-/// One line of the report.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    pub check: &'static str,
-    pub level: Level,
-    pub detail: String,
-    /// What to do about it; empty when nothing is to be done.
-    pub fix: String,
-}
-
-impl Finding {
-    fn ok(check: &'static str, detail: impl Into<String>) -> Self {
-        Self { check, level: Level::Ok, detail: detail.into(), fix: String::new() }
-    }
-
-    fn warn(check: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { check, level: Level::Warn, detail: detail.into(), fix: fix.into() }
-    }
-
-    fn fail(check: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { check, level: Level::Fail, detail: detail.into(), fix: fix.into() }
-    }
-}
-
-/// Everything, in the order a machine is put right: privileges, kernel, mounts, network,
-/// rules, pods, conflicts.
+/// All checks, in the order in which problems are best fixed: privileges, kernel, mounts, forwarding, packet filter, pods,
+/// conflicts.
 pub fn examine(bpffs: &Path, cgroup: Option<&Path>) -> Vec<Finding> {
     let mut findings = privileges::examine();
     findings.extend(kernel::examine());
-    findings.extend(storage::examine(bpffs, cgroup));
-    findings.extend(network::examine());
+    findings.extend(filesystems::examine(bpffs, cgroup));
+    findings.extend(forwarding::examine());
     let survey = survey::Survey::of(bpffs);
-    let types = survey::cni_types(Path::new(pods::CNI_DIR));
-    findings.extend(rules::examine(&survey));
-    findings.extend(pods::examine(&survey, &types));
+    let types = survey::cni_types(Path::new(pod_devices::CNI_DIR));
+    findings.extend(packet_filter::examine(&survey));
+    findings.extend(pod_devices::examine(&survey, &types));
     findings.extend(cilium::examine(&survey, &types));
     findings.extend(conflicts::examine(&survey, bpffs));
     findings
 }
 
-/// One line a finding, its fix below it; levels in colour when `colour` says so.
+/// One line per finding, followed by its fix.
 pub fn print_findings_into(out: &mut impl Write, findings: &[Finding], colour: bool) -> io::Result<()> {
     for finding in findings {
         let (word, code) = match finding.level {
@@ -98,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_line_has_its_fix() {
+    fn a_finding_is_followed_by_its_fix() {
         let findings =
             [Finding::ok("bpffs", "at /sys/fs/bpf"), Finding::fail("cgroup2", "not mounted", "mount it")];
         let mut out = Vec::new();

@@ -1,8 +1,8 @@
-//! Capabilities of this process, from /proc/self/status: `shunt run` needs three of them, and none else.
+//! Capabilities of this process, from /proc/self/status. `shunt run` needs three of them and no others.
 
 use std::fs;
 
-use super::Finding;
+use super::finding::Finding;
 
 /// Numbers of uapi/linux/capability.h.
 const NET_ADMIN: u64 = 1 << 12;
@@ -12,19 +12,19 @@ const BPF: u64 = 1 << 39;
 
 pub(super) fn examine() -> Vec<Finding> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    vec![judge(effective(&status))]
+    vec![evaluate(effective(&status))]
 }
 
-/// The effective set out of /proc/PID/status.
+/// The effective set in /proc/PID/status.
 fn effective(status: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     line.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok()).unwrap_or(0)
 }
 
 /// SYS_ADMIN includes BPF and PERFMON (capabilities(7), since Linux 5.8), but not NET_ADMIN.
-fn judge(set: u64) -> Finding {
+fn evaluate(set: u64) -> Finding {
     const CHECK: &str = "capabilities";
-    const FIX: &str = "run as root, or give the capabilities BPF, NET_ADMIN and PERFMON (drop the others)";
+    const FIX: &str = "run as root, or with the capabilities BPF, NET_ADMIN and PERFMON (drop all others)";
     let has = |capability| set & capability != 0 || (capability != NET_ADMIN && set & SYS_ADMIN != 0);
     let missing: Vec<_> = [(BPF, "CAP_BPF"), (NET_ADMIN, "CAP_NET_ADMIN")]
         .into_iter()
@@ -34,7 +34,7 @@ fn judge(set: u64) -> Finding {
     if !missing.is_empty() {
         Finding::fail(CHECK, format!("missing {}", missing.join(" and ")), FIX)
     } else if !has(PERFMON) {
-        Finding::warn(CHECK, "no CAP_PERFMON: programs load, but a fifth larger", FIX)
+        Finding::warn(CHECK, "no CAP_PERFMON: programs load, but are 20 % larger", FIX)
     } else {
         Finding::ok(CHECK, "BPF, NET_ADMIN and PERFMON")
     }
@@ -43,22 +43,22 @@ fn judge(set: u64) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::Level;
+    use crate::check::finding::Level;
 
     #[test]
-    fn what_is_missing_is_named() {
-        assert_eq!(judge(u64::MAX).level, Level::Ok);
-        assert_eq!(judge(BPF | NET_ADMIN | PERFMON).level, Level::Ok);
-        assert_eq!(judge(SYS_ADMIN | NET_ADMIN).level, Level::Ok);
-        assert_eq!(judge(BPF | NET_ADMIN).level, Level::Warn);
-        let none = judge(0);
+    fn missing_capabilities_are_named() {
+        assert_eq!(evaluate(u64::MAX).level, Level::Ok);
+        assert_eq!(evaluate(BPF | NET_ADMIN | PERFMON).level, Level::Ok);
+        assert_eq!(evaluate(SYS_ADMIN | NET_ADMIN).level, Level::Ok);
+        assert_eq!(evaluate(BPF | NET_ADMIN).level, Level::Warn);
+        let none = evaluate(0);
         assert_eq!(none.level, Level::Fail);
         assert!(none.detail.contains("CAP_BPF and CAP_NET_ADMIN"), "{}", none.detail);
-        assert!(judge(SYS_ADMIN).detail.contains("CAP_NET_ADMIN"));
+        assert!(evaluate(SYS_ADMIN).detail.contains("CAP_NET_ADMIN"));
     }
 
     #[test]
-    fn the_effective_set_is_read() {
+    fn the_effective_set_is_parsed() {
         assert_eq!(effective("Name:\tx\nCapInh:\t0\nCapEff:\t000001ff\n"), 0x1ff);
         assert_eq!(effective(""), 0);
     }

@@ -1,5 +1,5 @@
-//! What several checks look at, read once: the packet filter's rules, devices and addresses, and what an agent has
-//! put into its maps, where there are any.
+//! Facts that several checks share, read once: packet filter rules, devices and addresses, and the contents of the pinned
+//! maps, if there are any.
 
 use std::{
     collections::BTreeSet,
@@ -28,17 +28,17 @@ use crate::{
 pub(super) struct Survey {
     pub rules: io::Result<Vec<Chain>>,
     pub devices: Devices,
-    /// Absent before the first `shunt run`.
+    /// `None` before the first `shunt run`.
     pub maps: Option<Maps>,
 }
 
-/// What the maps tell.
+/// Contents of the pinned maps.
 #[derive(Debug, Default)]
 pub(super) struct Maps {
     pub backends: Vec<BackendView>,
     pub vips: BTreeSet<IpAddr>,
     pub pod_ranges: Vec<ipnet::IpNet>,
-    /// Devices in the XDP lane.
+    /// Devices with shunt's XDP program.
     pub xdp: Vec<u32>,
 }
 
@@ -52,7 +52,7 @@ impl Survey {
         }
     }
 
-    /// Devices that a default route leads to.
+    /// Devices of default routes.
     pub(super) fn uplinks(&self) -> impl Iterator<Item = &Link> {
         self.devices.default_routes.iter().filter_map(|index| self.devices.links.get(index))
     }
@@ -84,7 +84,7 @@ impl Maps {
     }
 }
 
-/// The device that packets from this node to `to` leave by; none for the node's own addresses.
+/// The egress device for packets of this node to `to`; `None` for addresses of the node.
 pub(super) fn route(netlink: &mut Socket, to: IpAddr) -> Option<u32> {
     const RTM_NEWROUTE: u16 = 24;
     const RTM_GETROUTE: u16 = 26;
@@ -109,7 +109,7 @@ pub(super) fn route(netlink: &mut Socket, to: IpAddr) -> Option<u32> {
     asked.ok().and(found)
 }
 
-/// The plugin types that the CNI configurations in `dir` name, those that a plugin hands on to among them.
+/// The plugin types in the CNI configurations in `dir`, including delegated ones.
 pub(super) fn cni_types(dir: &Path) -> BTreeSet<String> {
     let files = fs::read_dir(dir).into_iter().flatten().flatten();
     let known =
@@ -122,8 +122,7 @@ pub(super) fn cni_types(dir: &Path) -> BTreeSet<String> {
     types
 }
 
-/// `type` of a network configuration, of each plugin of a list of them, and of those that multus delegates to. Not of
-/// address managers (`ipam`).
+/// Collects `type` of a network configuration, of the plugins in a list, and of multus delegates; not of IPAM plugins.
 fn collect_types(config: &serde_json::Value, types: &mut BTreeSet<String>) {
     types.extend(config["type"].as_str().map(str::to_owned));
     for within in ["plugins", "delegates"] {
@@ -144,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn plugins_by_type() {
+    fn plugin_types() {
         assert_eq!(types_in(r#"{"type": "bridge", "ipam": {"type": "host-local"}}"#), ["bridge"]);
         assert_eq!(
             types_in(r#"{"plugins": [{"type": "cilium-cni"}, {"type": "portmap"}]}"#),

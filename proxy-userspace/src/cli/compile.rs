@@ -1,23 +1,21 @@
-//! `shunt compile`: tables on stdout, what is wrong with the manifests on stderr.
+//! `shunt compile`: prints the tables on stdout and problems with the manifests on stderr.
 
 use std::io::{self, Write};
 
 use super::{
-    args::CompileArgs,
-    failure::Failure,
-    output::Output,
-    resolve::{Surroundings, UsageError, compile_config},
+    args::CompileArgs, environment::Environment, failure::Failure, output::Output, resolve::compile_config,
+    usage_error::UsageError,
 };
 use crate::{
     config::CompileConfig,
     offline::{Offline, print_tables_into},
 };
 
-/// Prints the tables; fails when some document was refused, after printing all the same.
+/// Prints the tables. Fails afterwards if a document was rejected.
 pub fn run(args: &CompileArgs, output: &Output) -> Result<(), Failure> {
-    let node_name = Surroundings::of_this_machine().node_name(args.node_name.as_deref())?;
+    let node_name = Environment::detect().node_name(args.node_name.as_deref())?;
     let offline = Offline::compile(&args.filename, &node_name, config_of(args)?)?;
-    complain_into(&mut io::stderr().lock(), &offline, &node_name)?;
+    print_problems_into(&mut io::stderr().lock(), &offline, &node_name)?;
     let view = offline.view();
     output.print_view(&view, |out| print_tables_into(out, &view, output.headers))?;
     match offline.refused().len() {
@@ -26,13 +24,13 @@ pub fn run(args: &CompileArgs, output: &Output) -> Result<(), Failure> {
     }
 }
 
-/// What the flags mean that decide what the maps hold.
+/// The configuration that the flags select.
 pub fn config_of(args: &CompileArgs) -> Result<CompileConfig, UsageError> {
     compile_config(&args.policy)
 }
 
-/// One line for each thing that was refused, ignored or is not served as it asks.
-pub fn complain_into(out: &mut impl Write, offline: &Offline, node_name: &str) -> io::Result<()> {
+/// One line for each rejected document, ignored object and Service that is not served as specified.
+pub fn print_problems_into(out: &mut impl Write, offline: &Offline, node_name: &str) -> io::Result<()> {
     for refused in offline.refused() {
         writeln!(out, "error: {refused}")?;
     }

@@ -1,8 +1,8 @@
-//! Why a command line was not carried out, and the exit code that tells: 1 failed, 2 usage.
+//! Errors of a command, and their exit codes: 1 for a failure, 2 for wrong usage.
 
 use std::{error::Error, fmt::Write as _, io, process::ExitCode};
 
-use super::resolve::UsageError;
+use super::usage_error::UsageError;
 use crate::{
     agent::AgentError, cleanup::CleanupError, explain::ExplainError, inspect::InspectError,
     kube_proxy::KubeProxyError, monitor::MonitorError, top::TopError,
@@ -24,11 +24,11 @@ pub enum Failure {
     Cleanup(#[from] CleanupError),
     #[error(transparent)]
     KubeProxy(#[from] KubeProxyError),
-    #[error("{failed} of the checks above failed: shunt cannot work here until that is fixed")]
+    #[error("{failed} of the checks above failed: shunt cannot work here until they are fixed")]
     Unfit { failed: usize },
     #[error(transparent)]
     Offline(#[from] crate::offline::OfflineError),
-    #[error("refused, see above: {documents}")]
+    #[error("rejected documents (see above): {documents}")]
     Refused { documents: usize },
     #[error("writing the output failed")]
     Output(#[from] io::Error),
@@ -37,8 +37,8 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// Prints the failure and what caused it on stderr. Whoever closed our output (`shunt ... | head`) has seen
-    /// enough: that is silent and no failure.
+    /// Prints the failure and its causes on stderr. A closed output (`shunt ... | head`) is not a failure and prints
+    /// nothing.
     pub fn report(self) -> ExitCode {
         match self {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
@@ -61,7 +61,7 @@ fn usage(error: &dyn Error) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// An error and its causes in one line; a cause that the line already names is not said twice.
+/// An error and its causes in one line. A cause that the line already contains is skipped.
 fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn causes_are_said_once() {
+    fn a_cause_is_not_repeated() {
         let failure = Failure::Output(io::Error::other("disk on fire"));
         assert_eq!(chain(&failure), "writing the output failed: disk on fire");
         assert_eq!(chain(&Failure::Usage(UsageError::NoNodeName)), UsageError::NoNodeName.to_string());

@@ -1,43 +1,40 @@
-//! The command line: `main` hands over what was typed; each command is carried out here by one call into the
-//! module that knows how. Not here: what `run` and `compile` do, and everything that reads the kernel.
+//! The command line, called by `main`: [`args`] parses, [`resolve`] turns flags into a configuration, and each command is
+//! one call into the module that implements it. Nothing here reads maps or programs.
 
 pub mod args;
 pub mod compile;
 mod durations;
+mod environment;
 mod failure;
-mod kube_proxy_args;
-mod merge;
-mod monitor_args;
 mod output;
 mod resolve;
 mod run;
 mod show;
-mod source;
 mod top;
+mod usage_error;
 
-use std::io::Write as _;
+use std::{io::Write as _, path::Path};
 
 use clap::CommandFactory as _;
 
-pub(crate) use self::resolve::mount_of;
 use self::{
-    args::{Cli, Command},
+    args::{CheckArgs, CleanupArgs, Cli, Command},
     failure::Failure,
     output::Output,
 };
 use crate::{
-    check,
-    cleanup::{cleanup, print_report_into},
+    check::{self, Level},
+    cleanup::{self, print_report_into},
     inspect::pins::Pins,
     kube_proxy,
 };
 
-/// Carries out one command line.
+/// Runs the command of one command line.
 pub fn run(cli: Cli) -> Result<(), Failure> {
     let output = Output::new(&cli.global);
     let pins = Pins::new(&cli.global.bpffs);
-    match cli.command {
-        Command::Run(args) => run::run(*args, cli.global),
+    match run::standalone(cli.command) {
+        Command::Run(args) => run::run(*args, &cli.global.bpffs),
         Command::Service(command) => show::service(&pins, &output, &command),
         Command::Backend(_) => show::backends(&pins, &output),
         Command::Conntrack(command) => show::conntrack(&pins, &output, &command),
@@ -56,24 +53,28 @@ pub fn run(cli: Cli) -> Result<(), Failure> {
             output.print(|out| out.write_all(&script))
         }
         Command::Version => show::version(&output),
-        Command::Check(args) => {
-            let findings = check::examine(&cli.global.bpffs, args.cgroup.as_deref());
-            output.print_view(&findings, |out| {
-                check::print_findings_into(out, &findings, output::colour_on_stdout())
-            })?;
-            let failed = findings.iter().filter(|finding| finding.level == check::Level::Fail).count();
-            if failed == 0 { Ok(()) } else { Err(Failure::Unfit { failed }) }
-        }
-        Command::Cleanup(args) if args.kube_proxy => {
-            let report = kube_proxy::cleanup(&cli.global.bpffs, args.force)?;
-            output.print_view(&[&report], |out| kube_proxy::print_report_into(out, &report))
-        }
-        Command::Cleanup(args) => {
-            let report = cleanup(&cli.global.bpffs, args.force)?;
-            output.print_view(&[&report], |out| print_report_into(out, &report))
-        }
+        Command::Check(args) => check(&cli.global.bpffs, &args, &output),
+        Command::Cleanup(args) => cleanup(&cli.global.bpffs, &args, &output),
         Command::Compile(args) => compile::run(&args, &output),
     }
+}
+
+fn check(bpffs: &Path, args: &CheckArgs, output: &Output) -> Result<(), Failure> {
+    let findings = check::examine(bpffs, args.cgroup.as_deref());
+    output.print_view(&findings, |out| {
+        check::print_findings_into(out, &findings, output::colour_on_stdout())
+    })?;
+    let failed = findings.iter().filter(|finding| finding.level == Level::Fail).count();
+    if failed == 0 { Ok(()) } else { Err(Failure::Unfit { failed }) }
+}
+
+fn cleanup(bpffs: &Path, args: &CleanupArgs, output: &Output) -> Result<(), Failure> {
+    if args.kube_proxy {
+        let report = kube_proxy::cleanup(bpffs, args.force)?;
+        return output.print_view(&[&report], |out| kube_proxy::print_report_into(out, &report));
+    }
+    let report = cleanup::cleanup(bpffs, args.force)?;
+    output.print_view(&[&report], |out| print_report_into(out, &report))
 }
 
 #[cfg(test)]
@@ -82,7 +83,7 @@ mod tests {
 
     use super::*;
 
-    /// Every command and every flag of `command` and below it.
+    /// The names of `command`, its subcommands and all their flags.
     fn words(command: &clap::Command) -> Vec<String> {
         let mut found = vec![command.get_name().to_owned()];
         found.extend(command.get_arguments().filter_map(|arg| arg.get_long()).map(str::to_owned));
@@ -91,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn completions_know_every_command_and_flag() {
+    fn completions_contain_every_command_and_flag() {
         let words = words(&Cli::command());
         assert!(words.len() > 50, "{words:?}");
         for shell in clap_complete::Shell::value_variants() {

@@ -1,5 +1,5 @@
-//! How results reach the user: the format asked for, JSON and YAML of any view. Every printer writes into an
-//! `impl Write`, so that tests read what users see; tables are [`crate::inspect::table`]'s.
+//! Output of a command: the selected format, and JSON and YAML of any view. Every printer writes into an `impl Write`, so
+//! that tests see the same text as users. [`crate::inspect::table`] draws tables.
 
 use std::io::{self, Write};
 
@@ -10,7 +10,7 @@ use super::{
     failure::Failure,
 };
 
-/// What `-o`, `-j`, `-p` and `--no-headers` add up to.
+/// The combination of `-o`, `-j`, `-p` and `--no-headers`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Output {
     pub format: Format,
@@ -39,7 +39,7 @@ impl Output {
         Self { format, headers: !args.no_headers }
     }
 
-    /// For a command that prints one document after the other: JSON is a line each, unless -p asks for more.
+    /// For a command that prints a stream of documents: one line of JSON each, unless -p is given.
     pub fn of_stream(args: &GlobalArgs) -> Self {
         match Self::new(args) {
             output if output.format == Format::JsonPretty && !args.pretty => {
@@ -64,7 +64,7 @@ impl Output {
         Ok(())
     }
 
-    /// Prints `value` as data where a data format was asked for, else what `human` writes.
+    /// Prints `value` if a data format is selected, else the output of `human`.
     pub fn print_view(
         &self,
         value: &impl Serialize,
@@ -73,7 +73,7 @@ impl Output {
         self.print(|out| if self.print_data_into(out, value)? { Ok(()) } else { human(out) })
     }
 
-    /// Writes `value` in the data format asked for; `false` when that is a table.
+    /// Writes `value` in the selected data format; `false` if the format is a table.
     pub fn print_data_into(&self, out: &mut impl Write, value: &impl Serialize) -> io::Result<bool> {
         match self.format {
             Format::Table | Format::Wide => return Ok(false),
@@ -89,7 +89,7 @@ impl Output {
     }
 }
 
-/// Whether stdout shows colours: a terminal, and neither NO_COLOR nor TERM=dumb says otherwise.
+/// Whether to use colours on stdout: it is a terminal, and neither NO_COLOR nor TERM=dumb is set.
 pub fn colour_on_stdout() -> bool {
     anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never
 }

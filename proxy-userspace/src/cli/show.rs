@@ -1,19 +1,19 @@
-//! The commands that show something: each reads its view from the pins and prints it as asked.
+//! The read commands: each reads a view from the pins and prints it in the selected format.
 
 use std::io::Write as _;
 
 use super::{
-    args::{ConntrackCommand, ExplainArgs, MapCommand, ServiceCommand},
+    args::{ConntrackCommand, ExplainArgs, MapCommand, ServiceCommand, monitor::MonitorArgs},
     failure::Failure,
-    monitor_args::MonitorArgs,
     output::{Format, Output, colour_on_stdout},
 };
-use crate::explain::{self, ExplainError, question::Question};
+use crate::explain::{self, ExplainError, request::Request};
 use crate::inspect::{
     InspectError,
     affinity::{self, AffinityMaps},
-    backends, counters,
-    flows::{self, Flows},
+    backends,
+    conntrack::{self, Flows},
+    counters,
     jiffies::Jiffies,
     links, maps,
     pins::Pins,
@@ -54,14 +54,15 @@ pub fn conntrack(pins: &Pins, output: &Output, command: &ConntrackCommand) -> Do
     match command {
         ConntrackCommand::List { service, halves } => {
             let views = flows.views(service.as_deref(), *halves, clock()?)?;
-            output
-                .print_view(&views, |out| flows::print_flows_into(out, &views, output.headers, output.wide()))
+            output.print_view(&views, |out| {
+                conntrack::print_flows_into(out, &views, output.headers, output.wide())
+            })
         }
         ConntrackCommand::Flush { service } => {
-            let count = flows::flush(pins, &flows, service.as_deref())?;
+            let count = conntrack::flush(pins, &flows, service.as_deref())?;
             let plural = if count == 1 { "" } else { "s" };
             output.print_view(&[serde_json::json!({ "flushed": count })], |out| {
-                writeln!(out, "{count} flow{plural} forgotten")
+                writeln!(out, "{count} flow{plural} deleted")
             })
         }
     }
@@ -78,15 +79,15 @@ pub fn counters(pins: &Pins, output: &Output) -> Done {
 }
 
 pub fn explain(pins: &Pins, output: &Output, args: &ExplainArgs) -> Done {
-    let question = Question::parse(&args.source, &args.destination, args.from.as_deref())
-        .map_err(ExplainError::Question)?;
-    let view = explain::explain(pins, &question)?;
+    let request = Request::parse(&args.source, &args.destination, args.from.as_deref())
+        .map_err(ExplainError::Request)?;
+    let view = explain::explain(pins, &request)?;
     output.print_view(&view, |out| explain::view::print_explanation_into(out, &view))
 }
 
 pub fn monitor(pins: &Pins, output: &Output, args: MonitorArgs) -> Done {
     let (wide, colour) = (output.wide(), colour_on_stdout());
-    monitor::watch(pins, &args.wanted()?, |view, out| {
+    monitor::watch(pins, &args.options()?, |view, out| {
         if output.format == Format::Yaml {
             writeln!(out, "---")?;
         }

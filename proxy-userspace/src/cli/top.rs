@@ -1,4 +1,4 @@
-//! `shunt top`: one look for scripts, or the terminal.
+//! `shunt top`: one measurement with `--once`, else the interactive view.
 
 use std::{
     io::{self, IsTerminal as _},
@@ -10,7 +10,7 @@ use super::{
     durations,
     failure::Failure,
     output::{Output, colour_on_stdout},
-    resolve::UsageError,
+    usage_error::UsageError,
 };
 use crate::{
     inspect::pins::Pins,
@@ -26,7 +26,7 @@ pub fn run(pins: &Pins, output: &Output, args: &TopArgs) -> Result<(), Failure> 
         if !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
             return Err(UsageError::NoTerminal.into());
         }
-        return Ok(top::live::run(pins, &options, colour_on_stdout())?);
+        return Ok(top::interactive::run(pins, &options, colour_on_stdout())?);
     }
     let overview = top::once(pins, &options)?;
     if !overview.service_stats {
@@ -40,7 +40,7 @@ pub fn run(pins: &Pins, output: &Output, args: &TopArgs) -> Result<(), Failure> 
 }
 
 fn options(args: &TopArgs) -> Result<Options, UsageError> {
-    let interval = durations::any("--interval", &args.interval)?;
+    let interval = durations::parse("--interval", &args.interval)?;
     if !(SHORTEST..=LONGEST).contains(&interval) {
         let expected = "a duration from 100ms to 1h";
         return Err(UsageError::BadValue { flag: "--interval", value: args.interval.clone(), expected });
@@ -54,7 +54,7 @@ fn options(args: &TopArgs) -> Result<Options, UsageError> {
 }
 
 impl From<TopError> for Failure {
-    /// What inspecting says is the same whoever inspects.
+    /// A failure to read the maps is reported like that of any read command.
     fn from(error: TopError) -> Self {
         match error {
             TopError::Inspect(error) => Self::Inspect(error),

@@ -1,21 +1,21 @@
-//! The packet that is sent through the programs, and the reading of what they made of it.
+//! Builds the Ethernet frame for a test run, and parses the frame that a program returns.
 //!
-//! An Ethernet frame with the shortest message that begins a flow: a SYN, a datagram, an SCTP INIT, an echo request.
-//! Checksums are right, because the XDP lane looks whether one is complete.
+//! The frame contains the shortest message that starts a flow: a SYN, a datagram, an SCTP INIT or an echo request. Its
+//! checksums are valid, because the XDP programs check whether a checksum is complete.
 
 use std::net::{IpAddr, SocketAddr};
 
 use proxy_common::{Proto, csum};
 
-use super::question::Tuple;
+use super::request::Tuple;
 
 const ETHERNET: usize = 14;
 const TTL: u8 = 64;
 
-/// Ethernet addresses: destination, then source.
+/// Ethernet addresses: destination, source.
 pub type Macs = [[u8; 6]; 2];
 
-/// What a refusal looks like to who is refused.
+/// A reply that a program generates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     Reset,
@@ -23,7 +23,7 @@ pub enum Answer {
     Echo,
 }
 
-/// The frame.
+/// Builds the frame.
 pub fn build(tuple: &Tuple, macs: Macs) -> Vec<u8> {
     let message = message(tuple);
     let mut frame = macs.concat();
@@ -49,7 +49,7 @@ pub fn build(tuple: &Tuple, macs: Macs) -> Vec<u8> {
     frame
 }
 
-/// From the transport header on.
+/// The transport header and payload.
 fn message(tuple: &Tuple) -> Vec<u8> {
     let mut message = Vec::new();
     message.extend(tuple.src.port().to_be_bytes());
@@ -65,7 +65,7 @@ fn message(tuple: &Tuple) -> Vec<u8> {
             6
         }
         Proto::SCTP => {
-            // Verification tag 0, a checksum that nobody looks at here, and an INIT of the least length.
+            // Verification tag 0, checksum 0 (not verified here), and an INIT of minimum length.
             message.extend([0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 20]);
             message.extend([0, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1]);
             return message;
@@ -95,14 +95,14 @@ fn octets(ip: IpAddr) -> Vec<u8> {
     }
 }
 
-/// The Internet checksum's sum over bytes of even length.
+/// The sum of the Internet checksum, over an even number of bytes.
 fn sum(start: u32, bytes: &[u8]) -> u32 {
     bytes
         .chunks_exact(2)
         .fold(start, |sum, pair| csum::add(sum, u16::from_ne_bytes([pair[0], pair[1]]).into()))
 }
 
-/// Reads the ends of a frame of the same protocol; `None` when it is something else.
+/// Parses addresses and ports of a frame; `None` for anything but IPv4 and IPv6.
 pub fn read(frame: &[u8]) -> Option<Tuple> {
     let ip = frame.get(ETHERNET..)?;
     let (src, dst, proto, message): (IpAddr, IpAddr, u8, _) = match ip.first()? >> 4 {
@@ -128,7 +128,7 @@ pub fn read(frame: &[u8]) -> Option<Tuple> {
     Some(Tuple { src: SocketAddr::new(src, sport), dst: SocketAddr::new(dst, dport), proto })
 }
 
-/// What kind of answer a program turned the packet into.
+/// The kind of reply that a program generated.
 pub fn answer(frame: &[u8]) -> Option<Answer> {
     let tuple = read(frame)?;
     let message = &frame[ETHERNET + if tuple.is_v4() { 20 } else { 40 }..];
@@ -143,12 +143,12 @@ pub fn answer(frame: &[u8]) -> Option<Answer> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::explain::question::Question;
+    use crate::explain::request::Request;
 
     const MACS: Macs = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
 
     #[test]
-    fn what_is_built_is_read_back_and_sums_up() {
+    fn a_built_frame_parses_and_has_valid_checksums() {
         for (source, destination) in [
             ("10.0.0.1:1000", "10.68.0.10:80"),
             ("10.0.0.1:1000", "10.68.0.10:53/udp"),
@@ -158,7 +158,7 @@ mod tests {
             ("[fd00::1]:1000", "[fd00::2]:53/udp"),
             ("fd00::1", "fd00::2/icmp"),
         ] {
-            let tuple = Question::parse(source, destination, None).unwrap().tuple;
+            let tuple = Request::parse(source, destination, None).unwrap().tuple;
             let frame = build(&tuple, MACS);
             assert_eq!(read(&frame), Some(tuple), "{tuple}");
             assert_eq!(answer(&frame), None, "{tuple} is a question");

@@ -1,12 +1,11 @@
-//! What each hook makes of the packet: run, and its verdict put into words.
+//! Runs the hooks of a device on the packet, and records their verdicts.
 
 use proxy_common::{Counter, CtEntry, Device, Frontend, Half, Service, map, node::role};
 
 use super::{
-    copies,
     frame::{self, Answer},
+    sandbox::{HookRun, Sandbox, copy},
     tables,
-    twin::{Passed, Twin},
     view::Rewrite,
     walk::{Next, Result, Walk},
 };
@@ -18,7 +17,7 @@ const REDIRECT: u32 = 7;
 /// XDP_PASS.
 const XDP_PASS: u32 = 2;
 
-/// Counters that say why a packet was refused or dropped.
+/// Counters that are the reason for a refusal or a drop.
 const REASONS: [Counter; 14] = [
     Counter::NoBackend,
     Counter::NoLocalEndpoints,
@@ -37,68 +36,69 @@ const REASONS: [Counter; 14] = [
 ];
 
 impl Walk {
-    /// The ingress hooks of a device: XDP where it is in the lane, then tc.
+    /// The ingress hooks of a device: XDP if attached, then tc.
     pub(super) fn ingress(&mut self, ifindex: u32, device: &Device) -> Result<Next> {
         let found = self.describe(role::NODEPORT)?;
         let before = self.tuple;
-        let known = copies::flow(&self.twin, before.key(Half::Ingress))?;
+        let known = copy::flow(&self.sandbox, before.key(Half::Ingress))?;
         let client = before.src.ip().into();
-        let taken =
-            |twin: &Twin, frontend: &Frontend| twin.own::<_, Service>(map::SERVICES, &frontend.service);
+        let counters_of = |sandbox: &Sandbox, frontend: &Frontend| {
+            sandbox.own::<_, Service>(map::SERVICES, &frontend.service)
+        };
         let mut turns = None;
         if let Some(frontend) = &found {
-            copies::service(&self.twin, frontend, client, &before)?;
+            copy::service(&self.sandbox, frontend, client, &before)?;
             if frontend.has(Frontend::SOURCE_RANGES) {
-                tables::let_in(&self.twin, frontend.service, before.src.ip())?;
+                tables::accepting_range(&self.sandbox, frontend.service, before.src.ip())?;
             }
-            turns = taken(&self.twin, frontend)?;
+            turns = counters_of(&self.sandbox, frontend)?;
         } else {
-            let sources = copies::sources(&self.twin, before.is_v4())?;
+            let sources = copy::source_addresses(&self.sandbox, before.is_v4())?;
             let to = before.destination();
-            copies::middle(&self.twin, &before, to.addr, to.port, &sources)?;
+            copy::backend_tuples(&self.sandbox, &before, to.addr, to.port, &sources)?;
         }
-        let lane = self.lane_program(ifindex)?;
-        let mut passed = None;
-        if let Some(program) = lane {
+        let xdp_program = self.xdp_program(ifindex)?;
+        let mut xdp = None;
+        if let Some(program) = xdp_program {
             let mut macs = self.macs(device);
             macs[0] = bytemuck::cast(device.mac);
-            let run = self.twin.xdp(program, &frame::build(&before, macs), ifindex)?;
-            self.check(program)?;
-            let is_lanes =
+            let run = self.sandbox.xdp(program, &frame::build(&before, macs), ifindex)?;
+            self.check_version(program)?;
+            let is_served =
                 [Counter::XdpLocal, Counter::XdpForwarded].iter().any(|c| run.counters.contains(c));
-            if is_lanes {
+            if is_served {
                 self.view.lane = "xdp";
-                self.view.stage("lane", format!("xdp: {program} serves it, past netfilter"));
-                passed = Some(run);
+                self.view.stage("lane", format!("xdp: {program} serves the packet and bypasses netfilter"));
+                xdp = Some(run);
             } else if run.counters.contains(&Counter::XdpLeft) {
                 self.count(&run.counters);
-                self.view.note("the XDP lane leaves this packet to tc");
+                self.view.note("XDP leaves this packet to tc");
             }
         }
-        let in_lane = passed.is_some();
-        let passed = match passed {
-            Some(passed) => passed,
+        let in_xdp = xdp.is_some();
+        let run = match xdp {
+            Some(run) => run,
             None => {
                 self.view.lane = "tc";
                 self.view.stage("lane", format!("tc: ingress hook of {}", self.routes.name(ifindex)));
-                // What tells the variants apart is the length of the header in front; a test run needs 14 bytes of it.
-                let passed = self.twin.classify(
+                // The variants differ only in the length of the link header. A test run always has one of 14 bytes.
+                let run = self.sandbox.classify(
                     "ingress_l2",
                     &frame::build(&before, self.macs(device)),
                     ifindex,
                     ifindex,
                 )?;
-                self.check("ingress_l2")?;
-                passed
+                self.check_version("ingress_l2")?;
+                run
             }
         };
-        self.count(&passed.counters);
-        let after = self.twin.own::<_, CtEntry>(map::CONNTRACK, &before.key(Half::Ingress))?;
-        let goes_on = self.flow_stage(known, after)?;
-        if let Some(frontend) = found.filter(|_| !goes_on && !before.is_ping()) {
-            let local_client = tables::is_local_client(&self.twin, before.src.ip(), ifindex)?;
+        self.count(&run.counters);
+        let after = self.sandbox.own::<_, CtEntry>(map::CONNTRACK, &before.key(Half::Ingress))?;
+        let continues = self.flow_stage(known, after)?;
+        if let Some(frontend) = found.filter(|_| !continues && !before.is_ping()) {
+            let local_client = tables::is_local_client(&self.sandbox, before.src.ip(), ifindex)?;
             self.policy(&frontend, local_client, before.src.ip())?;
-            let now = taken(&self.twin, &frontend)?;
+            let now = counters_of(&self.sandbox, &frontend)?;
             let chosen = after.filter(|entry| entry.has(CtEntry::REQUEST));
             let took_turn = turns.zip(now).is_none_or(|(before, now)| {
                 (before.cluster_next, before.local_next) != (now.cluster_next, now.local_next)
@@ -106,53 +106,56 @@ impl Walk {
             if let Some(entry) = chosen {
                 self.backend(&frontend, entry.backend, took_turn, &before.src.ip().to_string())?;
             }
-        } else if let Some(entry) = after.filter(|entry| goes_on && entry.has(CtEntry::SERVICE)) {
-            self.view.backend = tables::backend_view(&self.twin, entry.backend, "flow")?;
+        } else if let Some(entry) = after.filter(|entry| continues && entry.has(CtEntry::SERVICE)) {
+            self.view.backend = tables::backend_view(&self.sandbox, entry.backend, "flow")?;
             self.backend_stage();
         }
-        if in_lane && passed.ran.action != XDP_PASS {
-            return self.forwarded(&passed);
+        if in_xdp && run.ran.action != XDP_PASS {
+            return self.forwarded(&run);
         }
-        if in_lane {
-            return Ok(self.rewritten("xdp", ifindex, &passed));
+        if in_xdp {
+            return Ok(self.rewritten("xdp", ifindex, &run));
         }
-        self.after_tc("ingress", ifindex, &passed)
+        self.after_tc("ingress", ifindex, &run)
     }
 
     pub(super) fn egress(&mut self, ifindex: u32, device: &Device) -> Result<()> {
         let before = self.tuple;
         let key = before.key(Half::Egress);
-        copies::flow(&self.twin, key)?;
+        copy::flow(&self.sandbox, key)?;
         let own = if before.is_v4() { device.source_v4 } else { device.source_v6 };
-        let sources =
-            if own.is_unspecified() { copies::sources(&self.twin, before.is_v4())? } else { vec![own] };
+        let sources = if own.is_unspecified() {
+            copy::source_addresses(&self.sandbox, before.is_v4())?
+        } else {
+            vec![own]
+        };
         let to = before.destination();
-        copies::middle(&self.twin, &before, to.addr, to.port, &sources)?;
-        let came_in = self.came_in.unwrap_or(0);
+        copy::backend_tuples(&self.sandbox, &before, to.addr, to.port, &sources)?;
+        let ingress_device = self.ingress_device.unwrap_or(0);
         let frame = frame::build(&before, self.macs(device));
-        let passed = self.twin.classify("egress_l2", &frame, ifindex, came_in)?;
-        self.check("egress_l2")?;
-        self.count(&passed.counters);
-        if matches!(self.after_tc("egress", ifindex, &passed)?, Next::GoesOn) {
+        let run = self.sandbox.classify("egress_l2", &frame, ifindex, ingress_device)?;
+        self.check_version("egress_l2")?;
+        self.count(&run.counters);
+        if matches!(self.after_tc("egress", ifindex, &run)?, Next::Continue) {
             let name = self.routes.name(ifindex);
             self.outcome(Some(name))?;
         }
         Ok(())
     }
 
-    /// What a classifier's verdict means.
-    pub(super) fn after_tc(&mut self, hook: &'static str, ifindex: u32, passed: &Passed) -> Result<Next> {
-        let reason = REASONS.into_iter().find(|reason| passed.counters.contains(reason));
-        match passed.ran.action {
+    /// Records the verdict of a classifier.
+    pub(super) fn after_tc(&mut self, hook: &'static str, ifindex: u32, run: &HookRun) -> Result<Next> {
+        let reason = REASONS.into_iter().find(|reason| run.counters.contains(reason));
+        match run.ran.action {
             SHOT => {
                 self.view.verdict = "dropped";
                 self.view.reason = reason.map(Counter::name);
-                let why = reason.map_or("no counter says why", Counter::name);
-                self.view.stage("verdict", format!("dropped silently: {why}{}", explained(reason)));
-                Ok(Next::Ends)
+                let why = reason.map_or("no counter has the reason", Counter::name);
+                self.view.stage("verdict", format!("dropped without a reply: {why}{}", explained(reason)));
+                Ok(Next::Done)
             }
             REDIRECT => {
-                let answer = frame::answer(&passed.ran.frame);
+                let answer = frame::answer(&run.ran.frame);
                 let (name, text) = match answer {
                     Some(Answer::Reset) => ("tcp_reset", "a TCP reset"),
                     Some(Answer::Unreachable) => ("icmp_port_unreachable", "ICMP port unreachable"),
@@ -162,22 +165,22 @@ impl Walk {
                 self.view.answer = Some(name);
                 if answer == Some(Answer::Echo) {
                     self.view.verdict = "answered";
-                    self.view.stage("verdict", "answered by shunt itself: an echo reply");
+                    self.view.stage("verdict", "answered by shunt: an echo reply");
                 } else {
                     self.view.verdict = "refused";
                     self.view.reason = reason.map(Counter::name);
-                    let why = reason.map_or("no counter says why", Counter::name);
+                    let why = reason.map_or("no counter has the reason", Counter::name);
                     self.view.stage("verdict", format!("refused with {text}: {why}{}", explained(reason)));
                 }
-                Ok(Next::Ends)
+                Ok(Next::Done)
             }
-            _ => Ok(self.rewritten(hook, ifindex, passed)),
+            _ => Ok(self.rewritten(hook, ifindex, run)),
         }
     }
 
-    /// Takes what a hook wrote.
-    pub(super) fn rewritten(&mut self, hook: &'static str, ifindex: u32, passed: &Passed) -> Next {
-        if let Some(tuple) = frame::read(&passed.ran.frame).filter(|tuple| *tuple != self.tuple) {
+    /// Records the rewrite of a hook.
+    pub(super) fn rewritten(&mut self, hook: &'static str, ifindex: u32, run: &HookRun) -> Next {
+        if let Some(tuple) = frame::read(&run.ran.frame).filter(|tuple| *tuple != self.tuple) {
             self.changed = true;
             self.tuple = tuple;
             let device = self.routes.name(ifindex);
@@ -185,33 +188,35 @@ impl Walk {
             self.view.stage("rewrite", format!("{hook} of {device}: {source} -> {destination}"));
             self.view.rewrites.push(Rewrite { hook, device: Some(device), source, destination });
         }
-        Next::GoesOn
+        Next::Continue
     }
 
-    /// The XDP lane has sent it out by itself.
-    pub(super) fn forwarded(&mut self, passed: &Passed) -> Result<Next> {
-        let came_in = self.came_in.unwrap_or(0);
-        self.rewritten("xdp", came_in, passed);
+    /// Records that XDP forwarded the packet by itself.
+    pub(super) fn forwarded(&mut self, run: &HookRun) -> Result<Next> {
+        let ingress_device = self.ingress_device.unwrap_or(0);
+        self.rewritten("xdp", ingress_device, run);
         let to = self.routes.to(self.tuple.dst.ip(), None);
         let device = to.ok().map(|route| self.routes.name(route.device));
-        self.view
-            .stage("route", format!("out by {}, past the host's stack", device.as_deref().unwrap_or("?")));
+        self.view.stage(
+            "route",
+            format!("out on {}, bypassing the host's stack", device.as_deref().unwrap_or("?")),
+        );
         self.outcome(device)?;
-        Ok(Next::Ends)
+        Ok(Next::Done)
     }
 
-    /// Tells when other programs run than those that were asked.
-    pub(super) fn check(&mut self, name: &'static str) -> Result<()> {
-        if !self.twin.is_what_runs(name)? {
+    /// Adds a note if the running program differs from that of the sandbox.
+    pub(super) fn check_version(&mut self, name: &'static str) -> Result<()> {
+        if !self.sandbox.matches_live(name)? {
             self.view.note(format!(
-                "the {name} that runs is another build's than this shunt's: what it does may differ; ask the shunt that runs"
+                "the running {name} is of another build than this shunt and may behave differently; use the shunt binary that is running"
             ));
         }
         Ok(())
     }
 
-    /// The XDP program on a device, if shunt's is there.
-    pub(super) fn lane_program(&self, ifindex: u32) -> Result<Option<&'static str>> {
+    /// shunt's XDP program on a device, if attached.
+    pub(super) fn xdp_program(&self, ifindex: u32) -> Result<Option<&'static str>> {
         for mode in Mode::BOTH {
             let path = self.pins.links().join(format!("xdp_{mode}_{ifindex}"));
             if path.exists() {
@@ -227,16 +232,16 @@ impl Walk {
     }
 }
 
-/// What a reason means, for those that say little.
+/// An explanation of a reason whose name is not clear by itself.
 fn explained(reason: Option<Counter>) -> &'static str {
     match reason {
         Some(Counter::NoBackend) => " (the Service has no endpoint)",
         Some(Counter::NoLocalEndpoints) => " (policy Local, and no endpoint on this node)",
-        Some(Counter::NoServicePort) => " (no service port of this ClusterIP)",
-        Some(Counter::Unallocated) => " (an address of a ServiceCIDR that no Service has)",
-        Some(Counter::SrcRange) => " (the client is in none of the load balancer's source ranges)",
-        Some(Counter::SctpPort) => " (SCTP would need another port)",
-        Some(Counter::NoFlow) => " (in mid-stream, and of no recorded flow)",
+        Some(Counter::NoServicePort) => " (the ClusterIP has no such service port)",
+        Some(Counter::Unallocated) => " (the address is in a ServiceCIDR, but not allocated to a Service)",
+        Some(Counter::SrcRange) => " (the client is in none of loadBalancerSourceRanges)",
+        Some(Counter::SctpPort) => " (SCTP requires that service port and target port are equal)",
+        Some(Counter::NoFlow) => " (mid-stream segment without a tracked flow)",
         _ => "",
     }
 }

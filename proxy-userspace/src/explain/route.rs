@@ -1,5 +1,5 @@
-//! Where a packet comes from and where it goes: the kernel's routes, neighbours and bridges, asked through netlink. No
-//! capability is needed for that.
+//! Queries the kernel's routes, neighbours and bridges through netlink, to find the devices that a packet uses. Needs no
+//! capability.
 
 use std::{collections::BTreeMap, io, net::IpAddr};
 
@@ -14,17 +14,17 @@ const RTM_NEWNEIGH: u16 = 28;
 const RTM_GETNEIGH: u16 = 30;
 const AF_BRIDGE: u8 = 7;
 
-/// What the routing table says of a destination.
+/// The result of a route lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// The destination is one of the node's own addresses.
+    /// The destination is an address of the node.
     pub is_own: bool,
     pub device: u32,
-    /// The source that a socket without one would get.
+    /// The source address that an unbound socket gets.
     pub source: Option<IpAddr>,
 }
 
-/// A way to ask.
+/// A netlink socket, and the devices of the network namespace.
 pub struct Routes {
     netlink: Socket,
     devices: Devices,
@@ -45,14 +45,14 @@ impl Routes {
         self.devices.links.values().find(|link| link.name == name)
     }
 
-    /// A device's name, or its number where it has gone.
+    /// The name of a device, or its index if the device does not exist.
     pub fn name(&self, ifindex: u32) -> String {
         self.link(ifindex).map_or_else(|| format!("ifindex {ifindex}"), |link| link.name.clone())
     }
 
-    /// The route to `to`; of a packet from `from` that came in by `device`, or of the node's own. Where there is none the
-    /// error says why (EXDEV: reverse path filtering).
-    pub fn to(&mut self, to: IpAddr, came_in: Option<(IpAddr, u32)>) -> io::Result<Route> {
+    /// The route to `to`, for a packet that arrived with a source address on a device, or for one of the node itself. Without
+    /// a route, the error has the reason (EXDEV: reverse path filtering).
+    pub fn to(&mut self, to: IpAddr, received: Option<(IpAddr, u32)>) -> io::Result<Route> {
         const RTA_DST: u16 = 1;
         const RTA_SRC: u16 = 2;
         const RTA_IIF: u16 = 3;
@@ -62,12 +62,12 @@ impl Routes {
         let mut body = [0u8; 12];
         body[0] = family(to);
         body[1] = bits(to);
-        if let Some((from, _)) = came_in {
+        if let Some((from, _)) = received {
             body[2] = bits(from);
         }
         let mut request = Request::new(RTM_GETROUTE, 0, &body);
         request.attribute(RTA_DST, &octets(to));
-        if let Some((from, device)) = came_in {
+        if let Some((from, device)) = received {
             request.attribute(RTA_SRC, &octets(from)).attribute(RTA_IIF, &device.to_ne_bytes());
         }
         let mut found = None;
@@ -89,7 +89,7 @@ impl Routes {
         found.ok_or_else(|| io::ErrorKind::NetworkUnreachable.into())
     }
 
-    /// The port of a bridge behind which an address is, as far as neighbours and the bridge's table know it.
+    /// The bridge port of an address, if the neighbour table and the forwarding database contain it.
     pub fn port_of(&mut self, bridge: u32, addr: IpAddr) -> io::Result<Option<u32>> {
         const NDA_DST: u16 = 1;
         const NDA_LLADDR: u16 = 2;
@@ -126,7 +126,7 @@ impl Routes {
         ports.map(|link| link.index).collect()
     }
 
-    /// The device by which a packet that meets the hook of `device` comes to the node's stack: a port's bridge.
+    /// The device on which the host's stack receives a packet of `device`: for a bridge port, its bridge.
     pub fn stack_device(&self, device: u32) -> u32 {
         let master = self.link(device).and_then(|link| link.master);
         master.filter(|master| self.link(*master).is_some_and(|link| link.kind == "bridge")).unwrap_or(device)

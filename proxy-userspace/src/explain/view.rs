@@ -1,41 +1,41 @@
-//! What is shown: one object with stable names, and the same as numbered lines.
+//! The output: one object with stable field names, and the same as numbered lines.
 
 use std::io::{self, Write};
 
 use serde::Serialize;
 
-/// Everything about one packet. What does not apply is `null`.
+/// The trace of one packet. What does not apply is `null`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Explanation {
     pub packet: Ends,
     pub from: From,
-    /// `tc`, `xdp`, `socket`, or `none` where it meets no program.
+    /// `tc`, `xdp`, `socket`, or `none` if no program runs.
     pub lane: &'static str,
-    /// What its destination is: `service`, `other_port_of_cluster_ip`, `vip_other_port`, `node_port_elsewhere`,
+    /// Kind of the destination: `service`, `other_port_of_cluster_ip`, `vip_other_port`, `node_port_elsewhere`,
     /// `unallocated`, `backend`, `foreign`.
     pub destination: &'static str,
     pub frontend: Option<FrontendView>,
-    /// The recorded flow that it belongs to.
+    /// The tracked flow of the packet.
     pub flow: Option<FlowView>,
     pub policy: Option<PolicyView>,
     pub affinity: Option<AffinityView>,
     pub backend: Option<BackendView>,
     pub rewrites: Vec<Rewrite>,
-    /// The packet as it ends up, where it goes on.
+    /// The final packet, unless it is dropped or answered.
     pub outcome: Option<Outcome>,
     /// `untouched`, `translated`, `refused`, `dropped` or `answered`.
     pub verdict: &'static str,
-    /// By which counter, where it is refused or dropped.
+    /// The counter of a refusal or a drop.
     pub reason: Option<&'static str>,
-    /// What the sender gets: `tcp_reset`, `icmp_port_unreachable`, `connection_refused`, `echo_reply`.
+    /// The reply to the sender: `tcp_reset`, `icmp_port_unreachable`, `connection_refused`, `echo_reply`.
     pub answer: Option<&'static str>,
-    /// What the programs would count.
+    /// Counters that the programs would increment.
     pub counters: Vec<&'static str>,
     pub notes: Vec<String>,
     pub stages: Vec<Stage>,
 }
 
-/// One step of the way, in words.
+/// One stage as text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Stage {
     pub stage: &'static str,
@@ -51,7 +51,7 @@ pub struct Ends {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct From {
-    /// `node`, `pod`, `uplink`, `tunnel`, or `device` where nothing more is known of it.
+    /// `node`, `pod`, `uplink`, `tunnel`, or `device` for any other device.
     pub kind: &'static str,
     pub device: Option<String>,
     pub ifindex: Option<u32>,
@@ -76,7 +76,7 @@ pub struct FlowView {
     pub half: &'static str,
     pub state: &'static str,
     pub age_seconds: u64,
-    /// It goes on; else it is over, and the packet begins a new one.
+    /// The flow continues. If not, it is closed and the packet starts a new one.
     pub goes_on: bool,
 }
 
@@ -86,9 +86,9 @@ pub struct PolicyView {
     pub traffic: &'static str,
     /// `Cluster` or `Local`.
     pub policy: &'static str,
-    /// Policy Local, and yet the cluster's set: for the node and its own pods.
+    /// Policy Local with the cluster set: applies to the node and its own pods.
     pub short_circuit: bool,
-    /// Whether the client counts as of this node.
+    /// Whether the client is on this node.
     pub local_client: bool,
     /// `cluster` or `local`.
     pub set: &'static str,
@@ -97,9 +97,9 @@ pub struct PolicyView {
     pub local_size: u32,
     /// `rr` or `random`.
     pub scheduler: &'static str,
-    /// Where the load balancer's address has source ranges: whether they let the client in.
+    /// Whether the source ranges of a load balancer address accept the client; `null` without source ranges.
     pub let_in: Option<bool>,
-    /// The widest range that does.
+    /// The widest range that accepts the client.
     pub source_range: Option<String>,
 }
 
@@ -107,7 +107,7 @@ pub struct PolicyView {
 pub struct AffinityView {
     pub seconds: u32,
     pub client: String,
-    /// The client stays with its backend.
+    /// The client keeps an existing backend.
     pub hit: bool,
 }
 
@@ -122,7 +122,7 @@ pub struct BackendView {
     pub chosen_by: &'static str,
 }
 
-/// What one hook writes.
+/// The rewrite of one hook.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Rewrite {
     /// `ingress`, `egress`, `xdp` or `socket`.
@@ -136,9 +136,9 @@ pub struct Rewrite {
 pub struct Outcome {
     pub source: String,
     pub destination: String,
-    /// The source port is any free one: another packet would get another.
+    /// The source port is an example: another packet would get another one.
     pub any_source_port: bool,
-    /// The device it leaves by; `null` where the node itself is its destination.
+    /// The egress device; `null` for local delivery.
     pub device: Option<String>,
 }
 
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn every_name_is_there_whatever_applies() {
+    fn all_field_names_are_always_present() {
         let value = serde_json::to_value(Explanation::default()).unwrap();
         for name in ["packet", "lane", "frontend", "policy", "backend", "verdict", "reason", "stages"] {
             assert!(value.get(name).is_some(), "{name}");

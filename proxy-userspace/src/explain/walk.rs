@@ -1,52 +1,51 @@
-//! The way of one packet, from stage to stage: who it comes from, what each hook makes of it, where it goes on.
+//! The path of one packet, from stage to stage: ingress device or socket, hooks, route, egress device.
 
 use std::{io, net::IpAddr};
 
 use proxy_common::{Addr, Device, Port, node::role};
 
 use super::{
-    ExplainError, copies,
-    question::{Question, Tuple},
+    error::ExplainError,
+    request::{Request, Tuple},
     route::{Route, Routes},
+    sandbox::{Sandbox, copy},
     tables,
-    twin::Twin,
     view::{Ends, Explanation, Outcome},
 };
-use crate::inspect::{jiffies::Jiffies, pins::Pins, proto_name};
+use crate::inspect::{jiffies::Jiffies, pins::Pins, text::proto_name};
 
 pub(super) type Result<T> = std::result::Result<T, ExplainError>;
 
-/// A packet on its way.
+/// A packet, and the trace so far.
 pub(super) struct Walk {
-    pub twin: Twin,
+    pub sandbox: Sandbox,
     pub routes: Routes,
     pub clock: Jiffies,
     pub pins: Pins,
     pub tuple: Tuple,
     pub view: Explanation,
-    /// By which device it comes in; `None`: the node itself sends it.
-    pub came_in: Option<u32>,
-    /// It was changed on its way.
+    /// `None` if the node itself sends the packet.
+    pub ingress_device: Option<u32>,
+    /// A hook has rewritten it.
     pub changed: bool,
 }
 
-/// Whether there is more to come.
+/// Whether the packet continues.
 pub(super) enum Next {
-    GoesOn,
-    Ends,
+    Continue,
+    Done,
 }
 
 impl Walk {
-    /// Opens the maps and finds out where the packet comes from.
-    pub fn new(pins: &Pins, question: &Question) -> Result<Self> {
-        let twin = Twin::new(pins)?;
-        copies::whole(&twin)?;
-        let asked = |source| ExplainError::Netlink { what: "devices", source };
-        let mut routes = Routes::open().map_err(asked)?;
+    /// Sets up the sandbox and determines the ingress device.
+    pub fn new(pins: &Pins, request: &Request) -> Result<Self> {
+        let sandbox = Sandbox::new(pins)?;
+        copy::whole_maps(&sandbox)?;
+        let failed = |source| ExplainError::Netlink { what: "devices", source };
+        let mut routes = Routes::open().map_err(failed)?;
         let clock = Jiffies::read().map_err(ExplainError::Clock)?;
-        let came_in = origin(&twin, &mut routes, question)?;
-        let tuple =
-            if question.any_port { copies::free_port(&twin, question.tuple)? } else { question.tuple };
+        let ingress_device = origin(&sandbox, &mut routes, request)?;
+        let tuple = if request.any_port { copy::free_port(&sandbox, request.tuple)? } else { request.tuple };
         let mut view = Explanation {
             packet: Ends {
                 protocol: proto_name(tuple.proto),
@@ -57,19 +56,19 @@ impl Walk {
             lane: "none",
             ..Explanation::default()
         };
-        if question.any_port {
-            view.note(format!("source port {} is made up", tuple.src.port()));
+        if request.any_port {
+            view.note(format!("source port {} is chosen by explain", tuple.src.port()));
         }
-        Ok(Self { twin, routes, clock, pins: pins.clone(), tuple, view, came_in, changed: false })
+        Ok(Self { sandbox, routes, clock, pins: pins.clone(), tuple, view, ingress_device, changed: false })
     }
 
-    /// The whole way.
+    /// Runs all stages.
     pub fn finish(mut self) -> Result<Explanation> {
-        let next = match self.came_in {
+        let next = match self.ingress_device {
             None => self.leave_node()?,
             Some(device) => self.enter_device(device)?,
         };
-        if matches!(next, Next::GoesOn) {
+        if matches!(next, Next::Continue) {
             self.leave()?;
         }
         if self.view.stages.iter().all(|stage| stage.stage != "verdict") {
@@ -77,7 +76,7 @@ impl Walk {
                 self.view.verdict = "translated";
                 "translated"
             } else {
-                "passes untouched"
+                "passes unchanged"
             };
             self.view.stage("verdict", text);
         }
@@ -85,7 +84,7 @@ impl Walk {
     }
 
     pub(super) fn enter_device(&mut self, ifindex: u32) -> Result<Next> {
-        let device = tables::device(&self.twin, ifindex)?;
+        let device = tables::device(&self.sandbox, ifindex)?;
         let name = self.routes.name(ifindex);
         let kind = match device.map_or(0, |device| device.flags) {
             flags if flags & Device::POD != 0 => "pod",
@@ -98,52 +97,52 @@ impl Walk {
         self.view.stage(
             "from",
             match kind {
-                "pod" => format!("a pod of this node, by {name}"),
-                "uplink" => format!("outside, by {name}"),
-                _ => format!("by {name}"),
+                "pod" => format!("a pod of this node, on {name}"),
+                "uplink" => format!("outside the node, on {name}"),
+                _ => format!("on {name}"),
             },
         );
-        self.mention_sockets(kind)?;
+        self.note_socket_lb(kind)?;
         let Some(device) = device else {
-            self.view.stage("lane", format!("none: shunt's programs are not on {name}"));
+            self.view.stage("lane", format!("none: shunt is not attached to {name}"));
             self.describe(role::NODEPORT)?;
-            return Ok(Next::GoesOn);
+            return Ok(Next::Continue);
         };
         self.ingress(ifindex, &device)
     }
 
-    /// From the node's stack on: the route, and the egress hook of the device it leads to.
+    /// The route of the host's stack, and the egress hook of its device.
     pub(super) fn leave(&mut self) -> Result<()> {
         let (src, dst) = (self.tuple.src.ip(), self.tuple.dst.ip());
-        let from = self.came_in.map(|device| (src, self.routes.stack_device(device)));
+        let from = self.ingress_device.map(|device| (src, self.routes.stack_device(device)));
         let route = match self.routes.to(dst, from) {
             Ok(route) => route,
             Err(error) => {
                 let plain = self.routes.to(dst, None);
                 if error.raw_os_error() == Some(libc::EXDEV) && plain.is_ok() {
                     self.view.note(
-                        "the node's stack may drop it: by its routes the source is behind another device (rp_filter)",
+                        "the host's stack may drop the packet (rp_filter): the route to its source uses another device",
                     );
                 }
                 match plain {
                     Ok(route) => route,
                     Err(_) => {
                         self.view
-                            .stage("route", format!("none: the node's stack cannot send to {dst}: {error}"));
+                            .stage("route", format!("none: the host's stack has no route to {dst}: {error}"));
                         return Ok(());
                     }
                 }
             }
         };
         if route.is_own {
-            self.view.stage("route", "to the node itself");
+            self.view.stage("route", "local delivery to the node");
             return self.outcome(None);
         }
         let port = self.leaves_by(&route, dst)?;
         let name = self.routes.name(port);
-        self.view.stage("route", format!("out by {name}"));
-        let Some(device) = tables::device(&self.twin, port)? else {
-            self.view.note(format!("shunt's programs are not on {name}"));
+        self.view.stage("route", format!("out on {name}"));
+        let Some(device) = tables::device(&self.sandbox, port)? else {
+            self.view.note(format!("shunt is not attached to {name}"));
             return self.outcome(Some(name));
         };
         if self.view.lane == "none" {
@@ -152,19 +151,19 @@ impl Walk {
         self.egress(port, &device)
     }
 
-    /// The device whose hook the packet meets: a bridge's port, where the route leads to a bridge.
+    /// The device whose hook the packet passes: the port, if the route leads to a bridge.
     pub(super) fn leaves_by(&mut self, route: &Route, dst: IpAddr) -> Result<u32> {
-        port(&self.twin, &mut self.routes, route.device, dst)
+        port(&self.sandbox, &mut self.routes, route.device, dst)
     }
 
-    /// The packet at its end.
+    /// Records the final packet.
     pub(super) fn outcome(&mut self, device: Option<String>) -> Result<()> {
         let tuple = self.tuple;
-        let asked = self.view.packet.source.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
-        let other = asked.is_some_and(|port: u16| port != tuple.src.port());
+        let requested = self.view.packet.source.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+        let other = requested.is_some_and(|port: u16| port != tuple.src.port());
         if other && self.changed {
             self.view.note(format!(
-                "source port {} is one of many: the client's own is taken, or outside 1024-29999 and 61000-65535",
+                "source port {} is an example: the client's own port is in use, or outside 1024-29999 and 61000-65535",
                 tuple.src.port()
             ));
         }
@@ -181,31 +180,31 @@ impl Walk {
         self.routes.to(to, None)
     }
 
-    /// What a socket hook wrote.
+    /// Applies the destination of a socket hook.
     pub(super) fn connected(&mut self, addr: Addr, port: Port) {
         self.tuple = self.tuple.to(addr, port);
         self.changed = true;
     }
 }
 
-/// Where the packet comes from: a device, or the node itself.
-fn origin(twin: &Twin, routes: &mut Routes, question: &Question) -> Result<Option<u32>> {
-    if let Some(name) = &question.device {
+/// The ingress device; `None` if the node itself sends the packet.
+fn origin(sandbox: &Sandbox, routes: &mut Routes, request: &Request) -> Result<Option<u32>> {
+    if let Some(name) = &request.device {
         let link = routes.by_name(name).ok_or_else(|| ExplainError::NoDevice(name.clone()))?;
         return Ok(Some(link.index));
     }
-    let addr = question.tuple.src.ip();
+    let addr = request.tuple.src.ip();
     let route = routes.to(addr, None).map_err(|source| ExplainError::NoRoute { addr, source })?;
     if route.is_own {
         return Ok(None);
     }
-    port(twin, routes, route.device, addr).map(Some)
+    port(sandbox, routes, route.device, addr).map(Some)
 }
 
-/// The device whose hooks are met on the way through `device`: of a bridge, the port towards `addr`; where nobody has
-/// asked for that address yet, any hooked one, for they are all alike.
-fn port(twin: &Twin, routes: &mut Routes, device: u32, addr: IpAddr) -> Result<u32> {
-    if tables::device(twin, device)?.is_some() {
+/// The device whose hooks a packet of `addr` passes on `device`: of a bridge, the port to `addr`. If the bridge does not know
+/// the address, any port with hooks, because they are equal.
+fn port(sandbox: &Sandbox, routes: &mut Routes, device: u32, addr: IpAddr) -> Result<u32> {
+    if tables::device(sandbox, device)?.is_some() {
         return Ok(device);
     }
     let found = routes
@@ -215,7 +214,7 @@ fn port(twin: &Twin, routes: &mut Routes, device: u32, addr: IpAddr) -> Result<u
         return Ok(port);
     }
     for port in routes.ports(device) {
-        if tables::device(twin, port)?.is_some() {
+        if tables::device(sandbox, port)?.is_some() {
             return Ok(port);
         }
     }

@@ -1,5 +1,5 @@
-//! `shunt affinity list`: which backend a client's next flow to a Service goes to. Entries that have expired, or whose
-//! backend has left the Service, say nothing about it and are not shown.
+//! `shunt affinity list`: the backend that the next flow of a client to a Service goes to. Expired entries, and entries
+//! whose backend has left the Service, have no effect and are not shown.
 
 use std::{
     collections::HashMap,
@@ -11,22 +11,22 @@ use proxy_common::{
 };
 use serde::Serialize;
 
-use super::{InspectError, addr_port, jiffies::Jiffies, pins::Pins, table::print_table_into};
+use super::{InspectError, jiffies::Jiffies, pins::Pins, table::print_table_into, text::addr_port};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AffinityView {
-    /// An address, or `netns:COOKIE`: sockets of the network namespace with that cookie, translated by the socket hooks.
+    /// An address, or `netns:COOKIE` for sockets of the network namespace with that cookie (socket hooks).
     pub client: String,
-    /// `NAMESPACE/NAME`, with the port's name where it has one.
+    /// `NAMESPACE/NAME`, followed by the name of the port if it has one.
     pub service: String,
     pub backend: String,
-    /// Seconds since the client's last new flow.
+    /// Seconds since the last new flow of the client.
     pub age_seconds: u64,
-    /// Seconds after which the client's next flow chooses anew.
+    /// Seconds until the entry expires.
     pub expires_in_seconds: u64,
 }
 
-/// The entries that affinity views are made of.
+/// The map entries behind the views.
 #[derive(Debug, Default)]
 pub struct AffinityMaps {
     pub affinity: Vec<(AffinityKey, Affinity)>,
@@ -47,7 +47,7 @@ impl AffinityMaps {
         })
     }
 
-    /// By Service and client. An id that no longer means anything is shown as `#id`.
+    /// Sorted by Service and client. An id without an entry is shown as `#id`.
     pub fn views(&self, clock: Jiffies) -> Vec<AffinityView> {
         let service = |id: u32| match self.services.get(&id) {
             None => format!("#{id}"),

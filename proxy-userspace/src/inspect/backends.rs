@@ -1,4 +1,4 @@
-//! `shunt backend list`: the backends in use and the Services that use them.
+//! `shunt backend list`: backends in use, with the Services that use them.
 
 use std::{
     collections::BTreeSet,
@@ -8,7 +8,11 @@ use std::{
 use proxy_common::{Backend, FrontendKind};
 use serde::Serialize;
 
-use super::{proto_name, services::ServiceMaps, table::print_table_into, yes_no};
+use super::{
+    services::ServiceMaps,
+    table::print_table_into,
+    text::{proto_name, yes_no},
+};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BackendView {
@@ -20,11 +24,11 @@ pub struct BackendView {
     pub local: bool,
     pub ready: bool,
     pub terminating: bool,
-    /// `NAMESPACE/NAME` of each Service with this backend in a set of its.
+    /// `NAMESPACE/NAME` of each Service that has this backend.
     pub services: BTreeSet<String>,
 }
 
-/// Backends that some Service uses, by id. Retired ones, kept for flows that name them, are left out.
+/// Backends in use, sorted by id. Retired backends, kept only for existing flows, are omitted.
 pub fn views(maps: &ServiceMaps) -> Vec<BackendView> {
     let mut views: Vec<_> = maps
         .backends
@@ -88,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_uses_whom() {
+    fn backends_list_their_services() {
         let addr = |last| Addr::from(Ipv4Addr::new(10, 0, 0, last));
         let backend = |last, flags| Backend {
             addr: addr(last),

@@ -1,4 +1,4 @@
-//! `shunt counter list`: COUNTERS summed over the CPUs, then what DROPS says of each device.
+//! `shunt counter list`: COUNTERS summed over all CPUs, followed by DROPS per device.
 
 use std::io::{self, Write};
 
@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::{
     InspectError,
     drops::{self, DeviceDrops},
+    per_cpu,
     pins::Pins,
     table::print_table_into,
 };
@@ -16,27 +17,26 @@ use super::{
 pub struct CounterView {
     pub name: &'static str,
     pub value: u64,
-    /// Of the total there is none.
+    /// Absent in totals.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
 }
 
-/// Every counter, those at zero too; then the drops and refusals of each device. Who looks a name up finds its total
-/// first.
+/// Every counter, including those at zero; then refusals and drops per device. So a search by name finds the total first.
 pub fn read(pins: &Pins) -> Result<Vec<CounterView>, InspectError> {
     let mut views = views(&totals(pins)?);
     views.extend(drops::read(pins)?.iter().filter_map(of_device));
     Ok(views)
 }
 
-/// By number.
+/// The totals by counter number.
 pub fn totals(pins: &Pins) -> Result<Vec<u64>, InspectError> {
     let counters = pins.map(map::COUNTERS)?;
     let mut sums = vec![0; counters.info().max_entries as usize];
     counters
         .for_each(|key, value| {
             if let Some(sum) = sums.get_mut(bytemuck::pod_read_unaligned::<u32>(key) as usize) {
-                *sum = sum_of_cpus(value);
+                *sum = per_cpu::sum(value);
             }
         })
         .map_err(|error| InspectError::io("reading the map", pins.maps().join(map::COUNTERS), error))?;
@@ -48,11 +48,6 @@ fn of_device(drops: &DeviceDrops) -> Option<CounterView> {
     Some(CounterView { name: drops.reason()?.name(), value: drops.packets, device })
 }
 
-/// One CPU's count after the other.
-pub(crate) fn sum_of_cpus(value: &[u8]) -> u64 {
-    value.chunks_exact(8).map(bytemuck::pod_read_unaligned::<u64>).fold(0, u64::wrapping_add)
-}
-
 fn views(sums: &[u64]) -> Vec<CounterView> {
     let view = |counter: &Counter| CounterView {
         name: counter.name(),
@@ -62,7 +57,7 @@ fn views(sums: &[u64]) -> Vec<CounterView> {
     Counter::ALL.iter().map(view).collect()
 }
 
-/// The totals; `wide` also what each device has of them.
+/// The totals; with `wide` also the values per device.
 pub fn print_counters_into(
     out: &mut impl Write,
     views: &[CounterView],
@@ -91,16 +86,14 @@ mod tests {
     }
 
     #[test]
-    fn cpus_are_summed_and_every_counter_is_named() {
-        let cpus: Vec<u8> = [3u64, 4].iter().flat_map(|count| count.to_ne_bytes()).collect();
-        assert_eq!(sum_of_cpus(&cpus), 7);
+    fn every_counter_is_named() {
         let views = views(&[7]);
         assert_eq!(views.len(), Counter::ALL.len());
         assert_eq!(printed(&views[..2], false), "COUNTER       VALUE\nflow_new      7\nflow_direct   0\n");
     }
 
     #[test]
-    fn devices_come_after_the_totals_and_in_the_wide_table_alone() {
+    fn devices_follow_the_totals_only_in_the_wide_table() {
         let total = views(&[0, 0, 0, 0, 0, 5]).swap_remove(Counter::NoBackend as usize);
         let drops = DeviceDrops { ifindex: 0, reason: Counter::NoBackend as u32, packets: 3 };
         let views = [total, of_device(&drops).unwrap()];

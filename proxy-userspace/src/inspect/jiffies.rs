@@ -1,11 +1,11 @@
-//! The kernel's jiffies: the datapath's time stamps are their low 32 bits, so ages need the same clock. A
-//! two-instruction program returns it; needs CAP_BPF and no pin.
+//! The kernel's jiffies. Time stamps of the datapath are their low 32 bits, so ages need the same clock. A program of two
+//! instructions returns it; this needs CAP_BPF and no pin.
 
 use std::{io, os::fd::AsFd as _};
 
 use crate::bpf::{probe, prog};
 
-/// Now, and the rate.
+/// The current value and the rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Jiffies {
     /// Low 32 bits.
@@ -13,7 +13,7 @@ pub struct Jiffies {
     pub per_second: u32,
 }
 
-/// `BPF_PROG_TYPE_SOCKET_FILTER`: the one kind that CAP_BPF alone may load.
+/// `BPF_PROG_TYPE_SOCKET_FILTER`: loading it needs only CAP_BPF.
 const SOCKET_FILTER: u32 = 1;
 /// `call bpf_jiffies64; exit` (uapi/linux/bpf.h, helper 118).
 const PROGRAM: [u64; 2] = [0x85 | 118 << 32, 0x95];
@@ -24,7 +24,7 @@ impl Jiffies {
         Ok(Self { now: prog::test_run(program.as_fd(), &[0; 64])?, per_second: probe::jiffies_per_second()? })
     }
 
-    /// Whole seconds since `stamp`. A stamp of a moment after we read the clock counts as now.
+    /// Whole seconds since `stamp`; 0 for a stamp newer than this reading.
     pub fn seconds_since(&self, stamp: u32) -> u64 {
         let elapsed = self.now.wrapping_sub(stamp);
         if elapsed > u32::MAX / 2 { 0 } else { u64::from(elapsed / self.per_second.max(1)) }

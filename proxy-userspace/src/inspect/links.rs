@@ -1,4 +1,4 @@
-//! `shunt link list`: where the programs are attached, from the pinned links and clsact's filters.
+//! `shunt link list`: attachments of the programs, from pinned links and clsact filters.
 
 use std::{
     collections::HashMap,
@@ -15,10 +15,10 @@ use crate::{
     datapath::{clsact, devices::Devices, direction::Direction, netlink::Socket, xdp},
 };
 
-/// One attachment; names as `bpftool link list -j` has them.
+/// One attachment, with the field names of `bpftool link list -j`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct LinkView {
-    /// 0 for a filter, which is no link.
+    /// 0 for a clsact filter.
     pub id: u32,
     /// `tcx`, `xdp`, `cgroup` or `clsact`.
     #[serde(rename = "type")]
@@ -28,10 +28,10 @@ pub struct LinkView {
     pub attach_type: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ifindex: Option<u32>,
-    /// The device's name in this network namespace.
+    /// Name of the device in this network namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub devname: Option<String>,
-    /// Inode number of the cgroup's directory.
+    /// Inode number of the cgroup directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cgroup_id: Option<u64>,
     pub pinned: Vec<PathBuf>,
@@ -47,15 +47,15 @@ pub fn list(pins: &Pins) -> Result<Vec<LinkView>, InspectError> {
         .map(|name| {
             let path = dir.join(name);
             let fd = pins.open(&path)?;
-            let info =
-                LinkInfo::of(fd.as_fd()).map_err(|error| InspectError::io("asking for", &path, error))?;
+            let info = LinkInfo::of(fd.as_fd())
+                .map_err(|error| InspectError::io("reading the info of", &path, error))?;
             let ifindex = info.ifindex();
             Ok(LinkView {
                 id: info.id,
                 link_type: type_name(info.link_type),
                 prog_id: info.prog_id,
                 prog_name: names.get(&info.prog_id).cloned().unwrap_or_default(),
-                // The kernel does not tell an XDP link's mode; its pin does.
+                // The kernel does not report the mode of an XDP link; the name of its pin contains it.
                 attach_type: match xdp::parse_link_name(name) {
                     Some((mode, _)) => format!("xdp_{mode}"),
                     None => attach_name(info.attach_type()),
@@ -74,8 +74,8 @@ pub fn list(pins: &Pins) -> Result<Vec<LinkView>, InspectError> {
     Ok(views)
 }
 
-/// Filters on clsact, which kernels without tcx have instead of links and which cannot be pinned: those of
-/// this network namespace that run a pinned program.
+/// clsact filters of this network namespace that run a pinned program. Kernels without tcx use them instead of links; they
+/// cannot be pinned.
 fn filters(programs: &HashMap<u32, String>) -> Result<Vec<LinkView>, InspectError> {
     let failed = |source| InspectError::Netlink { what: "filters", source };
     let mut netlink = Socket::open().map_err(failed)?;
@@ -112,7 +112,7 @@ fn type_name(number: u32) -> String {
     }
 }
 
-/// Names as bpftool has them, of the hooks shunt uses.
+/// bpftool's name of an attach type, for the hooks that shunt uses.
 fn attach_name(number: u32) -> String {
     let name = match number {
         10 => "cgroup_inet4_connect",

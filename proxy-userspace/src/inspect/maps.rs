@@ -1,5 +1,4 @@
-//! `shunt map list|dump|lookup`: the raw maps, with bpftool's JSON shape and beside each key and value what it
-//! means.
+//! `shunt map list|dump|lookup`: raw maps in bpftool's JSON format, with formatted keys and values added.
 
 use std::{
     io::{self, Write},
@@ -12,14 +11,14 @@ use serde::Serialize;
 
 use super::{
     InspectError,
-    contract::{self, Fields, Layout},
-    map_words::{self, MapRef, WordsError},
+    map_args::{self, MapArgsError, MapRef},
+    map_format::{self, Fields, Layout},
     pins::Pins,
     table::print_table_into,
 };
 use crate::bpf::map::{MapInfo, RawMap};
 
-/// One pinned map; names as `bpftool map list -j` has them.
+/// One pinned map, with the field names of `bpftool map list -j`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MapView {
     pub id: u32,
@@ -34,7 +33,7 @@ pub struct MapView {
     pub pinned: Vec<PathBuf>,
 }
 
-/// One element; names as `bpftool map dump -j` has them. A per-CPU map has `values` instead of `value`.
+/// One element, with the field names of `bpftool map dump -j`. A per-CPU map has `values` instead of `value`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Element {
     key: Vec<String>,
@@ -52,7 +51,7 @@ struct CpuValue<T> {
     value: T,
 }
 
-/// What an element means, where the map is one of the contract's.
+/// The formatted element of a map of the contract.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 struct Formatted {
     key: Fields,
@@ -62,7 +61,7 @@ struct Formatted {
     values: Option<Vec<CpuValue<Fields>>>,
 }
 
-/// Every pinned map, the contract's first.
+/// Every pinned map; those of the contract first.
 pub fn list(pins: &Pins) -> Result<Vec<MapView>, InspectError> {
     let mut names = pins.names(&pins.maps())?;
     let place = |name: &String| map::ALL.iter().position(|known| known == name).unwrap_or(map::ALL.len());
@@ -72,8 +71,8 @@ pub fn list(pins: &Pins) -> Result<Vec<MapView>, InspectError> {
         .map(|name| {
             let path = pins.maps().join(name);
             let fd = pins.open(&path)?;
-            let info =
-                MapInfo::of(fd.as_fd()).map_err(|error| InspectError::io("asking for", &path, error))?;
+            let info = MapInfo::of(fd.as_fd())
+                .map_err(|error| InspectError::io("reading the info of", &path, error))?;
             Ok(MapView {
                 id: info.id,
                 map_type: type_name(info.map_type),
@@ -89,7 +88,7 @@ pub fn list(pins: &Pins) -> Result<Vec<MapView>, InspectError> {
         .collect()
 }
 
-/// Bytes that an object holds in the kernel, as its fdinfo tells; 0 when that does not say.
+/// Kernel memory of an object in bytes, from its fdinfo; 0 if fdinfo does not contain it.
 pub(super) fn memlock(fd: BorrowedFd<'_>) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap_or_default();
     text.lines()
@@ -98,7 +97,7 @@ pub(super) fn memlock(fd: BorrowedFd<'_>) -> u64 {
         .unwrap_or(0)
 }
 
-/// Names as bpftool has them, of the types that matter here.
+/// bpftool's name of a map type, for the types that shunt uses.
 fn type_name(number: u32) -> String {
     let name = match number {
         1 => "hash",
@@ -116,14 +115,14 @@ fn type_name(number: u32) -> String {
     name.to_owned()
 }
 
-/// Opens the map that was meant. One of the contract's must have its layout, and gets its meaning.
-fn open(pins: &Pins, meant: &MapRef) -> Result<(RawMap, PathBuf, Option<&'static Layout>), InspectError> {
-    let path = match meant {
+/// Opens a map. A map of the contract must have the right layout, which then formats its elements.
+fn open(pins: &Pins, map: &MapRef) -> Result<(RawMap, PathBuf, Option<&'static Layout>), InspectError> {
+    let path = match map {
         MapRef::Pinned(path) => path.clone(),
         MapRef::Name(name) => {
             let known = map::ALL.into_iter().find(|known| known.eq_ignore_ascii_case(name));
             if let Some(known) = known {
-                return Ok((pins.map(known)?, pins.maps().join(known), contract::layout(known)));
+                return Ok((pins.map(known)?, pins.maps().join(known), map_format::layout(known)));
             }
             pins.maps().join(name)
         }
@@ -132,37 +131,37 @@ fn open(pins: &Pins, meant: &MapRef) -> Result<(RawMap, PathBuf, Option<&'static
     let info = *map.info();
     let layout = path
         .file_name()
-        .and_then(|name| contract::layout(&name.to_string_lossy()))
+        .and_then(|name| map_format::layout(&name.to_string_lossy()))
         .filter(|layout| (layout.key_size, layout.value_size) == (info.key_size, info.value_size));
     Ok((map, path, layout))
 }
 
-/// All elements of a map, and how many were left out: an array's zero elements are shown only when asked for.
-pub fn dump(pins: &Pins, words: &[String], all: bool) -> Result<(Vec<Element>, usize), InspectError> {
-    let (map, path, layout) = open(pins, &map_words::map_alone(words)?)?;
+/// All elements of a map, and the number of omitted ones: zero elements of an array are omitted unless `all` is set.
+pub fn dump(pins: &Pins, args: &[String], all: bool) -> Result<(Vec<Element>, usize), InspectError> {
+    let (map, path, layout) = open(pins, &map_args::map_only(args)?)?;
     let skip_zero = map.is_array() && !all;
     let mut elements = Vec::new();
-    let mut left_out = 0;
+    let mut omitted = 0;
     map.for_each(|key, value| {
         if skip_zero && value.iter().all(|byte| *byte == 0) {
-            left_out += 1;
+            omitted += 1;
         } else {
             elements.push(element(layout, map.info().value_size as usize, key, value));
         }
     })
     .map_err(|error| InspectError::io("reading the map", path, error))?;
-    Ok((elements, left_out))
+    Ok((elements, omitted))
 }
 
 /// One element by its key.
-pub fn lookup(pins: &Pins, words: &[String]) -> Result<Element, InspectError> {
-    let (meant, rest) = map_words::map_of(words)?;
-    let key = map_words::key_of(rest)?;
-    let (map, path, layout) = open(pins, &meant)?;
+pub fn lookup(pins: &Pins, args: &[String]) -> Result<Element, InspectError> {
+    let (map, rest) = map_args::map_and_rest(args)?;
+    let key = map_args::key_of(rest)?;
+    let (map, path, layout) = open(pins, &map)?;
     let wanted = map.info().key_size as usize;
     if key.len() != wanted {
         let map = file_name(&path);
-        return Err(WordsError::KeyLength { map, given: key.len(), wanted }.into());
+        return Err(MapArgsError::KeyLength { map, given: key.len(), wanted }.into());
     }
     match map.lookup(&key).map_err(|error| InspectError::io("reading the map", &path, error))? {
         Some(value) => Ok(element(layout, map.info().value_size as usize, &key, &value)),
@@ -178,7 +177,8 @@ fn hex(bytes: &[u8]) -> Vec<String> {
     bytes.iter().map(|byte| format!("{byte:#04x}")).collect()
 }
 
-/// `value` holds every CPU's, each padded to eight bytes, when it is longer than one.
+/// Formats one element. If `value` is longer than `value_size`, it contains the values of all CPUs, each padded to eight
+/// bytes.
 fn element(layout: Option<&Layout>, value_size: usize, key: &[u8], value: &[u8]) -> Element {
     let per_cpu = value.len() != value_size;
     let cpus =
@@ -217,7 +217,7 @@ pub fn print_maps_into(out: &mut impl Write, views: &[MapView], headers: bool) -
     )
 }
 
-/// One line an element: its meaning, or its bytes where the map is none of ours.
+/// One line per element: formatted, or as bytes if the map is not in the contract.
 pub fn print_element_into(out: &mut impl Write, element: &Element) -> io::Result<()> {
     let bytes = |bytes: &[String]| bytes.iter().map(|byte| &byte[2..]).collect::<Vec<_>>().join(" ");
     match &element.formatted {
@@ -243,14 +243,14 @@ pub fn print_element_into(out: &mut impl Write, element: &Element) -> io::Result
     writeln!(out)
 }
 
-pub fn print_dump_into(out: &mut impl Write, elements: &[Element], left_out: usize) -> io::Result<()> {
+pub fn print_dump_into(out: &mut impl Write, elements: &[Element], omitted: usize) -> io::Result<()> {
     for element in elements {
         print_element_into(out, element)?;
     }
     let plural = if elements.len() == 1 { "" } else { "s" };
     write!(out, "Found {} element{plural}", elements.len())?;
-    if left_out > 0 {
-        write!(out, " ({left_out} more are all zero; --all shows them)")?;
+    if omitted > 0 {
+        write!(out, " ({omitted} more are all zero; --all shows them)")?;
     }
     writeln!(out)
 }
@@ -260,8 +260,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bpftools_shape_with_the_meaning_beside_it() {
-        let element = element(contract::layout(map::SLOTS), 4, &1u32.to_ne_bytes(), &7u32.to_ne_bytes());
+    fn bpftools_format_plus_formatted_fields() {
+        let element = element(map_format::layout(map::SLOTS), 4, &1u32.to_ne_bytes(), &7u32.to_ne_bytes());
         assert_eq!(
             serde_json::to_string(&element).unwrap(),
             r#"{"key":["0x01","0x00","0x00","0x00"],"value":["0x07","0x00","0x00","0x00"],"formatted":{"key":{"index":1},"value":{"backend":7}}}"#
@@ -275,9 +275,9 @@ mod tests {
     }
 
     #[test]
-    fn a_value_a_cpu() {
+    fn one_value_per_cpu() {
         let value: Vec<u8> = [3u64, 4].iter().flat_map(|count| count.to_ne_bytes()).collect();
-        let element = element(contract::layout(map::COUNTERS), 8, &0u32.to_ne_bytes(), &value);
+        let element = element(map_format::layout(map::COUNTERS), 8, &0u32.to_ne_bytes(), &value);
         let json = serde_json::to_value(&element).unwrap();
         assert!(json.get("value").is_none());
         assert_eq!(json["values"][1]["cpu"], 1);
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_strangers_map_is_shown_as_bytes() {
+    fn a_map_outside_the_contract_is_shown_as_bytes() {
         let element = element(None, 2, &[1], &[0xab, 0]);
         let mut out = Vec::new();
         print_element_into(&mut out, &element).unwrap();

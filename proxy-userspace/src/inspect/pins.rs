@@ -1,5 +1,5 @@
-//! The pin directory, opened for reading: every map is compared with the contract before a byte of it is
-//! taken for one of the contract's types.
+//! Read access to the pin directories. The layout of each map is checked against the contract before its bytes are read as
+//! types of the contract.
 
 use std::{
     fs, io,
@@ -9,20 +9,20 @@ use std::{
 
 use bytemuck::Pod;
 
-use super::{InspectError, contract};
+use super::{InspectError, map_format};
 use crate::{
     bpf::{self, map::RawMap},
     datapath,
 };
 
-/// The pin directories of one agent, for reading.
+/// The pin directories of one agent, read-only.
 #[derive(Clone, Debug)]
 pub struct Pins {
     dirs: datapath::pins::Pins,
 }
 
 impl Pins {
-    /// Those under `--bpffs`.
+    /// The directories under `--bpffs`.
     pub fn new(bpffs: &Path) -> Self {
         Self { dirs: datapath::pins::Pins::under(bpffs) }
     }
@@ -39,12 +39,12 @@ impl Pins {
         self.dirs.links()
     }
 
-    /// Opens one of the contract's maps after comparing its layout.
+    /// Opens a map of the contract and checks its layout.
     pub fn map(&self, name: &'static str) -> Result<RawMap, InspectError> {
         let path = self.maps().join(name);
         let map = self.open_map(&path)?;
         let found = (map.info().key_size, map.info().value_size);
-        match contract::layout(name) {
+        match map_format::layout(name) {
             Some(layout) if found != (layout.key_size, layout.value_size) => {
                 Err(InspectError::Foreign { path, found, expected: (layout.key_size, layout.value_size) })
             }
@@ -57,7 +57,7 @@ impl Pins {
         RawMap::open(path).map_err(|error| self.explain("opening the map", path, error))
     }
 
-    /// Opens whatever is pinned at `path`.
+    /// Opens any pinned object.
     pub fn open(&self, path: &Path) -> Result<OwnedFd, InspectError> {
         bpf::obj_get(path).map_err(|error| self.explain("opening", path, error))
     }
@@ -72,7 +72,7 @@ impl Pins {
         }
     }
 
-    /// All entries of a map of the contract; an array's zero elements are left out.
+    /// All entries of a map of the contract; zero elements of an array are omitted.
     pub fn read<K: Pod, V: Pod>(&self, name: &'static str) -> Result<Vec<(K, V)>, InspectError> {
         let map = self.map(name)?;
         let is_array = map.is_array();
@@ -86,7 +86,7 @@ impl Pins {
         Ok(entries)
     }
 
-    /// The values of an array's elements below `len`, those at zero too.
+    /// The values of the elements of an array below `len`, including zero elements.
     pub fn read_first(
         &self,
         name: &'static str,
@@ -98,7 +98,7 @@ impl Pins {
             .map_err(|error| InspectError::io("reading the map", self.maps().join(name), error))
     }
 
-    /// The names pinned in one of the directories, sorted; an absent directory holds none.
+    /// The names pinned in one of the directories, sorted; none if the directory does not exist.
     pub fn names(&self, dir: &Path) -> Result<Vec<String>, InspectError> {
         let listing = match fs::read_dir(dir) {
             Ok(listing) => listing,
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_place_is_explained() {
+    fn a_missing_pin_is_explained() {
         let dir = std::env::temp_dir().join(format!("shunt-pins-{}", std::process::id()));
         let pins = Pins::new(&dir);
         let error = pins.map(proxy_common::map::FRONTENDS).unwrap_err();

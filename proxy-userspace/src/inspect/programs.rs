@@ -1,4 +1,4 @@
-//! `shunt prog list`: the pinned programs, and what the verifier and the JIT made of them.
+//! `shunt prog list`: pinned programs, with figures of the verifier and the JIT.
 
 use std::{
     io::{self, Write},
@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::{InspectError, maps::memlock, pins::Pins, table::print_table_into};
 use crate::bpf::prog::{CGROUP_SOCK_ADDR, ProgInfo, SCHED_CLS};
 
-/// One program; names as `bpftool prog list -j` has them.
+/// One program, with the field names of `bpftool prog list -j`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ProgView {
     pub id: u32,
@@ -23,7 +23,7 @@ pub struct ProgView {
     pub jited: bool,
     pub bytes_jited: u32,
     pub bytes_memlock: u64,
-    /// Instructions the verifier walked; 0 before kernel 5.16.
+    /// Instructions that the verifier processed; 0 before Linux 5.16.
     pub verified_insns: u32,
     pub pinned: Vec<PathBuf>,
 }
@@ -35,8 +35,8 @@ pub fn list(pins: &Pins) -> Result<Vec<ProgView>, InspectError> {
         .map(|name| {
             let path = dir.join(name);
             let fd = pins.open(&path)?;
-            let info =
-                ProgInfo::of(fd.as_fd()).map_err(|error| InspectError::io("asking for", &path, error))?;
+            let info = ProgInfo::of(fd.as_fd())
+                .map_err(|error| InspectError::io("reading the info of", &path, error))?;
             Ok(ProgView {
                 id: info.id,
                 prog_type: type_name(info.prog_type),
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_line_a_program() {
+    fn one_line_per_program() {
         let view = ProgView {
             id: 5,
             prog_type: type_name(SCHED_CLS),

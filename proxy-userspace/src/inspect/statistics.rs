@@ -1,14 +1,14 @@
-//! What each service port has carried, refused and dropped: SERVICE_META's names, SERVICES' and SERVICE_STATS' counts,
-//! put together by service id. Read by `shunt top`, `shunt service` and the metrics.
+//! Statistics per service port: names from SERVICE_META joined with the counts of SERVICES and SERVICE_STATS by service id.
+//! Used by `shunt top`, `shunt service` and the metrics.
 //!
-//! Ids are given lowest first, so the arrays are read no further than the highest that has a name.
+//! Service ids are allocated lowest first, so the arrays are read only up to the highest id in use.
 
 use proxy_common::{Service, ServiceMeta, ServiceStats, map};
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 
-use super::{InspectError, pins::Pins, proto_name};
+use super::{InspectError, pins::Pins, text::proto_name};
 
-/// What is counted for a service port.
+/// The counts of a service port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Count {
     Flows,
@@ -31,7 +31,7 @@ impl Count {
         Self::Dropped,
     ];
 
-    /// As JSON names it.
+    /// The name in JSON.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Flows => "flows",
@@ -45,7 +45,7 @@ impl Count {
     }
 }
 
-/// A figure for each [`Count`]; `None` where SERVICE_STATS is off and nobody counts.
+/// A figure for each [`Count`]; `None` if SERVICE_STATS is disabled.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Figures<T>([Option<T>; Count::ALL.len()]);
 
@@ -69,18 +69,18 @@ impl Figures<u64> {
         Self(Count::ALL.map(figure))
     }
 
-    /// Nothing yet; of traffic as little as is known.
+    /// All zero; traffic counts are `None` unless `has_traffic`.
     pub fn zero(has_traffic: bool) -> Self {
         Self::new(bytemuck::Zeroable::zeroed(), has_traffic.then(bytemuck::Zeroable::zeroed))
     }
 
-    /// What was counted since `before`. Where a count went back, or was not kept before, it began anew, at 0.
+    /// The increase since `before`. A count that decreased, or that did not exist before, was reset to 0 in between.
     pub fn since(&self, before: &Self) -> Self {
         let grown = |now: u64, before| now.checked_sub(before).unwrap_or(now);
         Self(std::array::from_fn(|i| self.0[i].map(|now| grown(now, before.0[i].unwrap_or(0)))))
     }
 
-    /// `None` over no time.
+    /// The rates; `None` if no time has passed.
     pub fn per_second(&self, seconds: f64) -> Figures<f64> {
         Figures(self.0.map(|figure| figure.filter(|_| seconds > 0.0).map(|figure| figure as f64 / seconds)))
     }
@@ -90,7 +90,7 @@ impl Figures<u64> {
         self.get(Count::Flows).is_some()
     }
 
-    /// Both together; what one of them does not know is left out.
+    /// The sum; a missing figure counts as 0.
     pub fn plus(&self, other: &Self) -> Self {
         Self(std::array::from_fn(|i| match (self.0[i], other.0[i]) {
             (Some(a), Some(b)) => Some(a.wrapping_add(b)),
@@ -117,7 +117,7 @@ pub struct ServicePort {
     pub totals: Figures<u64>,
 }
 
-/// All of them, by id.
+/// All service ports, sorted by id.
 #[derive(Clone, Debug, Default)]
 pub struct Statistics {
     /// Flows, packets and bytes are counted.
@@ -126,7 +126,7 @@ pub struct Statistics {
 }
 
 impl Statistics {
-    /// Service ports that there are; those that are gone and have flows left are not among them.
+    /// Reads the existing service ports. Removed ones that still have flows are skipped.
     pub fn read(pins: &Pins) -> Result<Self, InspectError> {
         let mut names: Vec<(u32, ServiceMeta)> = pins.read(map::SERVICE_META)?;
         names.retain(|(_, meta)| meta.flags & ServiceMeta::GONE == 0);
@@ -150,12 +150,12 @@ fn services(pins: &Pins, len: u32) -> Result<Vec<Service>, InspectError> {
     Ok(found)
 }
 
-/// SERVICE_STATS' elements below `len`, the CPUs' counts together; `None` where it is not kept.
+/// The elements of SERVICE_STATS below `len`, summed over all CPUs; `None` if the map is disabled.
 pub fn traffic(pins: &Pins, len: u32) -> Result<Option<Vec<ServiceStats>>, InspectError> {
     let mut found = Vec::new();
     match pins.map(map::SERVICE_STATS) {
         Ok(map) if map.info().max_entries > 1 => {}
-        // Off, or pinned by a shunt that knew no statistics.
+        // Disabled, or pinned by a version without statistics.
         Ok(_) | Err(InspectError::NoSuchPin(_)) => return Ok(None),
         Err(error) => return Err(error),
     }
@@ -163,7 +163,7 @@ pub fn traffic(pins: &Pins, len: u32) -> Result<Option<Vec<ServiceStats>>, Inspe
     Ok(Some(found))
 }
 
-/// One CPU's counts after the other.
+/// The sum of the per-CPU values.
 fn sum_of_cpus(value: &[u8]) -> ServiceStats {
     let cpus =
         value.chunks_exact(size_of::<ServiceStats>()).map(bytemuck::pod_read_unaligned::<ServiceStats>);
@@ -176,7 +176,7 @@ fn sum_of_cpus(value: &[u8]) -> ServiceStats {
     })
 }
 
-/// The port's name, or its number where it has none.
+/// The name of the port, or its number.
 pub fn port_text(meta: &ServiceMeta) -> String {
     match meta.port_name.as_str() {
         "" => meta.port.host().to_string(),
@@ -223,7 +223,7 @@ pub(crate) mod tests {
     }
 
     impl<T: Copy> Figures<T> {
-        /// As while SERVICE_STATS is off.
+        /// The figures while SERVICE_STATS is disabled.
         pub fn without_traffic(self) -> Self {
             let [.., refused, dropped] = self.0;
             Self([None, None, None, None, None, refused, dropped])
@@ -244,14 +244,14 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_count_that_went_back_began_at_zero() {
+    fn a_decreased_count_was_reset() {
         let before = figures([100, 100, 100, 100, 100, 100, 100]);
         let now = figures([101, 3, 100, 0, 200, 100, 99]);
         assert_eq!(now.since(&before), figures([1, 3, 0, 0, 100, 0, 99]));
     }
 
     #[test]
-    fn what_nobody_counts_is_null() {
+    fn disabled_counts_are_null() {
         let service = Service { cluster_next: 9, local_next: 9, refused: 2, dropped: 3 };
         let json = serde_json::to_value(Figures::new(service, None)).unwrap();
         assert_eq!(
@@ -264,7 +264,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn ports_without_a_name_go_by_number() {
+    fn ports_without_a_name_show_their_number() {
         assert_eq!(port_text(&meta("web", "http", 4)), "http");
         assert_eq!(port_text(&meta("web", "", 6)), "80");
         assert_eq!(family_text(&meta("web", "", 6)), "IPv6");

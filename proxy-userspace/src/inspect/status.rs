@@ -1,4 +1,4 @@
-//! `shunt status`: what the agent last said of itself, and how full the maps are. Readable while it is down.
+//! `shunt status`: the last reported state of the agent, and the fill of the maps. Works while the agent is down.
 
 use std::{
     io::{self, Write},
@@ -8,9 +8,9 @@ use std::{
 use proxy_common::{Agent, Backend, Device, Frontend, FrontendKey, FrontendKind, map};
 use serde::Serialize;
 
-use super::{InspectError, pins::Pins, yes_no};
+use super::{InspectError, pins::Pins, text::yes_no};
 
-/// A heartbeat is written every second; older than this and the agent is gone, or stuck.
+/// The agent writes a heartbeat every second. An older one means that it has exited or hangs.
 const FRESH_SECONDS: u64 = 5;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -19,14 +19,14 @@ pub struct StatusView {
     pub ready: bool,
     /// An agent is alive.
     pub running: bool,
-    /// The agent's, while it runs.
+    /// Only while the agent runs.
     pub pid: Option<u32>,
     pub services: u32,
     pub frontends: usize,
     pub backends: usize,
     pub conntrack: ConntrackFill,
     pub devices: usize,
-    /// Seconds since the maps were last completely written; none before the first time.
+    /// Seconds since the last complete sync; `None` before the first one.
     pub last_sync_seconds: Option<u64>,
     pub version: &'static str,
     /// Version of the map contract.
@@ -35,12 +35,12 @@ pub struct StatusView {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ConntrackFill {
-    /// Halves of flows.
+    /// Conntrack entries: at least two per flow.
     pub entries: usize,
     pub max: u32,
 }
 
-/// What status is made of, as read from the maps.
+/// The map entries behind the view.
 #[derive(Clone, Debug, Default)]
 pub struct StatusMaps {
     pub agent: Option<Agent>,
@@ -50,13 +50,13 @@ pub struct StatusMaps {
     pub devices: usize,
 }
 
-/// Whether an agent holds these maps now. One that ends in order takes its pid back; one that is killed falls
-/// silent.
+/// Whether an agent is running on these maps. An agent that exits normally clears its pid; one that is killed stops its
+/// heartbeat.
 pub fn is_alive(agent: &Agent, now: u64) -> bool {
     agent.pid != 0 && agent.heartbeat != 0 && now.saturating_sub(agent.heartbeat) <= FRESH_SECONDS
 }
 
-/// What the agent last said.
+/// The last state that the agent wrote.
 pub fn agent(pins: &Pins) -> Result<Option<Agent>, InspectError> {
     Ok(pins.read::<u32, Agent>(map::AGENT)?.first().map(|(_, agent)| *agent))
 }
@@ -104,7 +104,7 @@ impl StatusMaps {
 pub fn print_status_into(out: &mut impl Write, view: &StatusView) -> io::Result<()> {
     let agent = match view.pid {
         Some(pid) => format!("running (pid {pid})"),
-        None => "not running; the datapath goes on with the maps as they are".to_owned(),
+        None => "not running; the datapath keeps working with the current maps".to_owned(),
     };
     let last_sync =
         view.last_sync_seconds.map_or_else(|| "never".to_owned(), |seconds| format!("{seconds} s ago"));
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn in_words_and_as_json() {
+    fn as_text_and_as_json() {
         let view = maps(100, 1).view(101);
         let mut out = Vec::new();
         print_status_into(&mut out, &view).unwrap();

@@ -1,11 +1,11 @@
-//! Tables as kubectl draws them: columns as wide as their content, no borders.
+//! Tables in kubectl's style: columns as wide as their content, no borders.
 
 use std::io::{self, Write};
 
 use comfy_table::{ContentArrangement, Table, presets};
 
-/// Writes rows in columns as wide as their content, three spaces apart, as kubectl does; with no rows only the
-/// header, so that a script that skips one line finds none.
+/// Writes rows in columns, three spaces apart. Without rows only the header is written, so that a script can always skip
+/// one line.
 pub fn print_table_into(
     out: &mut impl Write,
     headers: bool,
@@ -38,7 +38,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_line_up_and_headers_can_be_left_out() {
+    fn columns_are_aligned_and_headers_optional() {
         let rows = || [vec!["a".to_owned(), "1".to_owned()], vec!["long".to_owned(), "2".to_owned()]];
         assert_eq!(
             text(|out| print_table_into(out, true, &["NAME", "N"], rows())),

@@ -1,4 +1,4 @@
-//! Durations as Go writes them (`1h30m`, `5s`, `1.5m`, `250ms`): what kube-proxy's flags and fields hold, so ours too.
+//! Durations in Go's syntax (`1h30m`, `5s`, `1.5m`, `250ms`), as in kube-proxy's flags and fields.
 
 use std::{fmt, time::Duration};
 
@@ -7,8 +7,8 @@ use serde::{
     de::{self, Unexpected, Visitor},
 };
 
-/// What a duration looks like, for messages.
-pub const LOOKS_LIKE: &str = "a duration such as 30s, 10m or 1h30m";
+/// The syntax of a duration, for messages.
+pub const EXPECTED_DURATION: &str = "a duration such as 30s, 10m or 1h30m";
 
 /// A duration in a document.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,7 +24,7 @@ impl GoDuration {
     }
 }
 
-/// Numbers with units one after the other, without a sign; `0` needs no unit.
+/// Parses a sequence of numbers with units, without a sign; `0` needs no unit.
 pub fn parse(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);
@@ -46,7 +46,7 @@ pub fn parse(text: &str) -> Option<Duration> {
             _ => return None,
         };
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-        // Of both parts 18 digits at most: more would not fit Go's 63 bits either, and keeps the products in 128.
+        // At most 18 digits in each part: more would overflow Go's 63 bits, too. This keeps the products within 128 bits.
         if whole.len() > 18 || fraction.len() > 18 || whole.is_empty() && fraction.is_empty() {
             return None;
         }
@@ -59,7 +59,7 @@ pub fn parse(text: &str) -> Option<Duration> {
 }
 
 impl fmt::Display for GoDuration {
-    /// As Go's `Duration.String`: `1h0m0s`, `1.5s`, `20ms`.
+    /// Like Go's `Duration.String`: `1h0m0s`, `1.5s`, `20ms`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let nanos = self.0.as_nanos();
         match nanos {
@@ -81,7 +81,7 @@ impl fmt::Display for GoDuration {
     }
 }
 
-/// A number of so many parts, without trailing zeros.
+/// A number in units of a fraction (value, parts per unit), without trailing zeros.
 struct Decimal(u128, u128);
 
 impl fmt::Display for Decimal {
@@ -108,7 +108,7 @@ impl<'de> Deserialize<'de> for GoDuration {
             type Value = GoDuration;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(LOOKS_LIKE)
+                f.write_str(EXPECTED_DURATION)
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<GoDuration, E> {
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_as_go_reads_them() {
+    fn parses_like_go() {
         for (text, want) in [
             ("24h0m0s", Some(Duration::from_secs(86_400))),
             ("1h30m", Some(Duration::from_secs(5_400))),
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_as_go_writes_them() {
+    fn prints_like_go() {
         for (nanos, want) in [
             (0, "0s"),
             (1, "1ns"),
@@ -170,13 +170,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_again(nanos in 0..i64::MAX as u64) {
+        fn printing_and_parsing_round_trip(nanos in 0..i64::MAX as u64) {
             let duration = GoDuration(Duration::from_nanos(nanos));
             prop_assert_eq!(parse(&duration.to_string()), Some(duration.0));
         }
 
         #[test]
-        fn no_text_breaks_the_reader(text in "[0-9.]{0,30}(ns|us|ms|s|m|h|x| )?[0-9.]{0,30}(h|m|s)?") {
+        fn no_text_panics(text in "[0-9.]{0,30}(ns|us|ms|s|m|h|x| )?[0-9.]{0,30}(h|m|s)?") {
             let _any = parse(&text);
         }
     }

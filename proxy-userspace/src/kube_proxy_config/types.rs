@@ -1,5 +1,4 @@
-//! The shape of a KubeProxyConfiguration, `kubeproxy.config.k8s.io/v1alpha1`, field by field as kube-proxy names them, and
-//! kube-proxy's defaults. What a field means to shunt is not said here.
+//! The fields of a KubeProxyConfiguration, `kubeproxy.config.k8s.io/v1alpha1`, and kube-proxy's defaults.
 
 use std::collections::BTreeMap;
 
@@ -9,8 +8,10 @@ use super::duration::GoDuration;
 
 pub const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 pub const KIND: &str = "KubeProxyConfiguration";
+/// The feature gate that `--allow-service-external-ips` corresponds to (KEP-5707).
+pub const EXTERNAL_IPS_GATE: &str = "AllowServiceExternalIPs";
 
-/// As it stands in a file. [`Default`] is a file that says nothing, [`Self::defaulted`] what kube-proxy takes that for.
+/// A document. [`Default`] has no field set; [`Self::defaulted`] adds kube-proxy's defaults.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct KubeProxyConfiguration {
@@ -41,7 +42,7 @@ pub struct KubeProxyConfiguration {
     pub config_sync_period: GoDuration,
     pub port_range: String,
     pub windows_run_as_service: bool,
-    /// Of the userspace mode, gone since 1.26; still in the ConfigMaps of clusters that are older.
+    /// A setting of the userspace mode, removed in 1.26. ConfigMaps of older clusters still contain it.
     #[serde(skip_serializing)]
     pub udp_idle_timeout: Option<GoDuration>,
 }
@@ -60,7 +61,7 @@ pub struct ClientConnection {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Logging {
     pub format: String,
-    /// Nanoseconds or a duration: kube-proxy takes both.
+    /// Nanoseconds or a duration: kube-proxy accepts both.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flush_frequency: Option<serde_json::Value>,
     pub verbosity: u32,
@@ -141,7 +142,7 @@ pub struct Conntrack {
     pub udp_stream_timeout: GoDuration,
 }
 
-/// kube-proxy's modes on Linux: to shunt they only say which section of the configuration counts.
+/// kube-proxy's modes on Linux. In shunt the mode only selects the section of the configuration that takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     IpTables,
@@ -150,7 +151,7 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// `None` is no mode of kube-proxy on Linux.
+    /// `None` if kube-proxy has no such mode on Linux.
     pub fn of(text: &str) -> Option<Self> {
         Some(match text {
             "" | "iptables" => Self::IpTables,
@@ -162,7 +163,7 @@ impl Mode {
 }
 
 impl KubeProxyConfiguration {
-    /// With kube-proxy's values where the file says nothing.
+    /// Sets kube-proxy's default in every field that is not set.
     pub fn defaulted(mut self) -> Self {
         let or = |field: &mut GoDuration, seconds| {
             if field.is_zero() {
@@ -208,12 +209,12 @@ impl KubeProxyConfiguration {
         self
     }
 
-    /// The mode, which was validated.
+    /// The validated mode.
     pub fn proxy_mode(&self) -> Mode {
         Mode::of(&self.mode).unwrap_or(Mode::IpTables)
     }
 
-    /// How often to put right, and how long to wait between syncs, in the mode's section; zero is not said.
+    /// syncPeriod and minSyncPeriod of the mode's section; zero means not set.
     pub fn periods(&self) -> (GoDuration, GoDuration) {
         match self.proxy_mode() {
             Mode::IpTables => (self.iptables.sync_period, self.iptables.min_sync_period),
@@ -222,7 +223,7 @@ impl KubeProxyConfiguration {
         }
     }
 
-    /// The ipvs mode masquerades with iptables, and as these say.
+    /// masqueradeAll of the mode's section. The ipvs mode uses that of the iptables section, as in kube-proxy.
     pub fn masquerade_all(&self) -> bool {
         match self.proxy_mode() {
             Mode::IpTables | Mode::Ipvs => self.iptables.masquerade_all,

@@ -1,36 +1,36 @@
-//! What kube-proxy refuses in a configuration, refused with the field's path, what it is, and what it should be. The
-//! document has its defaults already. As in kube-proxy, the ipvs section is judged in the ipvs mode only.
+//! Rejects what kube-proxy rejects. Each error has the path of the field, its value and what is expected. The document
+//! already has its defaults. As in kube-proxy, the ipvs section is validated in the ipvs mode only.
 
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
 use super::{
-    FieldError,
     duration::GoDuration,
+    error::FieldError,
     types::{KubeProxyConfiguration, Mode},
 };
 
 const LOCAL_MODES: [&str; 4] = ["ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix"];
 
-struct Wrong(Vec<FieldError>);
+struct Errors(Vec<FieldError>);
 
-impl Wrong {
-    fn say(&mut self, path: &str, what: String) {
-        self.0.push(FieldError { path: path.to_owned(), what });
+impl Errors {
+    fn push(&mut self, path: &str, message: String) {
+        self.0.push(FieldError { path: path.to_owned(), message });
     }
 
-    fn unless(&mut self, is_right: bool, path: &str, value: impl std::fmt::Display, expected: &str) {
-        if !is_right {
-            self.say(path, format!("{value} is not {expected}"));
+    fn expect(&mut self, is_valid: bool, path: &str, value: impl std::fmt::Display, expected: &str) {
+        if !is_valid {
+            self.push(path, format!("{value} is not {expected}"));
         }
     }
 
     fn address(&mut self, path: &str, value: &str) {
-        let is_right = value.parse::<SocketAddr>().is_ok_and(|addr| addr.port() != 0)
+        let is_valid = value.parse::<SocketAddr>().is_ok_and(|addr| addr.port() != 0)
             || value.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
-        self.unless(
-            is_right,
+        self.expect(
+            is_valid,
             path,
             format_args!("{value:?}"),
             "an address and port such as 0.0.0.0:10256 or [::]:10256",
@@ -38,9 +38,9 @@ impl Wrong {
     }
 
     fn range(&mut self, path: &str, value: &str) {
-        let is_right = value.trim().parse::<IpNet>().is_ok();
-        self.unless(
-            is_right,
+        let is_valid = value.trim().parse::<IpNet>().is_ok();
+        self.expect(
+            is_valid,
             path,
             format_args!("{value:?}"),
             "an address range such as 10.244.0.0/16 or fd00:10::/56",
@@ -49,63 +49,63 @@ impl Wrong {
 
     fn masquerade_bit(&mut self, path: &str, bit: Option<i32>) {
         let bit = bit.unwrap_or(14);
-        self.unless((0..=31).contains(&bit), path, bit, "a bit from 0 to 31");
+        self.expect((0..=31).contains(&bit), path, bit, "a bit from 0 to 31");
     }
 
     fn periods(&mut self, section: &str, sync: GoDuration, min: GoDuration) {
         let expected = format!("at least {section}.minSyncPeriod, which is {min}");
-        self.unless(min <= sync, &format!("{section}.syncPeriod"), sync, &expected);
+        self.expect(min <= sync, &format!("{section}.syncPeriod"), sync, &expected);
     }
 }
 
-/// Everything that is wrong, in the order of the fields.
+/// All invalid fields, in the order of the document.
 pub fn validate(config: &KubeProxyConfiguration) -> Vec<FieldError> {
-    let mut wrong = Wrong(Vec::new());
+    let mut errors = Errors(Vec::new());
     let burst = config.client_connection.burst;
-    wrong.unless(burst >= 0, "clientConnection.burst", burst, "zero or more");
+    errors.expect(burst >= 0, "clientConnection.burst", burst, "zero or more");
     let bind = &config.bind_address;
-    wrong.unless(
+    errors.expect(
         bind.parse::<IpAddr>().is_ok(),
         "bindAddress",
         format_args!("{bind:?}"),
         "an IP address; leave it out to take the Node's InternalIP",
     );
-    wrong.address("healthzBindAddress", &config.healthz_bind_address);
-    wrong.address("metricsBindAddress", &config.metrics_bind_address);
+    errors.address("healthzBindAddress", &config.healthz_bind_address);
+    errors.address("metricsBindAddress", &config.metrics_bind_address);
     let mode = Mode::of(&config.mode);
-    wrong.unless(
+    errors.expect(
         mode.is_some(),
         "mode",
         format_args!("{:?}", config.mode),
-        "iptables, ipvs or nftables, nor empty",
+        "iptables, ipvs or nftables, or empty",
     );
-    wrong.masquerade_bit("iptables.masqueradeBit", config.iptables.masquerade_bit);
-    wrong.periods("iptables", config.iptables.sync_period, config.iptables.min_sync_period);
+    errors.masquerade_bit("iptables.masqueradeBit", config.iptables.masquerade_bit);
+    errors.periods("iptables", config.iptables.sync_period, config.iptables.min_sync_period);
     if mode == Some(Mode::Ipvs) {
-        wrong.periods("ipvs", config.ipvs.sync_period, config.ipvs.min_sync_period);
+        errors.periods("ipvs", config.ipvs.sync_period, config.ipvs.min_sync_period);
         for (i, range) in config.ipvs.exclude_cidrs.iter().enumerate() {
-            wrong.range(&format!("ipvs.excludeCIDRs[{i}]"), range);
+            errors.range(&format!("ipvs.excludeCIDRs[{i}]"), range);
         }
     }
-    wrong.masquerade_bit("nftables.masqueradeBit", config.nftables.masquerade_bit);
-    wrong.periods("nftables", config.nftables.sync_period, config.nftables.min_sync_period);
-    detect_local(config, &mut wrong);
-    cluster_cidr(&config.cluster_cidr, &mut wrong);
-    node_port_addresses(&config.node_port_addresses, &mut wrong);
+    errors.masquerade_bit("nftables.masqueradeBit", config.nftables.masquerade_bit);
+    errors.periods("nftables", config.nftables.sync_period, config.nftables.min_sync_period);
+    detect_local(config, &mut errors);
+    cluster_cidr(&config.cluster_cidr, &mut errors);
+    node_port_addresses(&config.node_port_addresses, &mut errors);
     let score = config.oom_score_adj.unwrap_or(0);
-    wrong.unless((-1000..=1000).contains(&score), "oomScoreAdj", score, "from -1000 to 1000");
+    errors.expect((-1000..=1000).contains(&score), "oomScoreAdj", score, "from -1000 to 1000");
     for (path, value) in
         [("conntrack.maxPerCore", config.conntrack.max_per_core), ("conntrack.min", config.conntrack.min)]
     {
         let value = value.unwrap_or(0);
-        wrong.unless(value >= 0, path, value, "zero or more");
+        errors.expect(value >= 0, path, value, "zero or more");
     }
-    wrong.0
+    errors.0
 }
 
-fn detect_local(config: &KubeProxyConfiguration, wrong: &mut Wrong) {
+fn detect_local(config: &KubeProxyConfiguration, errors: &mut Errors) {
     let mode = config.detect_local_mode.as_str();
-    wrong.unless(
+    errors.expect(
         LOCAL_MODES.contains(&mode),
         "detectLocalMode",
         format_args!("{mode:?}"),
@@ -120,49 +120,52 @@ fn detect_local(config: &KubeProxyConfiguration, wrong: &mut Wrong) {
         _ => None,
     };
     if let Some(path) = lacking {
-        wrong.say(&path, format!("is empty; detectLocalMode {mode} needs it"));
+        errors.push(&path, format!("is empty; detectLocalMode {mode} needs it"));
     }
 }
 
-fn cluster_cidr(text: &str, wrong: &mut Wrong) {
+fn cluster_cidr(text: &str, errors: &mut Errors) {
     let ranges: Vec<&str> = if text.is_empty() { Vec::new() } else { text.split(',').collect() };
     let parsed: Result<Vec<IpNet>, _> = ranges.iter().map(|range| range.trim().parse::<IpNet>()).collect();
     let Ok(parsed) = parsed else {
-        return ranges.iter().for_each(|range| wrong.range("clusterCIDR", range));
+        return ranges.iter().for_each(|range| errors.range("clusterCIDR", range));
     };
     let v6 = parsed.iter().filter(|range| range.addr().is_ipv6()).count();
-    let is_right = v6 <= 1 && parsed.len() - v6 <= 1;
-    wrong.unless(
-        is_right,
+    let is_valid = v6 <= 1 && parsed.len() - v6 <= 1;
+    errors.expect(
+        is_valid,
         "clusterCIDR",
         format_args!("{text:?}"),
         "one range, or one of each family as in 10.244.0.0/16,fd00:10::/56",
     );
 }
 
-fn node_port_addresses(list: &[String], wrong: &mut Wrong) {
+fn node_port_addresses(list: &[String], errors: &mut Errors) {
     let path = |i| format!("nodePortAddresses[{i}]");
     for (i, one) in list.iter().enumerate() {
         if one != "primary" {
-            wrong.range(&path(i), one);
+            errors.range(&path(i), one);
         } else if list.len() > 1 {
-            wrong.say(&path(i), "\"primary\" stands alone; remove it or the ranges".to_owned());
+            errors.push(
+                &path(i),
+                "\"primary\" cannot be combined with ranges; remove it or the ranges".to_owned(),
+            );
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::parse;
+    use super::super::parse::parse;
 
-    fn complaints(fields: &str) -> String {
+    fn errors_of(fields: &str) -> String {
         let text =
             format!("apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n{fields}");
         parse(&text).map_or_else(|error| error.to_string(), |_| String::new())
     }
 
     #[test]
-    fn what_kube_proxy_refuses_is_refused() {
+    fn rejects_what_kube_proxy_rejects() {
         for (fields, want) in [
             ("bindAddress: here", "bindAddress: \"here\" is not an IP address"),
             ("healthzBindAddress: ':10256'", "healthzBindAddress: \":10256\" is not an address and port"),
@@ -190,19 +193,22 @@ mod tests {
                 "clusterCIDR: \"10.0.0.0/8,11.0.0.0/8\" is not one range, or one of each",
             ),
             ("clusterCIDR: '10.0.0.0/8,fd00::/8,fc00::/8'", "clusterCIDR:"),
-            ("nodePortAddresses: [10.0.0.0/8, primary]", "nodePortAddresses[1]: \"primary\" stands alone"),
+            (
+                "nodePortAddresses: [10.0.0.0/8, primary]",
+                "nodePortAddresses[1]: \"primary\" cannot be combined",
+            ),
             ("nodePortAddresses: [eth0]", "nodePortAddresses[0]: \"eth0\" is not an address range"),
             ("oomScoreAdj: -1001", "oomScoreAdj: -1001 is not from -1000 to 1000"),
             ("conntrack: {maxPerCore: -1}", "conntrack.maxPerCore: -1 is not zero or more"),
             ("clientConnection: {burst: -1}", "clientConnection.burst: -1"),
         ] {
-            let found = complaints(fields);
+            let found = errors_of(fields);
             assert!(found.contains(want), "{fields}: {found:?}");
         }
     }
 
     #[test]
-    fn what_kube_proxy_takes_is_taken() {
+    fn accepts_what_kube_proxy_accepts() {
         for fields in [
             "clusterCIDR: '10.244.0.0/16,fd00:10::/56'",
             "nodePortAddresses: [primary]",
@@ -214,13 +220,13 @@ mod tests {
             "iptables: {masqueradeBit: 0, syncPeriod: 1s, minSyncPeriod: 1s}",
             "udpIdleTimeout: 250ms",
         ] {
-            assert_eq!(complaints(fields), "", "{fields}");
+            assert_eq!(errors_of(fields), "", "{fields}");
         }
     }
 
     #[test]
-    fn everything_wrong_is_said_at_once() {
-        let found = complaints("oomScoreAdj: 2000\nmode: x\n");
+    fn all_errors_are_reported_at_once() {
+        let found = errors_of("oomScoreAdj: 2000\nmode: x\n");
         assert!(found.contains("mode: \"x\"") && found.contains("; oomScoreAdj: 2000"), "{found}");
     }
 }

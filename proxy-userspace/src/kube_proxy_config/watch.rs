@@ -1,10 +1,10 @@
-//! Waits until the configuration file says something else, so that the agent can end and be started again with it,
-//! as kube-proxy does. Unlike kube-proxy it is the meaning that counts: a touched file, a comment, another order
-//! of fields change nothing, and a file that would be refused at the start does not end an agent that runs. Whether it
-//! would be is for the caller to say ([`WouldStart`]): it knows what a file is resolved to, and what stands beside it.
+//! Watches the configuration file for changes, so that the agent can exit and be restarted with the new configuration, like
+//! kube-proxy. Unlike kube-proxy, it compares the parsed configuration: a new time stamp, a comment or another order of
+//! fields is no change. A file that would be rejected at start does not stop a running agent; the caller decides that with a
+//! [`DryRun`], because it knows how a file is resolved together with the flags.
 //!
-//! What is watched are the directories of the file and of every symbolic link on the way to it: a ConfigMap is
-//! mounted as a link (`..data`) that is swapped, an editor renames a new file over the old one.
+//! It watches the directories of the file and of every symbolic link in its path: a ConfigMap is mounted as a link
+//! (`..data`) that is replaced, and an editor renames a new file over the old one.
 
 use std::{
     collections::BTreeSet,
@@ -19,32 +19,32 @@ use std::{
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::{runtime::Handle, sync::mpsc};
 
-use super::{ConfigFile, read};
+use super::parse::{ConfigFile, read};
 
-/// The file is read once nothing has happened for this long: whoever writes it may do so in pieces.
-const QUIET: Duration = Duration::from_millis(100);
-/// How often to look without being told: not every file system tells.
-const LOOK: Duration = Duration::from_secs(5);
-/// So often in a row a directory may go between being found and being watched; then LOOK has to do.
+/// The file is read after this long without an event: it may be written in several steps.
+const DEBOUNCE: Duration = Duration::from_millis(100);
+/// Polling interval in addition to events: not every file system reports them.
+const POLL: Duration = Duration::from_secs(5);
+/// Attempts to watch directories that are replaced meanwhile. Afterwards only polling is left until the next change.
 const MAX_SWAPS: usize = 8;
-/// As many links as the kernel follows.
+/// The kernel's limit.
 const MAX_LINKS: usize = 40;
 
-/// Whether an agent would start with the file as it is now, and else why not. Called within a runtime, by a thread that
-/// may wait.
-pub type WouldStart = Box<dyn FnMut() -> Result<(), String> + Send>;
+/// Whether an agent would start with the current file, and if not, why. Called on a thread that may block, inside the tokio
+/// runtime.
+pub type DryRun = Box<dyn FnMut() -> Result<(), String> + Send>;
 
-/// Tells of a change. Dropping it ends the watching.
+/// Reports a change. Dropping it stops the watching.
 #[derive(Debug)]
 pub struct Watcher {
     changed: mpsc::Receiver<()>,
 }
 
 impl Watcher {
-    /// Watches from now on; what has changed since `file` was read counts. Within a runtime only.
-    pub fn start(file: ConfigFile, would_start: WouldStart) -> io::Result<Self> {
+    /// Starts to watch. Changes since `file` was read are reported, too. Needs a tokio runtime.
+    pub fn start(file: ConfigFile, dry_run: DryRun) -> io::Result<Self> {
         let (changed_in, changed) = mpsc::channel(1);
-        let follower = Follower { file, would_start, refused: None, watched: BTreeSet::new() };
+        let follower = Follower { file, dry_run, rejected: None, watched: BTreeSet::new() };
         let runtime = Handle::current();
         thread::Builder::new().name("config-file".into()).spawn(move || {
             let _within = runtime.enter();
@@ -53,7 +53,7 @@ impl Watcher {
         Ok(Self { changed })
     }
 
-    /// Returns once the file says something else.
+    /// Returns when the configuration has changed.
     pub async fn changed(&mut self) {
         if self.changed.recv().await.is_none() {
             std::future::pending().await
@@ -63,28 +63,28 @@ impl Watcher {
 
 struct Follower {
     file: ConfigFile,
-    would_start: WouldStart,
-    /// Why the file as it is now was refused.
-    refused: Option<String>,
-    /// The directories that are watched, with device and inode.
+    dry_run: DryRun,
+    /// Why the current file was rejected.
+    rejected: Option<String>,
+    /// The watched directories, with device and inode.
     watched: BTreeSet<(PathBuf, u64, u64)>,
 }
 
 impl Follower {
     fn run(mut self, changed: &mpsc::Sender<()>) {
-        let (notices_in, notices) = sync_mpsc::channel();
+        let (events_in, events) = sync_mpsc::channel();
         let mut watcher = None;
         loop {
-            // Watch first, read then: a change in between is seen twice instead of never.
-            self.renew(&mut watcher, &notices_in);
+            // Watch before reading: a change in between is then seen twice instead of never.
+            self.update_watches(&mut watcher, &events_in);
             if self.has_changed() {
-                // The receiver is gone only when the agent ends anyway.
+                // The receiver is closed only if the agent exits anyway.
                 let _ = changed.blocking_send(());
                 return;
             }
-            // Some end of the channel is always here: the error is the time that has passed.
-            if notices.recv_timeout(LOOK).is_ok() {
-                while notices.recv_timeout(QUIET).is_ok() {}
+            // A sender is alive here, so the only possible error is the timeout.
+            if events.recv_timeout(POLL).is_ok() {
+                while events.recv_timeout(DEBOUNCE).is_ok() {}
             }
             if changed.is_closed() {
                 return;
@@ -92,19 +92,19 @@ impl Follower {
         }
     }
 
-    /// Watches the directories of now; those of before may have been replaced, and those of now may be meanwhile.
-    fn renew(&mut self, watcher: &mut Option<RecommendedWatcher>, notices: &sync_mpsc::Sender<()>) {
+    /// Updates the watched directories. They may be replaced at any time, even while this runs.
+    fn update_watches(&mut self, watcher: &mut Option<RecommendedWatcher>, events: &sync_mpsc::Sender<()>) {
         for _ in 0..MAX_SWAPS {
             let now = directories(&self.file.path);
             if now == self.watched {
                 return;
             }
-            match watch(&now, notices.clone()) {
+            match watch(&now, events.clone()) {
                 Ok(new) => *watcher = Some(new),
                 Err(_) if directories(&self.file.path) != now => continue,
                 Err(error) => {
                     let path = self.file.path.display();
-                    tracing::warn!("cannot watch {path}: {error}; looking at it every {LOOK:?} instead");
+                    tracing::warn!("cannot watch {path}: {error}; polling every {POLL:?} instead");
                 }
             }
             self.watched = now;
@@ -114,22 +114,22 @@ impl Follower {
 
     fn has_changed(&mut self) -> bool {
         let verdict = match read(&self.file.path) {
-            // What stands beside the file may come and go: nobody ends an agent for that.
-            Ok(now) if now.said == self.file.said => Ok(false),
-            Ok(_) => (self.would_start)().map(|()| true).map_err(|why| {
-                format!("--config {} has changed, and would be refused: {why}", self.file.path.display())
+            // Ignored fields may change without a restart.
+            Ok(now) if now.config == self.file.config => Ok(false),
+            Ok(_) => (self.dry_run)().map(|()| true).map_err(|why| {
+                format!("--config {} has changed and would be rejected: {why}", self.file.path.display())
             }),
             Err(error) => Err(error.to_string()),
         };
         match verdict {
             Ok(has_changed) => {
-                self.refused = None;
+                self.rejected = None;
                 has_changed
             }
             Err(why) => {
-                if self.refused.as_ref() != Some(&why) {
-                    tracing::warn!("{why}; going on with the configuration of the start");
-                    self.refused = Some(why);
+                if self.rejected.as_ref() != Some(&why) {
+                    tracing::warn!("{why}; keeping the current configuration");
+                    self.rejected = Some(why);
                 }
                 false
             }
@@ -139,19 +139,19 @@ impl Follower {
 
 fn watch(
     directories: &BTreeSet<(PathBuf, u64, u64)>,
-    notices: sync_mpsc::Sender<()>,
+    events: sync_mpsc::Sender<()>,
 ) -> notify::Result<RecommendedWatcher> {
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // Our own reading of the file is no change of it.
+        // Reading the file also causes events.
         if event.is_ok_and(|event| !event.kind.is_access()) {
-            let _ = notices.send(());
+            let _ = events.send(());
         }
     })?;
     directories.iter().try_for_each(|(path, ..)| watcher.watch(path, RecursiveMode::NonRecursive))?;
     Ok(watcher)
 }
 
-/// The directories in which a name on the way to the file stands.
+/// The directories of every name in the path, with symbolic links resolved.
 fn directories(path: &Path) -> BTreeSet<(PathBuf, u64, u64)> {
     let mut found = BTreeSet::new();
     let mut path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
@@ -205,26 +205,26 @@ mod tests {
         }
     }
 
-    /// Of an agent that would start with any file.
+    /// A watcher whose dry run always succeeds.
     fn start(file: &Path) -> Watcher {
         Watcher::start(read(file).unwrap(), Box::new(|| Ok(()))).unwrap()
     }
 
-    async fn is_told(watcher: &mut Watcher) -> bool {
+    async fn reports_change(watcher: &mut Watcher) -> bool {
         timeout(Duration::from_secs(3), watcher.changed()).await.is_ok()
     }
 
-    async fn is_silent(watcher: &mut Watcher) -> bool {
+    async fn stays_silent(watcher: &mut Watcher) -> bool {
         timeout(Duration::from_millis(600), watcher.changed()).await.is_err()
     }
 
     #[tokio::test]
-    async fn only_another_meaning_is_a_change() {
+    async fn only_another_configuration_is_a_change() {
         let dir = Scratch::new("meaning");
         let file = dir.0.join("config.conf");
         fs::write(&file, format!("{HEAD}mode: iptables\n")).unwrap();
         let mut watcher = start(&file);
-        assert!(is_silent(&mut watcher).await, "nothing happened");
+        assert!(stays_silent(&mut watcher).await, "nothing happened");
         fs::File::options()
             .append(true)
             .open(&file)
@@ -232,39 +232,39 @@ mod tests {
             .set_modified(std::time::SystemTime::now())
             .unwrap();
         fs::write(&file, format!("# by hand\nmode: iptables\n{HEAD}")).unwrap();
-        assert!(is_silent(&mut watcher).await, "a comment and another order");
+        assert!(stays_silent(&mut watcher).await, "a comment and another order");
         fs::write(&file, format!("{HEAD}mode: nonsense\n")).unwrap();
-        assert!(is_silent(&mut watcher).await, "refused");
+        assert!(stays_silent(&mut watcher).await, "refused");
         fs::remove_file(&file).unwrap();
-        assert!(is_silent(&mut watcher).await, "gone");
+        assert!(stays_silent(&mut watcher).await, "gone");
         fs::write(&file, format!("{HEAD}mode: ipvs\n")).unwrap();
-        assert!(is_told(&mut watcher).await);
+        assert!(reports_change(&mut watcher).await);
     }
 
     #[tokio::test]
-    async fn a_file_that_no_agent_would_start_with_is_no_change_yet() {
+    async fn a_file_that_fails_the_dry_run_is_not_reported() {
         let dir = Scratch::new("refused");
         let file = dir.0.join("config.conf");
         let beside = dir.0.join("kubeconfig");
         fs::write(&file, HEAD).unwrap();
         let asked = Arc::new(AtomicU32::new(0));
-        let would_start = {
+        let dry_run = {
             let (asked, beside) = (asked.clone(), beside.clone());
             move || {
                 asked.fetch_add(1, Ordering::Relaxed);
-                assert!(Handle::try_current().is_ok(), "credentials are looked at within a runtime");
+                assert!(Handle::try_current().is_ok(), "the dry run is inside the runtime");
                 if beside.exists() { Ok(()) } else { Err("there is no kubeconfig".to_owned()) }
             }
         };
-        let mut watcher = Watcher::start(read(&file).unwrap(), Box::new(would_start)).unwrap();
+        let mut watcher = Watcher::start(read(&file).unwrap(), Box::new(dry_run)).unwrap();
         fs::write(&file, format!("# by hand\n{HEAD}")).unwrap();
-        assert!(is_silent(&mut watcher).await);
-        assert_eq!(asked.load(Ordering::Relaxed), 0, "the same meaning is not resolved");
+        assert!(stays_silent(&mut watcher).await);
+        assert_eq!(asked.load(Ordering::Relaxed), 0, "an equal configuration needs no dry run");
         fs::write(&file, format!("{HEAD}mode: ipvs\n")).unwrap();
-        assert!(is_silent(&mut watcher).await);
+        assert!(stays_silent(&mut watcher).await);
         assert!(asked.load(Ordering::Relaxed) > 0);
         fs::write(&beside, "").unwrap();
-        assert!(is_told(&mut watcher).await, "what it lacked has come");
+        assert!(reports_change(&mut watcher).await, "the missing file exists now");
     }
 
     #[tokio::test]
@@ -275,7 +275,7 @@ mod tests {
         let mut watcher = start(&file);
         fs::write(dir.0.join(".new"), format!("{HEAD}mode: ipvs\n")).unwrap();
         fs::rename(dir.0.join(".new"), &file).unwrap();
-        assert!(is_told(&mut watcher).await);
+        assert!(reports_change(&mut watcher).await);
     }
 
     #[tokio::test]
@@ -292,13 +292,13 @@ mod tests {
         let mut watcher = start(&dir.0.join("config.conf"));
         version("..2026_02", HEAD);
         fs::remove_dir_all(dir.0.join("..2026_01")).unwrap();
-        assert!(is_silent(&mut watcher).await, "the same in another directory");
+        assert!(stays_silent(&mut watcher).await, "the same configuration in another directory");
         version("..2026_03", &format!("{HEAD}mode: ipvs\n"));
-        assert!(is_told(&mut watcher).await);
+        assert!(reports_change(&mut watcher).await);
     }
 
     #[test]
-    fn every_name_on_the_way_is_watched() {
+    fn every_directory_in_the_path_is_watched() {
         let dir = Scratch::new("names");
         fs::create_dir_all(dir.0.join("real/deep")).unwrap();
         fs::write(dir.0.join("real/deep/file"), "").unwrap();

@@ -1,6 +1,5 @@
-//! Which events are wanted. The programs know of kinds alone; everything else is looked at here, first what the event
-//! itself says, then names, which cost a look into the maps. Of each list an event must meet one; an empty one lets
-//! everything through.
+//! Filters events. The programs filter by kind; everything else is filtered here: first by fields of the event, then by
+//! names, which need map lookups. An event must match one value of each list; an empty list matches everything.
 
 use std::net::IpAddr;
 
@@ -9,15 +8,14 @@ use proxy_common::{Addr, Counter, EventKind, FlowEvent, Hook, Proto, observe::ki
 
 use crate::datapath::devices::select::glob_matches;
 
-/// What of the events is wanted.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
     pub kinds: Vec<EventKind>,
     /// `NAMESPACE/NAME`.
     pub service: Option<String>,
-    /// Either end's, or the backend's.
+    /// Of the client, the VIP or the backend.
     pub addresses: Vec<IpNet>,
-    /// Either end's, or the backend's.
+    /// Of the client, the VIP or the backend.
     pub ports: Vec<u16>,
     pub protocols: Vec<Protocol>,
     /// Globs.
@@ -26,7 +24,7 @@ pub struct Filter {
     pub hooks: Vec<Hook>,
 }
 
-/// `--protocol`: ICMP means that of either family.
+/// `--protocol`: ICMP includes ICMPv6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     Tcp,
@@ -57,24 +55,24 @@ impl Protocol {
     }
 }
 
-/// An empty list, or one of it.
+/// Whether the list is empty or one value matches.
 fn any<T>(list: &[T], is: impl Fn(&T) -> bool) -> bool {
     list.is_empty() || list.iter().any(is)
 }
 
 impl Filter {
-    /// What the programs are asked for: bits of [`kinds`]. A flow has no reason, so none is asked for where one is
-    /// wanted.
+    /// The kinds that the programs must report, as bits of [`kinds`]. Flow events have no reason, so a filter by reason
+    /// excludes them.
     pub fn kinds(&self) -> u32 {
         EventKind::ALL
             .iter()
-            .filter(|kind| any(&self.kinds, |wanted| wanted == *kind))
+            .filter(|kind| any(&self.kinds, |selected| selected == *kind))
             .filter(|kind| self.reasons.is_empty() || **kind != EventKind::Flow)
             .fold(0, |bits, kind| bits | kinds::bit(*kind))
     }
 
-    /// Whether what the event itself says is wanted.
-    pub fn wants(&self, event: &FlowEvent) -> bool {
+    /// Whether the fields of the event match.
+    pub fn matches(&self, event: &FlowEvent) -> bool {
         let kind = EventKind::from_number(event.kind);
         let addresses = [event.src, event.dst, event.to];
         let ports = [event.sport, event.dport, event.to_port, event.client_port].map(|port| port.host());
@@ -83,22 +81,22 @@ impl Filter {
             && any(&self.protocols, |protocol| protocol.is(event.proto))
             && any(&self.ports, |port| ports.contains(port))
             && any(&self.reasons, |reason| *reason as u32 == event.reason)
-            && any(&self.addresses, |net| addresses.iter().any(|addr| holds(net, addr)))
+            && any(&self.addresses, |net| addresses.iter().any(|addr| contains(net, addr)))
     }
 
-    /// Whether a device of this name is wanted; a socket's flow has none.
-    pub fn wants_device(&self, name: Option<&str>) -> bool {
+    /// Whether the device matches. Events of sockets have no device.
+    pub fn matches_device(&self, name: Option<&str>) -> bool {
         any(&self.devices, |glob| name.is_some_and(|name| glob_matches(glob, name)))
     }
 
-    /// Whether a Service of this name is wanted.
-    pub fn wants_service(&self, name: Option<&str>) -> bool {
+    /// Whether the Service matches.
+    pub fn matches_service(&self, name: Option<&str>) -> bool {
         self.service.is_none() || self.service.as_deref() == name
     }
 }
 
-/// What is no address (no backend, a network namespace) is in no range.
-fn holds(net: &IpNet, addr: &Addr) -> bool {
+/// Whether the range contains the address. An unset address and a network namespace are in no range.
+fn contains(net: &IpNet, addr: &Addr) -> bool {
     let ip: IpAddr = addr.to_ip();
     !ip.is_unspecified() && netns_of(addr).is_none() && net.contains(&ip)
 }
@@ -108,33 +106,37 @@ mod tests {
     use proxy_common::socket::netns_addr;
 
     use super::*;
-    use crate::monitor::sample;
+    use crate::monitor::test_events;
 
     fn passes(filter: &Filter) -> bool {
-        filter.wants(&sample::flow())
+        filter.matches(&test_events::flow())
     }
 
     #[test]
-    fn an_empty_filter_wants_everything() {
+    fn an_empty_filter_matches_everything() {
         let filter = Filter::default();
         assert_eq!(filter.kinds(), kinds::ALL);
-        assert!(filter.wants(&sample::flow()) && filter.wants(&sample::refused()));
-        assert!(filter.wants_device(None) && filter.wants_service(None) && filter.wants_service(Some("a/b")));
+        assert!(filter.matches(&test_events::flow()) && filter.matches(&test_events::refused()));
+        assert!(
+            filter.matches_device(None)
+                && filter.matches_service(None)
+                && filter.matches_service(Some("a/b"))
+        );
     }
 
     #[test]
-    fn kinds_are_for_the_programs_too_and_reasons_leave_flows_out() {
+    fn kinds_are_passed_to_the_programs_and_reasons_exclude_flows() {
         let refused = Filter { kinds: vec![EventKind::Refused], ..Filter::default() };
         assert_eq!(refused.kinds(), kinds::bit(EventKind::Refused));
-        assert!(!passes(&refused) && refused.wants(&sample::refused()));
+        assert!(!passes(&refused) && refused.matches(&test_events::refused()));
         let reason = |reason| Filter { reasons: vec![reason], ..Filter::default() };
         assert_eq!(reason(Counter::NoBackend).kinds(), kinds::ALL & !kinds::bit(EventKind::Flow));
-        assert!(reason(Counter::NoBackend).wants(&sample::refused()));
-        assert!(!reason(Counter::SrcRange).wants(&sample::refused()));
+        assert!(reason(Counter::NoBackend).matches(&test_events::refused()));
+        assert!(!reason(Counter::SrcRange).matches(&test_events::refused()));
     }
 
     #[test]
-    fn addresses_and_ports_of_either_end_or_the_backend() {
+    fn addresses_and_ports_of_client_vip_or_backend() {
         let address = |text: &str| Filter { addresses: vec![text.parse().unwrap()], ..Filter::default() };
         for text in ["10.0.0.1/32", "10.68.0.0/16", "172.20.1.2/32"] {
             assert!(passes(&address(text)), "{text}");
@@ -144,24 +146,24 @@ mod tests {
             assert!(passes(&Filter { ports: vec![1, port], ..Filter::default() }), "{port}");
         }
         assert!(!passes(&Filter { ports: vec![81], ..Filter::default() }));
-        // Neither a namespace nor a missing backend is an address.
-        let nothing = FlowEvent { src: netns_addr(1), to: Addr::UNSPECIFIED_V6, ..sample::flow() };
-        assert!(!address("::/0").wants(&nothing));
+        // A network namespace and a missing backend are not addresses.
+        let nothing = FlowEvent { src: netns_addr(1), to: Addr::UNSPECIFIED_V6, ..test_events::flow() };
+        assert!(!address("::/0").matches(&nothing));
     }
 
     #[test]
     fn protocols_hooks_devices_and_services() {
         let protocol = |protocol| Filter { protocols: vec![protocol], ..Filter::default() };
         assert!(passes(&protocol(Protocol::Tcp)) && !passes(&protocol(Protocol::Udp)));
-        let ping = FlowEvent { proto: Proto::ICMPV6, ..sample::flow() };
-        assert!(protocol(Protocol::Icmp).wants(&ping) && !protocol(Protocol::Sctp).wants(&ping));
+        let ping = FlowEvent { proto: Proto::ICMPV6, ..test_events::flow() };
+        assert!(protocol(Protocol::Icmp).matches(&ping) && !protocol(Protocol::Sctp).matches(&ping));
         let hook = |hook| Filter { hooks: vec![hook], ..Filter::default() };
         assert!(passes(&hook(Hook::Ingress)) && !passes(&hook(Hook::Xdp)));
         let device = Filter { devices: vec!["eth*".to_owned(), "lo".to_owned()], ..Filter::default() };
-        assert!(device.wants_device(Some("eth7")) && !device.wants_device(Some("veth0")));
-        assert!(!device.wants_device(None));
+        assert!(device.matches_device(Some("eth7")) && !device.matches_device(Some("veth0")));
+        assert!(!device.matches_device(None));
         let service = Filter { service: Some("default/web".to_owned()), ..Filter::default() };
-        assert!(service.wants_service(Some("default/web")));
-        assert!(!service.wants_service(Some("default/other")) && !service.wants_service(None));
+        assert!(service.matches_service(Some("default/web")));
+        assert!(!service.matches_service(Some("default/other")) && !service.matches_service(None));
     }
 }

@@ -1,6 +1,5 @@
-//! MONITOR, as the process that watches holds it: the lock that makes it the only one, what it wants to be told, and the
-//! time up to which it wants to, which is renewed before it runs out. Whoever is killed costs the programs nothing once
-//! that time is over.
+//! The lease on MONITOR: a lock that allows only one reader, the event kinds that the programs report, and an expiry time,
+//! which is renewed periodically. If the process is killed, the lease expires and the programs stop reporting.
 
 use std::{
     fs::File,
@@ -18,32 +17,32 @@ use nix::{
 };
 use proxy_common::{Monitor, map};
 
-use super::MonitorError;
+use super::error::MonitorError;
 use crate::{
     bpf::{map::RawMap, shared::SharedArray},
     inspect::pins::Pins,
 };
 
-/// How long the programs go on telling after the last renewal.
-pub const LASTS: Duration = Duration::from_secs(3);
-/// Between two renewals: two may be late.
-pub const RENEWED_EVERY: Duration = Duration::from_secs(1);
+/// Validity of the lease after a renewal.
+pub const DURATION: Duration = Duration::from_secs(3);
+/// Renewal interval: two renewals may be late.
+pub const RENEWAL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Held while this process is the one that watches. Ends when dropped.
+/// Held by the only reader. Dropping it ends the lease.
 #[derive(Debug)]
 pub struct Lease {
     monitor: SharedArray,
     path: PathBuf,
     id: u32,
-    /// Events for which there was no room, as far as that was told.
+    /// The last reported value of the counter of lost events.
     lost: u64,
-    /// Locks the directory of the maps: the agent locks the one above, bpffs holds no regular file, and so whoever
-    /// removes the pins removes the lock with what it protects.
+    /// Locks the directory of the maps. The agent locks its parent, and bpffs has no regular files. Removing the pins also
+    /// removes the lock.
     _lock: Flock<File>,
 }
 
 impl Lease {
-    /// Makes this process the one that watches. Nothing is told before [`Self::begin`], nor for an earlier one any more.
+    /// Takes the lock and ends the lease of an earlier reader. Events start with [`Self::begin`].
     pub fn take(pins: &Pins) -> Result<Self, MonitorError> {
         let map = pins.map(map::MONITOR)?;
         let dir = pins.maps();
@@ -51,7 +50,7 @@ impl Lease {
         let file = File::open(&dir).map_err(failed("opening the directory of the pinned maps"))?;
         let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => lock,
-            Err((_, Errno::EWOULDBLOCK)) => return Err(MonitorError::Watched(dir)),
+            Err((_, Errno::EWOULDBLOCK)) => return Err(MonitorError::AlreadyRunning(dir)),
             Err((_, errno)) => return Err(failed("locking the directory of the pinned maps")(errno.into())),
         };
         let monitor = SharedArray::map(&map).map_err(failed("mapping MONITOR into memory"))?;
@@ -62,20 +61,20 @@ impl Lease {
         Ok(lease)
     }
 
-    /// Has the programs tell of `kinds`, one event in `one_in`.
+    /// Enables events of `kinds`, one in `one_in`.
     pub fn begin(&self, kinds: u32, one_in: u32) -> Result<(), MonitorError> {
         self.monitor.u32_at(offset_of!(Monitor, kinds)).store(kinds, Ordering::Relaxed);
         self.monitor.u32_at(offset_of!(Monitor, one_in)).store(one_in, Ordering::Relaxed);
         self.renew()
     }
 
-    /// Wants to be told for some more time; fails where the maps are no longer those that the programs write to.
+    /// Renews the lease. Fails if the pinned map is no longer the mapped one.
     pub fn renew(&self) -> Result<(), MonitorError> {
         let gone = || MonitorError::Gone(self.path.clone());
         let pinned = match RawMap::open(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(gone()),
             other => {
-                other.map_err(|source| MonitorError::Io { action: "looking for MONITOR's pin", source })?
+                other.map_err(|source| MonitorError::Io { action: "opening the pin of MONITOR", source })?
             }
         };
         if pinned.info().id != self.id {
@@ -85,12 +84,12 @@ impl Lease {
         Ok(())
     }
 
-    /// Wants to be told nothing more.
+    /// Disables events.
     pub fn end(&self) {
         self.until().store(0, Ordering::Release);
     }
 
-    /// Events that were lost since this was last asked.
+    /// The number of lost events since the last call.
     pub fn newly_lost(&mut self) -> u64 {
         let now = self.counter().load(Ordering::Relaxed);
         now.wrapping_sub(std::mem::replace(&mut self.lost, now))
@@ -127,9 +126,9 @@ fn nanos_of(clock: ClockId) -> Result<u64, MonitorError> {
     Ok(Duration::from(now).as_nanos() as u64)
 }
 
-/// When a lease that is renewed at `now` runs out; never 0, which is nobody's.
+/// The expiry of a lease renewed at `now`; never 0, which means no lease.
 fn end_of_lease(now: u64) -> u64 {
-    now.saturating_add(LASTS.as_nanos() as u64)
+    now.saturating_add(DURATION.as_nanos() as u64)
 }
 
 #[cfg(test)]
@@ -137,22 +136,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lease_outlives_two_late_renewals_and_is_never_nobodys() {
+    fn a_lease_outlives_two_late_renewals() {
         assert_eq!(end_of_lease(7_000_000_000), 10_000_000_000);
-        assert!(LASTS > 2 * RENEWED_EVERY);
+        assert!(DURATION > 2 * RENEWAL_INTERVAL);
         assert_ne!(end_of_lease(0), 0);
         assert_eq!(end_of_lease(u64::MAX), u64::MAX);
     }
 
     #[test]
-    fn the_clocks_go_on() {
+    fn clocks_are_monotonic() {
         let before = monotonic().unwrap();
         assert!(monotonic().unwrap() >= before);
         assert!(wall_clock().unwrap() > 1_600_000_000_000_000_000);
     }
 
     #[test]
-    fn numbers_of_monitor_are_aligned() {
+    fn fields_of_monitor_are_aligned() {
         assert_eq!(offset_of!(Monitor, until) % 8, 0);
         assert_eq!(offset_of!(Monitor, lost) % 8, 0);
         assert_eq!((offset_of!(Monitor, kinds) % 4, offset_of!(Monitor, one_in) % 4), (0, 0));

@@ -1,6 +1,6 @@
-//! Who is meant by the numbers of an event: Services by id, or by the address that was asked where the packet ended before
-//! anybody looked that far; devices by index. Looked up by key and remembered until [`Names::forget`], because ids are used
-//! anew and devices get other names.
+//! Resolves the numbers of an event to names. Services are resolved by id, or by destination if the packet was refused or
+//! dropped before the Service lookup; devices by index. Results are cached until [`Names::clear`], because ids are reused and
+//! devices are renamed.
 
 use std::{collections::HashMap, rc::Rc};
 
@@ -13,20 +13,20 @@ use crate::{
     inspect::{InspectError, drops::device_text, pins::Pins},
 };
 
-/// A Service, as far as the event says which of its ports.
+/// A Service, and its port if the event identifies it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceName {
-    /// Of its port; 0 where only the Service is known.
+    /// Id of the service port; 0 if only the Service is known.
     pub id: u32,
     /// `NAMESPACE/NAME`.
     pub name: String,
-    /// Empty when the port has none.
+    /// Empty if the port has no name.
     pub port_name: String,
 }
 
 type Found = Option<Rc<ServiceName>>;
 
-/// Looks names up.
+/// Lookups with a cache.
 pub struct Names {
     pins: Pins,
     frontends: RawMap,
@@ -34,7 +34,7 @@ pub struct Names {
     services: RawMap,
     by_id: HashMap<u32, Found>,
     by_destination: HashMap<FrontendKey, Found>,
-    /// The service ports of each VIP; made when it is first needed.
+    /// The service ports of each VIP; read on first use.
     by_address: Option<HashMap<Addr, Vec<u32>>>,
     devices: HashMap<u32, Rc<str>>,
 }
@@ -53,21 +53,21 @@ impl Names {
         })
     }
 
-    /// Has everything looked up anew.
-    pub fn forget(&mut self) {
+    /// Clears the cache.
+    pub fn clear(&mut self) {
         self.by_id.clear();
         self.by_destination.clear();
         self.by_address = None;
         self.devices.clear();
     }
 
-    /// Whether there is such a Service now.
-    pub fn knows(&self, service: &str) -> Result<bool, InspectError> {
+    /// Whether the Service exists.
+    pub fn has_service(&self, service: &str) -> Result<bool, InspectError> {
         let all = self.pins.read::<u32, ServiceMeta>(map::SERVICE_META)?;
         Ok(all.iter().any(|(_, meta)| name_of(meta) == service))
     }
 
-    /// The Service that the event is about.
+    /// The Service of the event.
     pub fn service(&mut self, event: &FlowEvent) -> Result<Found, InspectError> {
         if event.service != 0 {
             return self.by_id(event.service);
@@ -76,7 +76,7 @@ impl Names {
         if let Some(known) = self.by_destination.get(&key) {
             return Ok(known.clone());
         }
-        let found = self.at(key)?;
+        let found = self.by_destination(key)?;
         self.by_destination.insert(key, found.clone());
         Ok(found)
     }
@@ -85,7 +85,7 @@ impl Names {
         if let Some(known) = self.by_id.get(&id) {
             return Ok(known.clone());
         }
-        let meta: Option<ServiceMeta> = self.look(&self.services, map::SERVICE_META, &id)?;
+        let meta: Option<ServiceMeta> = self.lookup(&self.services, map::SERVICE_META, &id)?;
         let found = meta.map(|meta| {
             Rc::new(ServiceName { id, name: name_of(&meta), port_name: meta.port_name.as_str().to_owned() })
         });
@@ -93,15 +93,15 @@ impl Names {
         Ok(found)
     }
 
-    /// The service port at a destination, as the programs find it; else the Service whose address it is.
-    fn at(&mut self, key: FrontendKey) -> Result<Found, InspectError> {
+    /// The service port of a destination, looked up like the programs do; else the Service that has the address.
+    fn by_destination(&mut self, key: FrontendKey) -> Result<Found, InspectError> {
         if matches!(key.proto, Proto::ICMP | Proto::ICMPV6) {
-            return self.of_address(key.addr);
+            return self.by_address(key.addr);
         }
         if let Some(frontend) = self.frontend(&key)? {
             return self.by_id(frontend.service);
         }
-        let roles: u32 = self.look(&self.node_addrs, map::NODE_ADDRS, &key.addr)?.unwrap_or(0);
+        let roles: u32 = self.lookup(&self.node_addrs, map::NODE_ADDRS, &key.addr)?.unwrap_or(0);
         if roles & (role::NODEPORT | role::LOOPBACK) != 0 {
             let under = FrontendKey::new(key.addr.unspecified_alike(), key.port, key.proto);
             return match self.frontend(&under)? {
@@ -109,11 +109,11 @@ impl Names {
                 None => Ok(None),
             };
         }
-        self.of_address(key.addr)
+        self.by_address(key.addr)
     }
 
-    /// The Service that has this address; none where several share it, as they may an external one.
-    fn of_address(&mut self, addr: Addr) -> Result<Found, InspectError> {
+    /// The Service that has this address; `None` if several Services share it, as external addresses may be.
+    fn by_address(&mut self, addr: Addr) -> Result<Found, InspectError> {
         let proto = if addr.is_v4() { Proto::ICMP } else { Proto::ICMPV6 };
         if self.frontend(&FrontendKey::new(addr, Port::ZERO, proto))?.is_none() {
             return Ok(None);
@@ -140,10 +140,10 @@ impl Names {
     }
 
     fn frontend(&self, key: &FrontendKey) -> Result<Option<Frontend>, InspectError> {
-        self.look(&self.frontends, map::FRONTENDS, key)
+        self.lookup(&self.frontends, map::FRONTENDS, key)
     }
 
-    fn look<K: bytemuck::Pod, V: bytemuck::Pod>(
+    fn lookup<K: bytemuck::Pod, V: bytemuck::Pod>(
         &self,
         map: &RawMap,
         name: &'static str,
@@ -155,7 +155,7 @@ impl Names {
         Ok(value.map(|bytes| bytemuck::pod_read_unaligned(&bytes)))
     }
 
-    /// The device with this index in this network namespace; `#7` where it is gone. 0 is none.
+    /// The device with this index; `#7` if it does not exist in this network namespace. Index 0 is no device.
     pub fn device(&mut self, ifindex: u32) -> Option<Rc<str>> {
         if ifindex == 0 {
             return None;

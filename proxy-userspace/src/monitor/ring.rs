@@ -1,4 +1,4 @@
-//! EVENTS, opened from its pin and read: the programs write, one process reads. What an event means is not known here.
+//! Reads the ring buffer EVENTS from its pin. A ring buffer has only one reader. Events are not interpreted here.
 
 use std::{
     io,
@@ -9,10 +9,9 @@ use std::{
 use aya::maps::{Map, MapData, RingBuf};
 use proxy_common::{FlowEvent, map};
 
-use super::MonitorError;
+use super::error::MonitorError;
 use crate::inspect::pins::Pins;
 
-/// The ring buffer, for its only reader.
 pub struct Ring {
     buffer: RingBuf<MapData>,
     path: PathBuf,
@@ -20,7 +19,7 @@ pub struct Ring {
 
 impl Ring {
     pub fn open(pins: &Pins) -> Result<Self, MonitorError> {
-        // For what it says where nothing is pinned, or may not be opened.
+        // Only for its error message if the pin is missing or not accessible.
         pins.map(map::EVENTS)?;
         let path = pins.maps().join(map::EVENTS);
         let buffer = MapData::from_pin(&path).and_then(Map::from_map_data).and_then(RingBuf::try_from);
@@ -30,12 +29,12 @@ impl Ring {
         }
     }
 
-    /// Passes over what an earlier reader has left.
+    /// Discards the events that an earlier reader left.
     pub fn discard(&mut self) {
         while self.buffer.next().is_some() {}
     }
 
-    /// Calls `each` with the next events, `most` at most or until it says `false`; how many those were.
+    /// Calls `each` with up to `most` events, until it returns `false`; returns the number of events read.
     pub fn read(
         &mut self,
         most: usize,

@@ -1,4 +1,4 @@
-//! One event as it is shown: an object with stable names, and the same as one line.
+//! The output of one event: an object with stable field names, and the same as one line.
 
 use std::{
     fmt,
@@ -10,7 +10,7 @@ use proxy_common::{Addr, Counter, EventKind, FlowEvent, Hook, Port, Proto, socke
 use serde::Serialize;
 
 use super::names::ServiceName;
-use crate::inspect::{addr_port, proto_name};
+use crate::inspect::text::{addr_port, proto_name};
 
 /// What does not apply is `null`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -23,9 +23,9 @@ pub struct EventView {
     pub hook: &'static str,
     pub device: Option<String>,
     pub protocol: String,
-    /// Address and port, or `netns:COOKIE` of a socket's flow: it has no address yet.
+    /// Address and port, or `netns:COOKIE` for a flow of a socket, which has no address yet.
     pub client: String,
-    /// What was asked for, whether or not a Service has it.
+    /// The destination, whether or not it belongs to a Service.
     pub vip: String,
     /// `NAMESPACE/NAME`.
     pub service: Option<String>,
@@ -33,13 +33,13 @@ pub struct EventView {
     pub backend: Option<String>,
     /// The backend is on this node.
     pub local: Option<bool>,
-    /// An address of this node stands for the client's.
+    /// The source is masqueraded with an address of this node.
     pub masqueraded: Option<bool>,
-    /// The port that the backend sees, where the client's own was taken; unknown of a masqueraded flow.
+    /// The source port that the backend sees, if the client's own was in use. Unknown for a masqueraded flow.
     pub client_port: Option<u16>,
-    /// By which counter it was refused or dropped.
+    /// The counter of the refusal or drop.
     pub reason: Option<&'static str>,
-    /// The process that asked.
+    /// The process that owns the socket.
     pub pid: Option<u32>,
     pub process: Option<String>,
     pub service_id: Option<u32>,
@@ -48,13 +48,18 @@ pub struct EventView {
 }
 
 impl EventView {
-    /// `ahead`: how far the wall clock is ahead of the event's, in nanoseconds.
-    pub fn new(event: &FlowEvent, ahead: i128, service: Option<&ServiceName>, device: Option<&str>) -> Self {
+    /// `clock_offset`: from the clock of the event to the wall clock, in nanoseconds.
+    pub fn new(
+        event: &FlowEvent,
+        clock_offset: i128,
+        service: Option<&ServiceName>,
+        device: Option<&str>,
+    ) -> Self {
         let is_flow = event.kind == EventKind::Flow as u8;
         let is_socket = event.hook == Hook::Socket as u8;
         let service_id = service.map_or(event.service, |service| service.id);
         Self {
-            time: time(event.time, ahead),
+            time: time(event.time, clock_offset),
             kind: EventKind::from_number(event.kind).map_or("unknown", EventKind::name),
             hook: Hook::from_number(event.hook).map_or("unknown", Hook::name),
             device: device.map(str::to_owned),
@@ -68,7 +73,7 @@ impl EventView {
             port_name: service.map(|it| it.port_name.clone()).filter(|name| !name.is_empty()),
             backend: is_flow.then(|| addr_port(event.to, event.to_port)),
             local: is_flow.then(|| event.has(FlowEvent::LOCAL)),
-            // What becomes of a socket's source is the route's business.
+            // The source of a socket is chosen later, by its route.
             masqueraded: (is_flow && !is_socket).then(|| event.has(FlowEvent::MASQUERADED)),
             client_port: (is_flow && !event.has(FlowEvent::MASQUERADED) && event.client_port != event.sport)
                 .then(|| event.client_port.host()),
@@ -81,15 +86,15 @@ impl EventView {
         }
     }
 
-    /// The Service and its port, as people write it.
+    /// `NAMESPACE/NAME:PORT`.
     fn service_port(&self) -> Option<String> {
         let (service, port) = (self.service.as_ref()?, self.port_name.as_deref());
         Some(port.map_or_else(|| service.clone(), |port| format!("{service}:{port}")))
     }
 }
 
-fn time(monotonic: u64, ahead: i128) -> String {
-    match Timestamp::from_nanosecond(i128::from(monotonic) + ahead) {
+fn time(monotonic: u64, clock_offset: i128) -> String {
+    match Timestamp::from_nanosecond(i128::from(monotonic) + clock_offset) {
         Ok(at) => format!("{at:.6}"),
         Err(_) => monotonic.to_string(),
     }
@@ -99,7 +104,7 @@ fn reason(number: u32) -> &'static str {
     Counter::from_number(number).map_or("unknown", Counter::name)
 }
 
-/// A ping has no port.
+/// `ADDRESS:PORT`; without a port for a ping.
 fn end(addr: Addr, port: Port, proto: u8) -> String {
     match proto {
         Proto::ICMP | Proto::ICMPV6 => addr.to_string(),
@@ -107,16 +112,16 @@ fn end(addr: Addr, port: Port, proto: u8) -> String {
     }
 }
 
-/// A process may name itself anything, and terminals obey.
-struct Harmless<'a>(&'a str);
+/// Replaces control characters: a process can choose its name, and terminals interpret escape sequences.
+struct Escaped<'a>(&'a str);
 
-impl fmt::Display for Harmless<'_> {
+impl fmt::Display for Escaped<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.chars().try_for_each(|c| fmt::Write::write_char(f, if c.is_control() { '?' } else { c }))
     }
 }
 
-/// One line: when, what, where, who to whom, and what about it; `wide` adds the day and the ids.
+/// One line: time, kind, place, tuple and details; `wide` adds the date and the ids.
 pub fn print_event_into(out: &mut impl Write, view: &EventView, wide: bool, colour: bool) -> io::Result<()> {
     let of_day = view.time.split_once('T').map_or(view.time.as_str(), |(_, time)| time);
     let code = match view.kind {
@@ -130,7 +135,7 @@ pub fn print_event_into(out: &mut impl Write, view: &EventView, wide: bool, colo
     let time = if wide { &view.time } else { of_day };
     write!(out, "{time}  {on}{:<7}{off}  {place:<20} {:<4} ", view.kind, view.protocol)?;
     if let Some(pid) = view.pid {
-        write!(out, "{}[{pid}] ", Harmless(view.process.as_deref().unwrap_or("?")))?;
+        write!(out, "{}[{pid}] ", Escaped(view.process.as_deref().unwrap_or("?")))?;
     }
     write!(out, "{} -> {}", view.client, view.vip)?;
     if let Some(service) = view.service_port() {
@@ -167,9 +172,9 @@ mod tests {
     use proxy_common::socket::netns_addr;
 
     use super::*;
-    use crate::monitor::sample;
+    use crate::monitor::test_events;
 
-    /// An event 1.5 seconds after the machine's start, which was at 2026-01-02 03:04:05.
+    /// Boot time: 2026-01-02 03:04:05. The event is 1.5 seconds later.
     const STARTED: i128 = 1_767_323_045_000_000_000;
 
     fn web() -> ServiceName {
@@ -184,14 +189,14 @@ mod tests {
 
     #[test]
     fn a_flow_in_one_line() {
-        let view = EventView::new(&sample::flow(), STARTED, Some(&web()), Some("veth1"));
+        let view = EventView::new(&test_events::flow(), STARTED, Some(&web()), Some("veth1"));
         assert_eq!(
             line(&view, false, false),
             "03:04:06.500000Z  flow     ingress veth1        TCP  10.0.0.1:4000 -> 10.68.0.10:80 default/web:http -> \
              172.20.1.2:8080  masqueraded\n"
         );
         let other_port =
-            EventView::new(&FlowEvent { flags: 0, ..sample::flow() }, STARTED, Some(&web()), None);
+            EventView::new(&FlowEvent { flags: 0, ..test_events::flow() }, STARTED, Some(&web()), None);
         assert!(line(&other_port, false, false).ends_with("  client port 5000\n"));
         let wide = line(&view, true, true);
         assert!(wide.starts_with("2026-01-02T03:04:06.500000Z  \x1b[32mflow   \x1b[0m  "), "{wide:?}");
@@ -199,8 +204,8 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_question_of_a_process() {
-        let mut event = sample::refused();
+    fn a_refused_connect_of_a_process() {
+        let mut event = test_events::refused();
         let named = b"cu\x1brl";
         event.comm[..named.len()].copy_from_slice(named);
         let view = EventView::new(&FlowEvent { src: netns_addr(31), ..event }, STARTED, None, None);
@@ -220,8 +225,8 @@ mod tests {
     }
 
     #[test]
-    fn a_ping_has_no_ports_and_strange_numbers_are_no_panic() {
-        let ping = FlowEvent { proto: Proto::ICMP, kind: 9, hook: 9, reason: 99, ..sample::refused() };
+    fn a_ping_has_no_ports_and_unknown_numbers_do_not_panic() {
+        let ping = FlowEvent { proto: Proto::ICMP, kind: 9, hook: 9, reason: 99, ..test_events::refused() };
         let view = EventView::new(&ping, i128::MAX / 2, None, None);
         assert_eq!((&*view.client, &*view.vip), ("10.0.0.1", "10.68.0.10"));
         assert_eq!((view.kind, view.hook, view.reason), ("unknown", "unknown", Some("unknown")));

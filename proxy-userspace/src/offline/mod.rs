@@ -1,7 +1,7 @@
-//! `shunt compile`: the tables a node would get from a directory of manifests, without touching a kernel.
+//! `shunt compile`: compiles manifests to the tables of a node, without touching the kernel.
 //!
-//! The whole config line runs as it does under `shunt run`, but with maps in memory and, in place of the
-//! machine's addresses, those of the Node object. Called by the command line and by the golden suite.
+//! The whole config line runs like in `shunt run`, but with maps in memory, and with the addresses of the Node object instead
+//! of those of the machine. Called by the command line and by the golden tests.
 
 mod print;
 mod view;
@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// Why there are no tables to show.
+/// Errors of `shunt compile`.
 #[derive(Debug, thiserror::Error)]
 pub enum OfflineError {
     #[error(transparent)]
@@ -30,7 +30,7 @@ pub enum OfflineError {
     Sync(#[from] SyncError),
 }
 
-/// A node's tables, compiled from manifests alone.
+/// The tables of a node, compiled only from manifests.
 #[derive(Debug)]
 pub struct Offline {
     pub controller: Controller,
@@ -39,7 +39,7 @@ pub struct Offline {
 }
 
 impl Offline {
-    /// Compiles a manifest file, or every manifest of a directory.
+    /// Compiles a manifest file, or all manifests of a directory.
     pub fn compile(path: &Path, node_name: &str, config: CompileConfig) -> Result<Self, OfflineError> {
         let (directory, events) = files::read(path)?;
         let controller = Controller::new(node_name, config, MapSizes::default());
@@ -48,24 +48,24 @@ impl Offline {
         Ok(offline)
     }
 
-    /// Takes further events, as if they came later.
+    /// Applies further events, like later changes.
     pub fn apply(&mut self, events: Vec<Event>) -> Result<SyncReport, OfflineError> {
         events.into_iter().for_each(|event| self.controller.apply(event));
         self.controller.set_node_addresses(assumed_addresses(&self.controller), &[]);
         Ok(self.controller.sync(&mut self.store)?)
     }
 
-    /// Documents that were not taken over.
+    /// Rejected documents.
     pub fn refused(&self) -> Vec<Refused> {
         self.directory.refused()
     }
 
-    /// Kinds that are not for a proxy.
+    /// Objects of kinds that a proxy does not use.
     pub fn ignored(&self) -> Vec<Ignored> {
         self.directory.ignored()
     }
 
-    /// Services that are not served as they ask.
+    /// Services that are not served as specified.
     pub fn problems(&self) -> Vec<Problem> {
         self.controller.problems()
     }
@@ -75,7 +75,7 @@ impl Offline {
     }
 }
 
-/// The addresses a node has for certain: those of its object, and loopback.
+/// The known addresses of the node: those of its Node object, and loopback.
 fn assumed_addresses(controller: &Controller) -> Vec<NodeAddress> {
     let node = controller.node();
     let loopback = [IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];

@@ -1,4 +1,4 @@
-//! Tables for people: one section a map, names beside numbers, always in the same order.
+//! Prints the tables as text: one section per map, names next to numbers, in a stable order.
 
 use std::io::{self, Write};
 
@@ -60,7 +60,7 @@ fn print_config_into(out: &mut impl Write, view: Option<&NodeConfigView>) -> io:
     Ok(())
 }
 
-/// Only where a Service has session affinity or source ranges.
+/// Only printed if a Service has session affinity or source ranges.
 fn print_clients_into(out: &mut impl Write, view: &TablesView, headers: bool) -> io::Result<()> {
     if !view.set_members.is_empty() {
         let members = view.set_members.iter().map(|row| {
@@ -119,7 +119,7 @@ fn section(
     print_table_into(out, headers, header, rows)
 }
 
-/// `4+3=1,2,5`: three slots from 4 on, and the backends in them.
+/// `4+3=1,2,5`: three slots from index 4 on, with the backends 1, 2 and 5.
 fn range(view: &RangeView) -> String {
     if view.count == 0 {
         return "-".into();

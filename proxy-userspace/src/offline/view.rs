@@ -1,4 +1,4 @@
-//! Tables in words: what `shunt compile` prints, as data.
+//! The tables as data: the output of `shunt compile`.
 
 use proxy_common::{
     Addr, Backend, Frontend, FrontendKind, NodeConfig, Port, Prefix, Proto, ServiceMeta, SetMember,
@@ -13,7 +13,7 @@ use crate::{
     tables::{Range, Tables},
 };
 
-/// Every table, each in order of its keys.
+/// All tables, each sorted by key.
 #[derive(Clone, Debug, Serialize)]
 pub struct TablesView {
     pub node_config: Option<NodeConfigView>,
@@ -59,7 +59,7 @@ pub struct ServiceView {
 /// An entry of FRONTENDS.
 #[derive(Clone, Debug, Serialize)]
 pub struct FrontendView {
-    /// `*` where it is every address of the node.
+    /// `*` for every address of the node.
     pub address: String,
     pub family: u8,
     pub port: u16,
@@ -73,7 +73,7 @@ pub struct FrontendView {
     pub affinity_seconds: u32,
 }
 
-/// A range of SLOTS and what stands in it.
+/// A range of SLOTS and its backends.
 #[derive(Clone, Debug, Serialize)]
 pub struct RangeView {
     pub base: u32,
@@ -125,10 +125,10 @@ pub struct PortView {
     pub bits: Vec<String>,
 }
 
-/// What the node answers for a healthCheckNodePort: no map, a listener of the agent's.
+/// The response of a healthCheckNodePort. Not a map: a listener of the agent.
 #[derive(Clone, Debug, Serialize)]
 pub struct HealthCheckView {
-    /// Unspecified where it is every address of the node.
+    /// The unspecified address for every address of the node.
     pub address: String,
     pub port: u16,
     pub service: String,
@@ -173,7 +173,7 @@ impl TablesView {
     }
 }
 
-/// IPv4 first, each family by number: as people order addresses, not as their words compare.
+/// Sorts by numeric address, IPv4 first.
 fn by_address<K, V>(mut entries: Vec<(K, V)>, addr: impl Fn(&K) -> Addr) -> Vec<(K, V)> {
     entries.sort_by_key(|(key, _)| addr(key).to_ip());
     entries
@@ -280,7 +280,7 @@ fn name_of(tables: &Tables, service: u32) -> String {
     tables.service_meta.get(&service).map(service_name).unwrap_or_default()
 }
 
-/// `default/web:http`, without the colon where the port has no name.
+/// `default/web:http`; `default/web` if the port has no name.
 fn service_name(meta: &ServiceMeta) -> String {
     let name = format!("{}/{}", meta.namespace.as_str(), meta.name.as_str());
     match meta.port_name.as_str() {
@@ -289,7 +289,7 @@ fn service_name(meta: &ServiceMeta) -> String {
     }
 }
 
-/// The rows about ports; those that are about the ends of addresses alone say nothing that BACKENDS does not.
+/// The elements that have port bits. Elements with only address bits add no information to BACKENDS.
 fn ports(tables: &Tables) -> Vec<PortView> {
     let rows = tables.ports.entries().into_iter().map(|(port, bits)| port_view(*port, *bits));
     rows.filter(|row| !row.bits.is_empty()).collect()

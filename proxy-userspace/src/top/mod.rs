@@ -1,34 +1,34 @@
-//! `shunt top`: which Services carry, refuse and drop how much just now, from two looks at the pinned maps. It works while
-//! the agent is down, and needs CAP_BPF alone. Called by [`crate::cli`].
+//! `shunt top`: current rates of each Service, from two samples of the pinned maps. It works while the agent is down, and
+//! needs only CAP_BPF. Called by [`crate::cli`].
 //!
-//! [`sample`] reads, [`rates`] compares two samples (pure, as [`sort`] is), [`print`] writes one comparison, and [`live`]
-//! shows one after the other: [`screen`] is what the user has chosen, [`view`] draws it.
+//! [`sample`] reads the maps, [`rates`] compares two samples and [`sort`] orders the rows (both pure), [`print`] writes one
+//! comparison. [`interactive`] is the terminal loop: [`state`] has the user's choices, [`draw`] draws the screen.
 
-pub mod live;
+pub mod draw;
+pub mod interactive;
 pub mod print;
 pub mod rates;
 pub mod sample;
-pub mod screen;
 pub mod sort;
-pub mod view;
+pub mod state;
 
 use std::{io, thread, time::Duration};
 
 use self::{rates::Overview, sample::Sample, sort::SortKey};
 use crate::inspect::{InspectError, pins::Pins};
 
-/// What was asked for.
+/// The resolved flags.
 #[derive(Clone, Debug)]
 pub struct Options {
     pub interval: Duration,
     pub sort: SortKey,
-    /// As many service ports at most.
+    /// Maximum number of service ports.
     pub limit: Option<usize>,
-    /// `NAMESPACE/NAME`: only this Service's.
+    /// Only this Service (`NAMESPACE/NAME`).
     pub service: Option<String>,
 }
 
-/// Why it ended.
+/// Errors of `shunt top`.
 #[derive(Debug, thiserror::Error)]
 pub enum TopError {
     #[error(transparent)]
@@ -37,7 +37,7 @@ pub enum TopError {
     Terminal { action: &'static str, source: io::Error },
 }
 
-/// One comparison over the interval.
+/// Measures over one interval.
 pub fn once(pins: &Pins, options: &Options) -> Result<Overview, TopError> {
     let before = Sample::read(pins)?;
     thread::sleep(options.interval);

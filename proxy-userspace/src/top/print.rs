@@ -1,11 +1,11 @@
-//! `shunt top --once` as a table, for eyes and for awk: plain numbers, one line a service port.
+//! `shunt top --once` as a table, easy to parse: plain numbers, one line per service port.
 
 use std::io::{self, Write};
 
 use super::{rates::Overview, sort::SortKey};
 use crate::inspect::{statistics::Count, table::print_table_into};
 
-/// What is shown of totals, in the wide table.
+/// Totals in the wide table.
 const TOTALS: [(&str, Count); 5] = [
     ("NEW", Count::Flows),
     ("BYTES IN", Count::BytesIn),
@@ -14,7 +14,7 @@ const TOTALS: [(&str, Count); 5] = [
     ("DROPPED", Count::Dropped),
 ];
 
-/// The service ports, in the order they are in.
+/// The service ports, in the order of `overview`.
 pub fn print_top_into(
     out: &mut impl Write,
     overview: &Overview,
@@ -38,7 +38,7 @@ pub fn print_top_into(
     print_table_into(out, headers, &header, rows)
 }
 
-/// What nobody counts is not nothing.
+/// A figure, or a dash if it is not counted.
 fn known(figure: Option<String>) -> String {
     figure.unwrap_or_else(|| "-".to_owned())
 }
@@ -48,7 +48,7 @@ mod tests {
     use super::{super::rates::tests::overview, *};
 
     #[test]
-    fn a_line_a_service_port() {
+    fn one_line_per_service_port() {
         let mut out = Vec::new();
         print_top_into(&mut out, &overview(), true, false).unwrap();
         let text = String::from_utf8(out).unwrap();
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn wide_has_totals_and_what_is_not_counted_is_a_dash() {
+    fn wide_adds_totals_and_uncounted_figures_are_dashes() {
         let mut overview = overview();
         for row in &mut overview.services {
             row.rates = row.rates.without_traffic();

@@ -1,4 +1,4 @@
-//! What happened between two samples, per second: pure, so that tests need neither maps nor time.
+//! Rates between two samples. Pure, so that tests need neither maps nor time.
 
 use std::collections::HashMap;
 
@@ -16,29 +16,29 @@ use crate::inspect::{
 /// Two samples compared.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Overview {
-    /// How far apart they are.
+    /// Time between the samples.
     pub interval_seconds: f64,
-    /// Flows, packets and bytes of Services are counted (`--service-stats-max`); without, these are `null`.
+    /// Whether flows, packets and bytes of Services are counted (`--service-stats-max`); if not, they are `null`.
     pub service_stats: bool,
     pub node: NodeRates,
-    /// Why and where packets were refused and dropped, most first.
+    /// Refusals and drops by reason and device, highest rate first.
     pub drops: Vec<DropRow>,
     pub services: Vec<Row>,
 }
 
-/// A count, and how fast it grows; `null` before there is a second sample.
+/// A count and its rate; the rate is `null` before the second sample.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Rate {
     pub total: u64,
     pub per_second: Option<f64>,
 }
 
-/// The node's, from COUNTERS: of all Services, and of what is no Service's too.
+/// Rates of the node, from COUNTERS: of all Services, and of packets that belong to none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct NodeRates {
-    /// Flows to Services that began in packets.
+    /// New flows to Services, seen as packets.
     pub flows: Rate,
-    /// Connections and datagrams that were translated at their socket.
+    /// Connections and datagrams that were translated at the socket.
     pub sockets: Rate,
     pub refused: Rate,
     pub dropped: Rate,
@@ -48,7 +48,7 @@ pub struct NodeRates {
 pub struct DropRow {
     pub reason: &'static str,
     pub device: String,
-    /// With an answer.
+    /// A refusal: the sender got a reply.
     pub refused: bool,
     #[serde(flatten)]
     pub rate: Rate,
@@ -74,7 +74,7 @@ pub struct Row {
 }
 
 impl Overview {
-    /// What there was at `before` and what there is `now`. Without rates where no time lies between.
+    /// Compares two samples. Without time between them there are no rates.
     pub fn between(before: &Sample, now: &Sample) -> Self {
         let seconds = now.at.saturating_duration_since(before.at).as_secs_f64();
         Self {
@@ -86,7 +86,7 @@ impl Overview {
         }
     }
 
-    /// Leaves one Service's.
+    /// Keeps only the ports of one Service.
     pub fn only(&mut self, name: &str) -> Result<(), InspectError> {
         let (namespace, service) = split_name(name)?;
         self.services.retain(|row| row.namespace == namespace && row.name == service);
@@ -94,7 +94,7 @@ impl Overview {
     }
 }
 
-/// A count that went back began anew in between, at 0.
+/// A count that decreased was reset to 0 in between.
 fn rate(before: u64, now: u64, seconds: f64) -> Rate {
     let grown = now.checked_sub(before).unwrap_or(now);
     Rate { total: now, per_second: (seconds > 0.0).then(|| grown as f64 / seconds) }
@@ -114,7 +114,7 @@ fn node(before: &Sample, now: &Sample, seconds: f64) -> NodeRates {
     }
 }
 
-/// What grows comes first, then what there was most of.
+/// Sorted by rate, then by total.
 fn drops(before: &Sample, now: &Sample, seconds: f64) -> Vec<DropRow> {
     let old: HashMap<_, _> =
         before.drops.iter().map(|entry| ((entry.ifindex, entry.reason), entry.packets)).collect();
@@ -123,7 +123,7 @@ fn drops(before: &Sample, now: &Sample, seconds: f64) -> Vec<DropRow> {
         .iter()
         .filter_map(|entry| {
             let reason = entry.reason()?;
-            // What devices that are gone have dropped is added to their entry at once, and was long ago.
+            // The drops of a removed device are added to this entry at once; they are not recent.
             let before = match entry.ifindex {
                 DropKey::GONE => entry.packets,
                 ifindex => old.get(&(ifindex, entry.reason)).copied().unwrap_or(0),
@@ -147,7 +147,7 @@ fn services(before: &Sample, now: &Sample, seconds: f64) -> Vec<Row> {
     let zero = Figures::zero(now.statistics.has_traffic);
     let old: HashMap<u32, _> = before.statistics.ports.iter().map(|port| (port.id, port)).collect();
     let row = |port: &crate::inspect::statistics::ServicePort| {
-        // Another's counts under the same id are none of this one's.
+        // Ids are reused: the counts of another port under the same id do not belong to this one.
         let old = old.get(&port.id).filter(|old| is_same(&old.meta, &port.meta));
         let grown = port.totals.since(&old.map_or(zero, |old| old.totals));
         let meta = &port.meta;
@@ -168,7 +168,7 @@ fn services(before: &Sample, now: &Sample, seconds: f64) -> Vec<Row> {
     now.statistics.ports.iter().map(row).collect()
 }
 
-/// The port's number may change; whose port it is does not.
+/// Whether both are the same service port. Its number may change.
 fn is_same(a: &ServiceMeta, b: &ServiceMeta) -> bool {
     (a.namespace, a.name, a.port_name, a.proto, a.family)
         == (b.namespace, b.name, b.port_name, b.proto, b.family)
@@ -198,7 +198,7 @@ pub(super) mod tests {
         Sample { at, statistics, counters, drops: Vec::new() }
     }
 
-    /// Two seconds in which `api` and `web` had something to do and `idle` had not.
+    /// Two seconds with traffic of `api` and `web`, and none of `idle`.
     pub fn overview() -> Overview {
         let begin = Instant::now();
         let mut before =
@@ -236,7 +236,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_drops_now_comes_before_what_dropped_once() {
+    fn current_drops_come_first() {
         let overview = overview();
         let drops: Vec<_> =
             overview.drops.iter().map(|row| (row.reason, &*row.device, row.refused)).collect();
@@ -244,7 +244,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn neither_an_id_used_anew_nor_a_count_that_went_back_is_a_flood() {
+    fn reused_ids_and_reset_counts_cause_no_spike() {
         let begin = Instant::now();
         let before = sample(begin, vec![port(1, "web", [100; 7]), port(2, "old", [100; 7])]);
         let later = begin + Duration::from_secs(1);

@@ -1,4 +1,4 @@
-//! One look at the maps: the counts of all service ports, of the node, and of its devices' drops, and when that was.
+//! One sample of the maps: counts of all service ports, counters of the node and drops per device, with a time stamp.
 
 use std::time::Instant;
 
@@ -19,7 +19,7 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// The maps are opened anew for each: an agent that starts with other statistics pins another map.
+    /// Opens the maps for each sample: an agent that starts with other statistics settings pins a new map.
     pub fn read(pins: &Pins) -> Result<Self, InspectError> {
         Ok(Self {
             at: Instant::now(),

@@ -1,11 +1,11 @@
-//! In what order service ports are shown.
+//! The order of service ports.
 
 use std::cmp::Ordering;
 
 use super::rates::Row;
 use crate::inspect::statistics::Count;
 
-/// What they are sorted by: the greatest rate first, names from A to Z.
+/// The sort column: rates in descending, names in ascending order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SortKey {
     Service,
@@ -25,7 +25,7 @@ impl SortKey {
         Self::Rate(Count::Dropped),
     ];
 
-    /// As `--sort` takes it.
+    /// The value of `--sort`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Service => "service",
@@ -39,7 +39,7 @@ impl SortKey {
         }
     }
 
-    /// The head of its column.
+    /// The title of the column.
     pub const fn title(self) -> &'static str {
         match self {
             Self::Service => "SERVICE",
@@ -57,19 +57,19 @@ impl SortKey {
         Self::ALL.into_iter().find(|key| key.name() == name)
     }
 
-    /// The column so many to the right, around the end.
+    /// The column `by` positions to the right, wrapping around.
     pub fn shifted(self, by: isize) -> Self {
         let at = Self::ALL.iter().position(|key| *key == self).unwrap_or(0);
         Self::ALL[(at as isize + by).rem_euclid(Self::ALL.len() as isize) as usize]
     }
 }
 
-/// Rows that are equal by `key` stay in the order of their names, so that they do not dance.
+/// Rows with equal keys are sorted by name, so that their order is stable between samples.
 pub fn sort(rows: &mut [Row], key: SortKey, reversed: bool) {
     let by_name =
         |a: &Row, b: &Row| (&a.title, &a.protocol, a.family).cmp(&(&b.title, &b.protocol, b.family));
     let by_rate = |count, a: &Row, b: &Row| {
-        // What is not known is less than nothing.
+        // An unknown rate sorts below 0.
         let of = |row: &Row| row.rates.get(count).unwrap_or(-1.0);
         of(b).partial_cmp(&of(a)).unwrap_or(Ordering::Equal)
     };
@@ -92,20 +92,20 @@ mod tests {
     }
 
     #[test]
-    fn greatest_first_and_names_from_a_to_z() {
+    fn rates_descend_and_names_ascend() {
         assert_eq!(sorted(SortKey::Rate(Count::Flows), false), ["api", "web", "idle"]);
         assert_eq!(sorted(SortKey::Rate(Count::BytesIn), false), ["web", "api", "idle"]);
         assert_eq!(sorted(SortKey::Service, false), ["api", "idle", "web"]);
     }
 
     #[test]
-    fn reversed_but_equals_by_name() {
+    fn reversing_keeps_equal_rows_by_name() {
         assert_eq!(sorted(SortKey::Rate(Count::Dropped), true), ["api", "idle", "web"]);
         assert_eq!(sorted(SortKey::Service, true), ["web", "idle", "api"]);
     }
 
     #[test]
-    fn columns_go_around() {
+    fn columns_wrap_around() {
         assert_eq!(SortKey::Service.shifted(-1), SortKey::Rate(Count::Dropped));
         assert_eq!(SortKey::Rate(Count::Dropped).shifted(1), SortKey::Service);
         for key in SortKey::ALL {

@@ -19,7 +19,7 @@ use clap::Parser as _;
 use shunt::{
     cli::{
         args::{Cli, Command},
-        compile::{complain_into, config_of},
+        compile::{config_of, print_problems_into},
     },
     config::CompileConfig,
     offline::{Offline, print_tables_into},
@@ -86,7 +86,7 @@ impl Scenario {
     /// What `shunt compile` says, with file names as seen from the golden directory.
     fn text(&self, offline: &Offline) -> Result<String> {
         let mut out = Vec::new();
-        complain_into(&mut out, offline, &self.node)?;
+        print_problems_into(&mut out, offline, &self.node)?;
         print_tables_into(&mut out, &offline.view(), true)?;
         let prefix = format!("{}/", golden().display());
         Ok(String::from_utf8(out)?.replace(&prefix, ""))

@@ -76,7 +76,7 @@ fn bridged_pods_and_rules_that_ask_for_state() -> Result<()> {
         "link add cni0 type bridge\nlink add pod0 type veth peer name eth0 netns {}\nlink set pod0 master cni0",
         pod.path().display()
     ))?;
-    says(&check(&node)?, CHECK, "ok", &["cni0", "no rule asks"]);
+    says(&check(&node)?, CHECK, "ok", &["cni0", "no rule matches"]);
     node.nft("add rule ip cni checked ct state invalid drop")?;
     says(
         &check(&node)?,
@@ -88,7 +88,7 @@ fn bridged_pods_and_rules_that_ask_for_state() -> Result<()> {
     says(&check(&node)?, CHECK, "ok", &["cni0"]);
     set("0")?;
     node.nft("flush chain ip cni checked")?;
-    says(&check(&node)?, CHECK, "ok", &["no rule asks"]);
+    says(&check(&node)?, CHECK, "ok", &["no rule matches"]);
     node.run(&[
         "iptables-legacy",
         "-A",
@@ -122,7 +122,7 @@ fn cilium_and_how_it_routes() -> Result<()> {
     let node = new("limit-cilium")?;
     let empty = "mount -t bpf bpf /sys/fs/bpf";
     silent(&check_after(&node, empty)?, CHECK);
-    says(&check_after(&node, pins)?, CHECK, "warn", &["tc/globals", "past our egress hook"]);
+    says(&check_after(&node, pins)?, CHECK, "warn", &["tc/globals", "bypasses our egress hook"]);
     node.ip("link add cilium_host type veth peer name cilium_net")?;
     let with = |line: &str| check_after(&node, &format!("{empty}; {}", header(line)));
     says(&check_after(&node, empty)?, CHECK, "warn", &["device cilium_", "cilium status"]);
@@ -130,7 +130,7 @@ fn cilium_and_how_it_routes() -> Result<()> {
         &with("#define ENABLE_HOST_ROUTING 1")?,
         CHECK,
         "fail",
-        &["past our egress hook", "hostLegacyRouting=true"],
+        &["bypasses our egress hook", "hostLegacyRouting=true"],
     );
     says(&with("#define ENABLE_NODEPORT 1")?, CHECK, "fail", &["two proxies", "kubeProxyReplacement=false"]);
     says(&with("#define ENABLE_IPV4 1")?, CHECK, "ok", &["device cilium_"]);

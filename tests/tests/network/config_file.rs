@@ -40,10 +40,9 @@ fn a_changed_file_ends_the_agent_and_nothing_else() -> Result<()> {
     fs::write(&file, document(false))?;
     let named = file.to_str().context("a path in UTF-8")?;
     node.start_shunt(&["--config", named])?;
-    for (what, want) in [
-        ("fields without a meaning", "clientConnection.qps"),
-        ("count for nothing", "--healthz-bind-address"),
-    ] {
+    for (what, want) in
+        [("ignored fields", "clientConnection.qps"), ("overrides these flags", "--healthz-bind-address")]
+    {
         let log = node.shunt_log();
         assert!(log.lines().any(|line| line.contains(what) && line.contains(want)), "{want}: {log}");
     }

@@ -459,8 +459,8 @@ fn nothing_changes(trio: &Trio) -> Result<()> {
         assert!(text.contains(words), "no {words:?} in:\n{text}");
     }
     for (words, code, says) in [
-        (["10.0.0.1", "10.68.0.10"], 2, "names no port"),
-        (["10.0.0.1", "[fd00::1]:80"], 2, "one family"),
+        (["10.0.0.1", "10.68.0.10"], 2, "has no port"),
+        (["10.0.0.1", "[fd00::1]:80"], 2, "different address families"),
         (["--from=nowhere", "10.68.0.10:80"], 2, ""),
     ] {
         let output = node.shunt_output(&["explain", words[0], words[1]])?;

@@ -1,8 +1,7 @@
-//! `shunt service list|show`: each frontend with its backends and their connections, put together from the
-//! maps. How they are printed is in [`print`].
+//! `shunt service list|show`: each frontend with its backends and their connections. [`print`] prints them.
 
-mod counted;
 pub mod print;
+mod statistics;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,8 +11,8 @@ use proxy_common::{
 };
 use serde::Serialize;
 
-pub use self::counted::{Statistics, Traffic};
-use super::{InspectError, pins::Pins, proto_name, statistics};
+pub use self::statistics::{Statistics, Traffic};
+use super::{InspectError, pins::Pins, statistics::traffic, text::proto_name};
 
 /// One frontend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -30,9 +29,9 @@ pub struct ServiceView {
     pub policy: &'static str,
     /// 0 without session affinity.
     pub affinity_seconds: u32,
-    /// The clients that a load balancer's address lets in; `null` is everyone.
+    /// Client ranges that a load balancer address accepts; `null` if all.
     pub source_ranges: Option<Vec<String>>,
-    /// Whether the Service has a usable endpoint anywhere: without, new flows are refused.
+    /// Whether the Service has a usable endpoint on any node. If not, new flows are refused.
     pub has_endpoints: bool,
     pub backends: Vec<ServiceBackend>,
     /// Index into SERVICES.
@@ -51,22 +50,22 @@ pub struct ServiceBackend {
     pub terminating: bool,
     /// Established TCP connections through this frontend.
     pub active: u64,
-    /// Its other flows: TCP that begins or ends, and all of UDP, as ipvsadm counts.
+    /// Other flows: TCP during handshake or close, and all UDP, as ipvsadm counts.
     pub inactive: u64,
-    /// The set that holds it: `cluster`, `local` or `both`.
+    /// The set that contains it: `cluster`, `local` or `both`.
     pub set: &'static str,
     pub id: u32,
 }
 
-/// The entries that services are made of, as read from the maps.
+/// The map entries behind the views.
 #[derive(Clone, Debug, Default)]
 pub struct ServiceMaps {
     pub frontends: Vec<(FrontendKey, Frontend)>,
-    /// Index to backend id, what is not zero.
+    /// From index to backend id, without zero elements.
     pub slots: HashMap<u32, u32>,
     pub backends: HashMap<u32, Backend>,
     pub services: HashMap<u32, Service>,
-    /// By service id; `None` where statistics are off.
+    /// By service id; `None` if statistics are disabled.
     pub traffic: Option<Vec<ServiceStats>>,
     pub service_meta: HashMap<u32, ServiceMeta>,
     pub backend_meta: HashMap<u32, BackendMeta>,
@@ -75,8 +74,8 @@ pub struct ServiceMaps {
 }
 
 impl ServiceMaps {
-    /// Frontends are read first: the slots that a frontend names stay as they are for a while after it is
-    /// replaced, so what is read later still fits what was read before.
+    /// Frontends are read first: the slots of a frontend stay unchanged for some time after it is replaced, so that slots
+    /// read later still match.
     pub fn read(pins: &Pins) -> Result<Self, InspectError> {
         let frontends: Vec<(FrontendKey, Frontend)> = pins.read(map::FRONTENDS)?;
         let highest = frontends.iter().map(|(_, frontend)| frontend.service).max().unwrap_or(0);
@@ -85,7 +84,7 @@ impl ServiceMaps {
             slots: pins.read(map::SLOTS)?.into_iter().collect(),
             backends: pins.read(map::BACKENDS)?.into_iter().collect(),
             services: pins.read(map::SERVICES)?.into_iter().collect(),
-            traffic: statistics::traffic(pins, highest.saturating_add(1))?,
+            traffic: traffic(pins, highest.saturating_add(1))?,
             service_meta: pins.read(map::SERVICE_META)?.into_iter().collect(),
             backend_meta: pins.read(map::BACKEND_META)?.into_iter().collect(),
             conntrack: pins.read(map::CONNTRACK)?,
@@ -93,7 +92,7 @@ impl ServiceMaps {
         })
     }
 
-    /// One view a frontend, by name, then kind and address. Ping answers are no services.
+    /// One view per frontend, sorted by name, kind and address. Frontends for ping replies are skipped.
     pub fn views(&self) -> Vec<ServiceView> {
         let connections = self.connections();
         let mut views: Vec<_> = self
@@ -146,7 +145,13 @@ impl ServiceMaps {
         }
     }
 
-    /// By address, then from the widest to the narrowest.
+    fn statistics_of(&self, service: u32) -> Statistics {
+        let counts = self.services.get(&service).copied().unwrap_or_else(bytemuck::Zeroable::zeroed);
+        let traffic = self.traffic.as_ref().and_then(|all| all.get(service as usize)).copied();
+        Statistics::new(counts, traffic)
+    }
+
+    /// Sorted by address, wider ranges first.
     fn ranges_of(&self, service: u32) -> Vec<String> {
         let mine = self.source_ranges.iter().map(|(range, _)| range).filter(|range| range.service == service);
         let mut ranges: Vec<_> = mine.map(|range| (range.addr.to_ip(), range.address_bits())).collect();
@@ -154,8 +159,8 @@ impl ServiceMaps {
         ranges.into_iter().map(|(ip, bits)| format!("{ip}/{bits}")).collect()
     }
 
-    /// What new flows to this frontend can reach: under Cluster policy the cluster set; under Local policy the
-    /// local set, and for outside addresses the cluster set too, which this node and its own pods get.
+    /// The backends that new flows to this frontend can reach: with policy Cluster the cluster set; with policy Local the
+    /// local set. External addresses with policy Local also use the cluster set, for clients on this node.
     fn backends_of(
         &self,
         key: &FrontendKey,
@@ -203,8 +208,8 @@ impl ServiceMaps {
         backends.into_iter().map(|(_, view)| view).collect()
     }
 
-    /// Active and inactive flows of each frontend and backend, from the request halves: a half's destination
-    /// is a frontend's address, or an address of the node whose port is a NodePort.
+    /// Active and inactive flows by frontend and backend, from the request halves. The destination of a request half is the
+    /// address of a frontend, or a node address with a NodePort.
     fn connections(&self) -> Connections {
         let frontends: HashMap<&FrontendKey, u32> =
             self.frontends.iter().map(|(key, frontend)| (key, frontend.service)).collect();
@@ -235,7 +240,7 @@ impl ServiceMaps {
 /// Active and inactive flows by frontend and backend id.
 type Connections = HashMap<(FrontendKey, u32), (u64, u64)>;
 
-/// `NAMESPACE/NAME` in two.
+/// Splits `NAMESPACE/NAME`.
 pub fn split_name(text: &str) -> Result<(&str, &str), InspectError> {
     match text.split_once('/') {
         Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
@@ -290,7 +295,7 @@ mod tests {
         (key, entry)
     }
 
-    /// Service 7 at 10.0.0.100:80 and NodePort 30080 (Local), backends 1 (here) and 2 (away).
+    /// Service 7 at 10.0.0.100:80 and NodePort 30080 (Local), backends 1 (local) and 2 (remote).
     pub(super) fn maps() -> ServiceMaps {
         let open = tcp::OPENED | tcp::REPLIED | tcp::CONFIRMED;
         let name = |text| Name::new(text).unwrap();
@@ -359,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn local_policy_shows_who_can_be_reached() {
+    fn local_policy_shows_reachable_backends() {
         let mut maps = maps();
         let views = maps.views();
         assert_eq!(views[1].backends[0].set, "both");
@@ -368,13 +373,13 @@ mod tests {
         maps.frontends[2].1.flags |= Frontend::LOCAL;
         assert_eq!(maps.views()[0].backends.len(), 1);
         maps.frontends[2].1.local_count = 0;
-        assert_eq!(maps.views()[0].nobody(), "no local endpoint: dropped");
+        assert_eq!(maps.views()[0].no_backend_text(), "no local endpoint: dropped");
         maps.frontends[2].1.flags = 0;
-        assert_eq!(maps.views()[0].nobody(), "no endpoint: refused");
+        assert_eq!(maps.views()[0].no_backend_text(), "no endpoint: refused");
     }
 
     #[test]
-    fn source_ranges_are_shown_where_they_count() {
+    fn source_ranges_are_shown_where_they_apply() {
         let mut maps = maps();
         assert_eq!(maps.views()[0].source_ranges, None);
         maps.frontends[2].1.flags |= Frontend::SOURCE_RANGES;
@@ -386,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_two_words() {
+    fn names_have_a_namespace() {
         assert_eq!(split_name("a/b").unwrap(), ("a", "b"));
         for bad in ["a", "/b", "a/", "a/b/c"] {
             assert!(split_name(bad).unwrap_err().is_usage(), "{bad}");

@@ -1,4 +1,4 @@
-//! Services as `ipvsadm -ln` shows virtual and real servers, and one Service in full.
+//! Prints Services in the style of `ipvsadm -ln`, or one Service with all details.
 
 use std::io::{self, Write};
 
@@ -10,7 +10,7 @@ impl ServiceView {
         joined(&self.address, self.port)
     }
 
-    /// `NAMESPACE/NAME`, with the port's name where it has one.
+    /// `NAMESPACE/NAME`, followed by the name of the port if it has one.
     fn title(&self) -> String {
         match self.port_name.as_str() {
             "" => format!("{}/{}", self.namespace, self.name),
@@ -18,17 +18,17 @@ impl ServiceView {
         }
     }
 
-    /// Whom it lets in.
+    /// Accepted client ranges.
     fn sources(&self) -> String {
         match self.source_ranges.as_deref() {
             None => "all".to_owned(),
-            Some([]) => "nobody".to_owned(),
+            Some([]) => "none".to_owned(),
             Some(ranges) => ranges.join(","),
         }
     }
 
-    /// What happens to new flows when there is no backend to show.
-    pub(super) fn nobody(&self) -> &'static str {
+    /// What happens to new flows if there is no backend.
+    pub(super) fn no_backend_text(&self) -> &'static str {
         if self.has_endpoints { "no local endpoint: dropped" } else { "no endpoint: refused" }
     }
 }
@@ -47,7 +47,7 @@ fn joined(address: &str, port: u16) -> String {
     if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
 }
 
-/// As `ipvsadm -ln`: a frontend's line, then one line a backend.
+/// Like `ipvsadm -ln`: one line per frontend, followed by one line per backend.
 pub fn print_services_into(
     out: &mut impl Write,
     views: &[ServiceView],
@@ -96,13 +96,16 @@ pub fn print_services_into(
             ));
         }
         if view.backends.is_empty() {
-            rows.push(row(["  ->", view.nobody(), "", "", "", "", ""], [const { String::new() }; 3]));
+            rows.push(row(
+                ["  ->", view.no_backend_text(), "", "", "", "", ""],
+                [const { String::new() }; 3],
+            ));
         }
     }
     print_table_into(out, false, &[], rows)
 }
 
-/// What all frontends of the service port have carried.
+/// Traffic of all frontends of the service port.
 fn traffic(traffic: &Traffic) -> String {
     let Traffic { flows, packets_in, bytes_in, packets_out, bytes_out } = *traffic;
     let shown = || {
@@ -112,7 +115,7 @@ fn traffic(traffic: &Traffic) -> String {
     shown().unwrap_or_else(|| "not counted (--service-stats-max)".to_owned())
 }
 
-/// Everything about one Service, a paragraph a frontend.
+/// All details of one Service, one paragraph per frontend.
 pub fn print_service_into(out: &mut impl Write, views: &[ServiceView]) -> io::Result<()> {
     for (i, view) in views.iter().enumerate() {
         if i > 0 {
@@ -139,7 +142,7 @@ pub fn print_service_into(out: &mut impl Write, views: &[ServiceView]) -> io::Re
             writeln!(out, "{:<12}{value}", format!("{name}:"))?;
         }
         if view.backends.is_empty() {
-            writeln!(out, "{:<12}{}", "Backends:", view.nobody())?;
+            writeln!(out, "{:<12}{}", "Backends:", view.no_backend_text())?;
             continue;
         }
         writeln!(out, "Backends:")?;
