@@ -4,7 +4,7 @@ use proxy_common::{Counter, CtEntry, Device, Frontend, Half, Service, map, node:
 
 use super::{
     frame::{self, Answer},
-    sandbox::{HookRun, Sandbox, copy},
+    sandbox::{HookRun, copy},
     tables,
     view::Rewrite,
     walk::{Next, Result, Walk},
@@ -38,87 +38,80 @@ const REASONS: [Counter; 14] = [
 impl Walk {
     /// The ingress hooks of a device: XDP if attached, then tc.
     pub(super) fn ingress(&mut self, ifindex: u32, device: &Device) -> Result<Next> {
-        let found = self.describe(role::NODEPORT)?;
+        let frontend = self.describe(role::NODEPORT)?;
         let before = self.tuple;
         let known = copy::flow(&self.sandbox, before.key(Half::Ingress))?;
-        let client = before.src.ip().into();
-        let counters_of = |sandbox: &Sandbox, frontend: &Frontend| {
-            sandbox.own::<_, Service>(map::SERVICES, &frontend.service)
-        };
-        let mut turns = None;
-        if let Some(frontend) = &found {
-            copy::service(&self.sandbox, frontend, client, &before)?;
-            if frontend.has(Frontend::SOURCE_RANGES) {
-                tables::accepting_range(&self.sandbox, frontend.service, before.src.ip())?;
-            }
-            turns = counters_of(&self.sandbox, frontend)?;
-        } else {
-            let sources = copy::source_addresses(&self.sandbox, before.is_v4())?;
-            let to = before.destination();
-            copy::backend_tuples(&self.sandbox, &before, to.addr, to.port, &sources)?;
-        }
-        let xdp_program = self.xdp_program(ifindex)?;
-        let mut xdp = None;
-        if let Some(program) = xdp_program {
-            let mut macs = self.macs(device);
-            macs[0] = bytemuck::cast(device.mac);
-            let run = self.sandbox.xdp(program, &frame::build(&before, macs), ifindex)?;
-            self.check_version(program)?;
-            let is_served =
-                [Counter::XdpLocal, Counter::XdpForwarded].iter().any(|c| run.counters.contains(c));
-            if is_served {
-                self.view.lane = "xdp";
-                self.view.stage("lane", format!("xdp: {program} serves the packet and bypasses netfilter"));
-                xdp = Some(run);
-            } else if run.counters.contains(&Counter::XdpLeft) {
-                self.count(&run.counters);
-                self.view.note("XDP leaves this packet to tc");
-            }
-        }
-        let in_xdp = xdp.is_some();
-        let run = match xdp {
-            Some(run) => run,
-            None => {
-                self.view.lane = "tc";
-                self.view.stage("lane", format!("tc: ingress hook of {}", self.routes.name(ifindex)));
-                // The variants differ only in the length of the link header. A test run always has one of 14 bytes.
-                let run = self.sandbox.classify(
-                    "ingress_l2",
-                    &frame::build(&before, self.macs(device)),
-                    ifindex,
-                    ifindex,
-                )?;
-                self.check_version("ingress_l2")?;
-                run
-            }
-        };
+        self.copy_candidates(frontend.as_ref())?;
+        let turns = self.turns(frontend.as_ref())?;
+        let (hook, run) = self.run_ingress(ifindex, device)?;
         self.count(&run.counters);
         let after = self.sandbox.own::<_, CtEntry>(map::CONNTRACK, &before.key(Half::Ingress))?;
         let continues = self.flow_stage(known, after)?;
-        if let Some(frontend) = found.filter(|_| !continues && !before.is_ping()) {
+        if let Some(frontend) = frontend.filter(|_| !continues && !before.is_ping()) {
             let local_client = tables::is_local_client(&self.sandbox, before.src.ip(), ifindex)?;
             self.policy(&frontend, local_client, before.src.ip())?;
-            let now = counters_of(&self.sandbox, &frontend)?;
-            let chosen = after.filter(|entry| entry.has(CtEntry::REQUEST));
-            let took_turn = turns.zip(now).is_none_or(|(before, now)| {
-                (before.cluster_next, before.local_next) != (now.cluster_next, now.local_next)
-            });
-            if let Some(entry) = chosen {
+            let took_turn = turns.zip(self.turns(Some(&frontend))?).is_none_or(|(before, now)| before != now);
+            if let Some(entry) = after.filter(|entry| entry.has(CtEntry::REQUEST)) {
                 self.backend(&frontend, entry.backend, took_turn, &before.src.ip().to_string())?;
             }
         } else if let Some(entry) = after.filter(|entry| continues && entry.has(CtEntry::SERVICE)) {
             self.view.backend = tables::backend_view(&self.sandbox, entry.backend, "flow")?;
             self.backend_stage();
         }
-        if in_xdp && run.ran.action != XDP_PASS {
-            return self.forwarded(&run);
+        match hook {
+            "xdp" if run.ran.action != XDP_PASS => self.forwarded(&run),
+            "xdp" => Ok(self.rewritten(hook, ifindex, &run)),
+            _ => self.after_tc(hook, ifindex, &run),
         }
-        if in_xdp {
-            return Ok(self.rewritten("xdp", ifindex, &run));
-        }
-        self.after_tc("ingress", ifindex, &run)
     }
 
+    /// Copies what the ingress programs may look up for a new flow.
+    fn copy_candidates(&self, frontend: Option<&Frontend>) -> Result<()> {
+        let tuple = &self.tuple;
+        let Some(frontend) = frontend else {
+            let sources = copy::source_addresses(&self.sandbox, tuple.is_v4())?;
+            let to = tuple.destination();
+            return Ok(copy::backend_tuples(&self.sandbox, tuple, to.addr, to.port, &sources)?);
+        };
+        copy::service(&self.sandbox, frontend, tuple.src.ip().into(), tuple)?;
+        if frontend.has(Frontend::SOURCE_RANGES) {
+            tables::accepting_range(&self.sandbox, frontend.service, tuple.src.ip())?;
+        }
+        Ok(())
+    }
+
+    /// The round-robin positions of a frontend's sets.
+    fn turns(&self, frontend: Option<&Frontend>) -> Result<Option<(u64, u64)>> {
+        let Some(frontend) = frontend else { return Ok(None) };
+        let service: Option<Service> = self.sandbox.own(map::SERVICES, &frontend.service)?;
+        Ok(service.map(|service| (service.cluster_next, service.local_next)))
+    }
+
+    /// Runs the XDP program if one is attached and serves the packet, else the tc program. Returns the hook and its result.
+    fn run_ingress(&mut self, ifindex: u32, device: &Device) -> Result<(&'static str, HookRun)> {
+        let frame = frame::build(&self.tuple, self.macs(device));
+        if let Some(program) = self.xdp_program(ifindex)? {
+            let run = self.sandbox.xdp(program, &frame, ifindex)?;
+            self.check_version(program)?;
+            if [Counter::XdpLocal, Counter::XdpForwarded].iter().any(|served| run.counters.contains(served)) {
+                self.view.lane = "xdp";
+                self.view.stage("lane", format!("xdp: {program} serves the packet and bypasses netfilter"));
+                return Ok(("xdp", run));
+            }
+            if run.counters.contains(&Counter::XdpLeft) {
+                self.count(&run.counters);
+                self.view.note("XDP leaves this packet to tc");
+            }
+        }
+        self.view.lane = "tc";
+        self.view.stage("lane", format!("tc: ingress hook of {}", self.routes.name(ifindex)));
+        // The variants differ only in the length of the link header. A test run always has one of 14 bytes.
+        let run = self.sandbox.classify("ingress_l2", &frame, ifindex, ifindex)?;
+        self.check_version("ingress_l2")?;
+        Ok(("ingress", run))
+    }
+
+    /// The egress hook of a device.
     pub(super) fn egress(&mut self, ifindex: u32, device: &Device) -> Result<()> {
         let before = self.tuple;
         let key = before.key(Half::Egress);
