@@ -45,7 +45,9 @@ pod! {
         pub state: u64,
         /// The port to write at the other end: the source port on ingress, the destination port on egress.
         pub peer_port: Port,
-        pub reserved: u16,
+        /// With `--symmetric-replies`: the uplink (its ifindex) that the flow's first packet arrived on. 0: none, or its ifindex
+        /// is larger.
+        pub device: u16,
         /// `CtEntry::SERVICE` and the other flags; constant for the lifetime of the entry.
         pub flags: u32,
         /// Low 32 bits of the kernel's jiffies at the last packet of this half, written at most once a second; in

@@ -51,6 +51,8 @@ pub struct Config {
     /// The same as a KubeProxyConfiguration, for `--write-config-to` and `/configz`
     /// ([`crate::kube_proxy_config::configz`]).
     pub kube_proxy: KubeProxyConfiguration,
+    /// Replies leave by the uplink that their client came in by.
+    pub symmetric_replies: bool,
     /// Print sampled datapath decisions.
     pub trace: bool,
 }

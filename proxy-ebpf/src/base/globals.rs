@@ -36,6 +36,15 @@ static HALF_OPEN_MAX: Global<u32> = Global::new(32_768);
 #[unsafe(no_mangle)]
 static STATS: Global<u32> = Global::new(1);
 
+/// 1 with `--symmetric-replies`.
+#[unsafe(no_mangle)]
+static SYMMETRIC: Global<u32> = Global::new(0);
+
+#[inline(always)]
+pub fn symmetric_replies() -> bool {
+    SYMMETRIC.load() != 0
+}
+
 #[inline(always)]
 pub fn stats() -> bool {
     STATS.load() != 0

@@ -176,6 +176,10 @@ pub struct SlowPacket {
     pub ports: u32,
 }
 
+/// `family` of a lookup.
+pub const AF_INET: u8 = 2;
+pub const AF_INET6: u8 = 10;
+
 /// `struct bpf_fib_lookup`, with its unions as XDP uses them.
 #[repr(C)]
 pub struct FibLookup {

@@ -95,7 +95,7 @@ fn create(flow: &mut FlowContext) -> bool {
             tcp::advance(tcp::OPENED | tcp::REPLIED | tcp::CONFIRMED, flags, true)
         },
         peer_port: flow.request.dport,
-        reserved: 0,
+        device: 0,
         flags: CtEntry::NODE_FLOW | CtEntry::REQUEST | CtEntry::IDENTITY,
         last_seen: now,
         service: 0,

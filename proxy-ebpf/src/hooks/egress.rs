@@ -20,7 +20,7 @@ use crate::{
         parse::{NotPlain, Packet, parse},
         rewrite::rewrite,
     },
-    respond::icmp_echo,
+    respond::{icmp_echo, symmetric_reply},
     slow_path::{self, step::SlowStep},
 };
 
@@ -91,6 +91,7 @@ fn known_flow<L: Link>(ctx: &TcContext, packet: &Packet, entry: &mut CtEntry) ->
     }
     let to = Rewrite { addr: entry.addr, port: entry.port(), peer_port: entry.peer_port };
     match rewrite::<L>(ctx, packet, &to) {
+        Ok(()) if entry.has(CtEntry::REPLY) => symmetric_reply::redirect(ctx, &packet.key, entry),
         Ok(()) => Verdict::NEXT,
         Err(reason) => reason.into(),
     }

@@ -3,3 +3,4 @@
 pub mod icmp_echo;
 pub mod reject;
 pub mod send_back;
+pub mod symmetric_reply;

@@ -22,6 +22,7 @@ use crate::{
     load_balancing::prefilter,
     observe::service_stats,
     packet::{access::ifindex, link::Link, rewrite::rewrite_slow},
+    respond::symmetric_reply,
     slow_path::step::SlowStep,
 };
 
@@ -121,6 +122,11 @@ fn translate_known<L: Link>(ctx: &TcContext, packet: &mut SlowPacket, entry: &Ct
     service_stats::count_packet(ctx, entry);
     let to = Rewrite { addr: entry.addr, port: entry.port(), peer_port: entry.peer_port };
     match rewrite_slow::<L>(ctx, packet, &to) {
+        // A datagram in fragments stays together on the route of the host's stack.
+        Ok(()) if entry.has(CtEntry::REPLY) && packet.headers.part == fragment_part::WHOLE => {
+            let verdict = symmetric_reply::redirect(ctx, &packet.key, entry);
+            packet.done(verdict)
+        }
         Ok(()) => SlowStep::Pass,
         Err(reason) => packet.done(reason.into()),
     }

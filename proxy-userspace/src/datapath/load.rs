@@ -73,6 +73,8 @@ pub struct Globals {
     pub set_retval: u32,
     /// Not 0: SERVICE_STATS is updated.
     pub stats: u32,
+    /// Not 0: `--symmetric-replies`.
+    pub symmetric: u32,
 }
 
 impl Globals {
@@ -91,6 +93,7 @@ impl Globals {
             csum_ipv6: if features.csum_ipv6 { BPF_F_IPV6 } else { 0 },
             set_retval: features.set_retval.into(),
             stats: (config.sizes.stats > 1).into(),
+            symmetric: config.symmetric_replies.into(),
         })
     }
 }
@@ -224,6 +227,7 @@ pub fn load(
         .override_global("TRACE", &globals.trace, true)
         .override_global("CSUM_IPV6", &globals.csum_ipv6, true)
         .override_global("SET_RETVAL", &globals.set_retval, true)
+        .override_global("SYMMETRIC", &globals.symmetric, true)
         .override_global("STATS", &globals.stats, true)
         .override_global("HALF_OPEN_MAX", &half_open_max(map_sizes), true)
         .load(OBJECT)

@@ -163,7 +163,7 @@ fn entry(to: SocketAddr, peer_port: u16, half: u32) -> CtEntry {
         port: u64::from(Port::new(to.port()).be()),
         state: tcp::OPENED | tcp::REPLIED | tcp::CONFIRMED,
         peer_port: Port::new(peer_port),
-        reserved: 0,
+        device: 0,
         flags: half | CtEntry::SERVICE | CtEntry::XDP,
         last_seen: 0,
         service: 1,

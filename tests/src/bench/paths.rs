@@ -152,7 +152,7 @@ fn set_up(node: &mut Datapath) -> Result<Vec<Path>> {
                 port: u64::from(port(to).be()),
                 state: tcp::OPENED | tcp::REPLIED | tcp::CONFIRMED,
                 peer_port: port(client),
-                reserved: 0,
+                device: 0,
                 flags: CtEntry::SERVICE | CtEntry::REQUEST,
                 last_seen: 0,
                 service: service.id,

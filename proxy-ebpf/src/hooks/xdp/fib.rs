@@ -12,7 +12,7 @@ use crate::{
     base::{
         headers::{Ipv4, Ipv6},
         maps::DEVICES,
-        scratch::{FibLookup, Mac},
+        scratch::{AF_INET, AF_INET6, FibLookup, Mac},
         verdict::XdpVerdict,
     },
     hooks::xdp::frame::{ETHERNET, Family, ip_len},
@@ -21,10 +21,6 @@ use crate::{
         parse::Packet,
     },
 };
-
-const AF_INET: u8 = 2;
-
-const AF_INET6: u8 = 10;
 
 /// Where a frame leaves.
 #[derive(Clone, Copy)]

@@ -15,6 +15,7 @@ use proxy_common::{Backend, CtEntry, CtKey, Frontend, FrontendKind, Half, Hook, 
 
 use crate::{
     base::{
+        globals,
         headers::{ETH_P_IP, ETH_P_IPV6},
         maps::{NODE_ADDRS, flow_context},
         scratch::FlowContext,
@@ -175,6 +176,11 @@ fn forward<F: Family>(ctx: &XdpContext, flow: &mut FlowContext, entry: &CtEntry)
     flow.fib.set_destination(&key.dst, key.dport, F::V4);
     let next_hop = fib::lookup(ctx, &mut flow.fib);
     if matches!(next_hop, NextHop::Unknown) {
+        return XdpVerdict::LeaveToTc;
+    }
+    // The egress hook sends it by another device.
+    let is_symmetric = source.device == 0 || u32::from(source.device) == flow.fib.ifindex;
+    if globals::symmetric_replies() && !from_client && !is_symmetric {
         return XdpVerdict::LeaveToTc;
     }
     let to = Endpoints { src: source.addr, sport: source.port(), dst: key.dst, dport: source.peer_port };

@@ -56,6 +56,10 @@ pub struct RunArgs {
     /// Serve NodePorts, load balancer addresses and externalIPs in XDP on uplinks; bypasses netfilter
     #[arg(long, value_enum, default_value_t = XdpArg::Off, value_name = "MODE")]
     pub xdp: XdpArg,
+    /// Send the replies of a flow by the uplink that its client came in by, on nodes with several uplinks and routing rules by
+    /// source address
+    #[arg(long)]
+    pub symmetric_replies: bool,
     /// Address of /healthz, /livez and /readyz; an empty string disables the listener [default: 0.0.0.0:10256]
     #[arg(long, value_name = "ADDRESS")]
     pub healthz_bind_address: Option<String>,

@@ -105,6 +105,7 @@ fn config_of(
         repair,
         oom_score_adj: flags.oom_score_adj.unwrap_or(OOM_SCORE_ADJ),
         verbosity: flags.verbosity.unwrap_or(0),
+        symmetric_replies: args.symmetric_replies,
         trace: args.trace,
         notes,
         file,

@@ -3,7 +3,7 @@
 use proxy_common::{
     Addr, Affinity, AffinityKey, Agent, Backend, BackendMeta, Counter, CtEntry, CtKey, Device, DropKey,
     EventKind, Fragment, FragmentKey, Frontend, FrontendKey, FrontendKind, Held, Monitor, NodeConfig, Prefix,
-    Service, ServiceMeta, ServiceStats, SetMember, SockKey, SockPeer, SourceRange, node, tcp, observe::kinds,
+    Service, ServiceMeta, ServiceStats, SetMember, SockKey, SockPeer, SourceRange, node, observe::kinds, tcp,
 };
 
 use super::fields::{Fields, bits, fields};
