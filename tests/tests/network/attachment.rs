@@ -9,9 +9,10 @@ use shunt::{
     bpf::{self, link::LinkInfo, prog::ProgInfo},
     config::MapSizes,
     datapath::{
-        attach::{Attacher, Direction, Method},
+        attach::{Attacher, Method},
         clsact,
         devices::select::Hook,
+        direction::Direction,
         load::{Globals, Loaded, load},
         netlink::Socket,
         pins::Pins,
