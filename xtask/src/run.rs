@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     build, process,
+    progress::say,
     setup::{self, Need},
     workspace::Workspace,
 };
@@ -39,7 +40,7 @@ pub struct BenchArgs {
 pub fn run(workspace: &Workspace, args: RunArgs) -> Result<()> {
     let found = if names_source(&args.args) { None } else { kubeconfig() };
     if found.is_none() && !names_source(&args.args) {
-        setup::say(
+        say(
             "run",
             "no --manifests, no --kubeconfig, no --config, no KUBECONFIG, no ~/.kube/config: starting the demo",
         );
@@ -51,12 +52,10 @@ pub fn run(workspace: &Workspace, args: RunArgs) -> Result<()> {
     match found {
         // By name: sudo keeps neither KUBECONFIG nor the home directory.
         Some(Found::File(path)) => {
-            setup::say("run", format_args!("against the cluster of {path}"));
+            say("run", format_args!("against the cluster of {path}"));
             all.extend(["--kubeconfig".to_owned(), path]);
         }
-        Some(Found::List(list)) => {
-            setup::say("run", format_args!("against the cluster of KUBECONFIG={list}"))
-        }
+        Some(Found::List(list)) => say("run", format_args!("against the cluster of KUBECONFIG={list}")),
         None => {}
     }
     all.extend(args.args);

@@ -14,7 +14,8 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     build, kernels, process,
-    setup::{self, Need, say},
+    progress::say,
+    setup::{self, Need},
     workspace::Workspace,
 };
 

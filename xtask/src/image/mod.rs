@@ -17,7 +17,7 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use object::read::elf::{ElfFile64, ProgramHeader as _};
 
 use self::layout::{Entry, Image};
-use crate::{build, process, setup::say, workspace::Workspace};
+use crate::{build, process, progress::say, workspace::Workspace};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {

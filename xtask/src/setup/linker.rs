@@ -5,8 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use super::say;
-use crate::{process, workspace::Workspace};
+use crate::{process, progress::say, workspace::Workspace};
 
 const VERSION: &str = "0.10.4";
 const LLVM: &str = "rust-llvm-22";

@@ -10,7 +10,7 @@ mod toolchain;
 
 use anyhow::Result;
 
-use crate::workspace::Workspace;
+use crate::{progress::say, workspace::Workspace};
 
 /// What a task is about to do, and so what it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,9 +59,4 @@ pub fn ensure(workspace: &Workspace, need: Need) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// One line of progress, on standard error: standard output belongs to what a task runs.
-pub fn say(step: &str, what: impl std::fmt::Display) {
-    eprintln!("{step:>12}  {what}");
 }

@@ -4,8 +4,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use super::say;
-use crate::process;
+use crate::{process, progress::say};
 
 /// A program, and Debian's package of it.
 const PROGRAMS: [(&str, &str); 12] = [
