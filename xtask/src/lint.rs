@@ -13,9 +13,7 @@ use crate::{
     advisories::{self, Outcome},
     imports, licences, process,
     progress::say,
-    schema,
-    setup::{self, Need},
-    stack,
+    schema, setup, stack,
     workspace::Workspace,
 };
 
@@ -84,7 +82,7 @@ impl Check {
 pub fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     let checks = if args.checks.is_empty() { Check::value_variants() } else { &args.checks };
     if checks.iter().any(|check| check.builds()) {
-        setup::ensure(workspace, Need::Build)?;
+        setup::build(workspace)?;
     }
     let mut failed = Vec::new();
     for check in checks {

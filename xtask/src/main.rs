@@ -14,6 +14,7 @@ mod licences;
 mod lint;
 mod process;
 mod progress;
+mod qemu;
 mod run;
 mod schema;
 mod setup;

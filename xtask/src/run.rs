@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use crate::{
     build, process,
     progress::say,
-    setup::{self, Need},
+    setup::{self, packages},
     workspace::Workspace,
 };
 
@@ -46,8 +46,9 @@ pub fn run(workspace: &Workspace, args: RunArgs) -> Result<()> {
         );
         return demo(workspace, DemoArgs { args: args.args });
     }
-    setup::ensure(workspace, Need::Run)?;
-    build::cargo_build(workspace, false, &["-p", "proxy-userspace"])?;
+    setup::build(workspace)?;
+    setup::bpffs()?;
+    build::cargo_build(workspace, false, &["-p", build::SHUNT])?;
     let mut all = vec!["run".to_owned()];
     match found {
         // By name: sudo keeps neither KUBECONFIG nor the home directory.
@@ -63,16 +64,23 @@ pub fn run(workspace: &Workspace, args: RunArgs) -> Result<()> {
 }
 
 pub fn demo(workspace: &Workspace, args: DemoArgs) -> Result<()> {
-    setup::ensure(workspace, Need::Run)?;
+    ready(workspace)?;
     build::cargo_build(workspace, false, &["-p", "proxy-userspace", "-p", "tests", "--bins"])?;
     become_root(&workspace.binary("debug", "shunt-demo"), &args.args)
 }
 
 /// With optimisations: the bench times user space too.
 pub fn bench(workspace: &Workspace, args: BenchArgs) -> Result<()> {
-    setup::ensure(workspace, Need::Run)?;
+    ready(workspace)?;
     build::cargo_build(workspace, true, &["-p", "proxy-userspace", "-p", "tests", "--bins"])?;
     become_root(&workspace.binary("release", "shunt-bench"), &args.args)
+}
+
+/// What a cluster of namespaces needs, before minutes of compiling.
+fn ready(workspace: &Workspace) -> Result<()> {
+    setup::programs(workspace, packages::NAMESPACES)?;
+    setup::bpffs()?;
+    setup::build(workspace)
 }
 
 /// Whether the arguments say where Services come from.
