@@ -14,6 +14,10 @@ use crate::{
     workspace::Workspace,
 };
 
+/// shunt and the demo, without what only the suites need.
+const DEMO: &[&str] =
+    &["-p", build::SHUNT, "-p", "tests", "--bin", "shunt", "--bin", "shunt-demo", "--no-default-features"];
+
 const KUBECONFIG: &str = "KUBECONFIG";
 
 #[derive(Debug, clap::Args)]
@@ -65,7 +69,7 @@ pub fn run(workspace: &Workspace, args: RunArgs) -> Result<()> {
 
 pub fn demo(workspace: &Workspace, args: DemoArgs) -> Result<()> {
     ready(workspace)?;
-    build::cargo_build(workspace, false, &["-p", "proxy-userspace", "-p", "tests", "--bins"])?;
+    build::cargo_build(workspace, false, DEMO)?;
     become_root(&workspace.binary("debug", "shunt-demo"), &args.args)
 }
 
