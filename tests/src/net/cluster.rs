@@ -3,7 +3,7 @@
 use std::{
     env, fs,
     io::Write,
-    path::{Path, PathBuf},
+    path::Path,
     process::Stdio,
     sync::{
         Arc, Mutex,
@@ -338,10 +338,4 @@ fn forwarding_database(netns: &Netns, lines: &str) -> Result<()> {
         bail!("bridge in {}: {status}\n{lines}", netns.name());
     }
     Ok(())
-}
-
-/// Where the files of the repository lie.
-pub fn repository() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().unwrap_or(here).to_owned()
 }

@@ -15,6 +15,7 @@ pub mod offload;
 pub mod place;
 pub mod plan;
 pub mod pod;
+pub mod repository;
 pub mod scratch;
 pub mod shunt;
 pub mod tun;

@@ -6,6 +6,7 @@
 //! about them, [`tap`] sees what a program sends by itself, [`watch`] reads the events, and [`model`] is what the
 //! translation should do, in plain Rust. No program is attached to anything.
 
+mod addresses;
 pub mod datapath;
 pub mod extension;
 pub mod fragment;
