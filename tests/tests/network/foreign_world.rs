@@ -142,6 +142,13 @@ impl Losses {
         }
     }
 
+    /// Both, as one.
+    pub fn and(mut self, other: Self) -> Self {
+        self.tried += other.tried;
+        self.lost.extend(other.lost);
+        self
+    }
+
     /// Fails with what was lost, and with what servers were given that was not theirs.
     pub fn none(self, foreign: &Foreign) -> Result<()> {
         let strays = foreign.strays();
@@ -155,6 +162,17 @@ impl Losses {
         );
         Ok(())
     }
+}
+
+impl std::fmt::Display for Losses {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of {} lost", self.lost.len(), self.tried)
+    }
+}
+
+/// Whether everything is to be done in full, not in as small a number as shows what is wrong.
+pub fn is_full() -> bool {
+    std::env::var("SHUNT_TEST_FULL").is_ok_and(|value| value == "1")
 }
 
 /// Runs a test with routed and with bridged pods, under one proxy; names the wiring of a failure.
