@@ -5,6 +5,7 @@ pub mod checksums;
 pub mod cluster;
 pub mod cni;
 pub mod container;
+pub mod crowd;
 pub mod foreign;
 pub mod hop;
 pub mod lane;
@@ -23,6 +24,7 @@ mod wiring;
 
 pub use cluster::Cluster;
 pub use container::{Container, Privileges};
+pub use crowd::Crowd;
 pub use hop::Toward;
 pub use lane::Lane;
 pub use monitor::Monitor;

@@ -144,6 +144,12 @@ impl UdpClient {
         }
     }
 
+    /// The same socket once more.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let socket = self.socket.try_clone()?;
+        Ok(Self { socket, to: self.to, asked: self.asked.clone(), number: self.number })
+    }
+
     /// The bare socket, for datagrams of another kind.
     pub fn into_inner(self) -> UdpSocket {
         self.socket

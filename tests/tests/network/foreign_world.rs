@@ -142,6 +142,11 @@ impl Losses {
         }
     }
 
+    /// How many were lost.
+    pub fn len(&self) -> usize {
+        self.lost.len()
+    }
+
     /// Both, as one.
     pub fn and(mut self, other: Self) -> Self {
         self.tried += other.tried;
