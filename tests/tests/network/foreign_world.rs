@@ -43,6 +43,16 @@ impl Foreign {
         flags: &[&str],
         services: impl FnOnce(&World) -> Vec<Service>,
     ) -> Result<Self> {
+        Self::start_wired(plan, proxy, flags, |world| Ok(services(world)))
+    }
+
+    /// The same, with more to be wired by `services`.
+    pub fn start_wired(
+        plan: Plan,
+        proxy: Proxy,
+        flags: &[&str],
+        services: impl FnOnce(&World) -> Result<Vec<Service>>,
+    ) -> Result<Self> {
         let world = World::without_shunt(plan)?;
         let outside = world.cluster.outside();
         let any = SocketAddr::new(Family::V6.unspecified(), ASKED);
@@ -51,7 +61,7 @@ impl Foreign {
             world.cluster.node(1).serve_tcp(family, ASKED, "neighbour")?;
             world.cluster.node(1).serve_udp(family, ASKED, "neighbour")?;
         }
-        let services = services(&world);
+        let services = services(&world)?;
         proxy.start(&world.cluster, &services, flags)?;
         Ok(Self { strangers, proxy, world })
     }
