@@ -296,7 +296,17 @@ struct Open {
 
 impl Open {
     fn new(client: &Client, to: SocketAddr) -> io::Result<Self> {
-        let stream = client.connect(to)?;
+        // A process that this one forks just now holds the port's last socket until it executes its program.
+        let mut tries = 0;
+        let stream = loop {
+            match client.connect(to) {
+                Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable && tries < 50 => {
+                    tries += 1;
+                    thread::sleep(PACE);
+                }
+                result => break result?,
+            }
+        };
         // It ends by a reset: TIME_WAIT would keep the port from the next.
         setsockopt(&stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 })?;
         Ok(Self { stream, socket: client.udp_connected(to)? })
