@@ -275,7 +275,7 @@ impl Cluster {
         let own = (0..self.nodes.len())
             .map(|node| self.make_pod(&mut pods, node, &format!("foreign-{node}"), foreign_traffic::POD))
             .collect::<Result<Vec<_>>>()?;
-        let backends: Vec<Pod> = backends.iter().map(|pod| Pod::clone(pod)).collect();
+        let backends: Vec<Pod> = backends.iter().copied().cloned().collect();
         let traffic = ForeignTraffic::start(stranger, &self.nodes, own, &backends, port)?;
         *self.foreign.lock().expect("no holder panics") = Some(traffic);
         Ok(())

@@ -131,9 +131,9 @@ impl ForeignTraffic {
                 shared: shared.clone(),
             };
             let of_node = asker(node.place(), "a socket");
-            askers.push(thread::spawn(move || of_node.from_numbers()));
+            askers.push(thread::spawn(move || of_node.by_numbers()));
             let of_pod = asker(pod.place(), "a pod masqueraded anywhere");
-            askers.push(thread::spawn(move || of_pod.from_anywhere()));
+            askers.push(thread::spawn(move || of_pod.by_any_port()));
             let of_pod = asker(pod.place(), "a pod masqueraded to a NodePort");
             askers.push(thread::spawn(move || of_pod.steadily()));
             if !backends.is_empty() {
@@ -205,7 +205,7 @@ struct Asker {
 
 impl Asker {
     /// From each of the numbers in turn, with new sockets or with those that are open.
-    fn from_numbers(self) {
+    fn by_numbers(self) {
         let numbers: Vec<u16> = (FIRST_NODE_PORT..=LAST_NODE_PORT).chain(OTHERS).collect();
         let ways: Vec<(u16, Family)> =
             numbers.iter().flat_map(|number| BOTH.map(|family| (*number, family))).collect();
@@ -224,7 +224,7 @@ impl Asker {
     }
 
     /// From a port that nobody chose, each time another one.
-    fn from_anywhere(self) {
+    fn by_any_port(self) {
         for nth in 0.. {
             self.ask(&mut None, 0, ANYBODY, BOTH[nth % 2]);
             if self.is_over() {

@@ -85,7 +85,7 @@ fn nodes_begin_with_backends_of_their_own() -> Result<()> {
             println!("{to}: {firsts:?}");
             cases += 1;
             together += firsts.iter().collect::<BTreeSet<_>>().len();
-            of_node.iter_mut().zip(firsts).for_each(|(all, first)| drop(all.insert(first)));
+            of_node.iter_mut().zip(firsts).for_each(|(all, first)| all.extend([first]));
         }
     }
     // By chance alone three nodes have 2.53 of six first backends; 1 is what a common start gives.
