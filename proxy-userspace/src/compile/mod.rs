@@ -5,6 +5,7 @@
 
 mod categorize;
 mod health_check;
+mod order;
 mod sctp;
 mod source_ranges;
 
@@ -13,6 +14,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use ipnet::IpNet;
 use proxy_common::FrontendKind;
 
+use self::order::Order;
 pub use self::{
     categorize::{Categories, Policies, categorize, is_local},
     health_check::HealthCheck,
@@ -50,9 +52,9 @@ pub struct CompiledPort {
     pub has_endpoints: bool,
     /// The union of `cluster` and `local`, sorted by address and port.
     pub backends: Vec<CompiledBackend>,
-    /// Indices into `backends`, in order.
+    /// Indices into `backends`, in this node's order ([`order`]).
     pub cluster: Vec<u32>,
-    /// Indices into `backends`, in order.
+    /// The same for the backends on this node.
     pub local: Vec<u32>,
     /// UDP only: all serving endpoints, in a set or not. Flows to others are flushed.
     pub serving: Vec<(IpAddr, u16)>,
@@ -184,7 +186,11 @@ fn compile_port(
     let mut used: Vec<usize> = categories.cluster.iter().chain(&categories.local).copied().collect();
     used.sort_unstable();
     used.dedup();
-    let place = |i: &usize| used.binary_search(i).unwrap_or_default() as u32;
+    let order = Order::new(&node.name, &service.key, &port.name, family);
+    let in_order = |mut set: Vec<usize>| -> Vec<u32> {
+        set.sort_by_cached_key(|i| order.place(mine[*i].address, mine[*i].port));
+        set.iter().map(|i| used.binary_search(i).unwrap_or_default() as u32).collect()
+    };
     let is_udp = port.protocol == Protocol::Udp;
     CompiledPort {
         name: port.name.clone(),
@@ -194,8 +200,8 @@ fn compile_port(
         random: config.scheduler == Scheduler::Random,
         affinity_seconds: service.affinity_seconds.unwrap_or(0),
         has_endpoints: categories.has_any,
-        cluster: categories.cluster.iter().map(place).collect(),
-        local: categories.local.iter().map(place).collect(),
+        cluster: in_order(categories.cluster),
+        local: in_order(categories.local),
         serving: mine
             .iter()
             .filter(|endpoint| is_udp && endpoint.serving)
