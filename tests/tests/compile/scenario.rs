@@ -11,7 +11,7 @@ use clap::Parser as _;
 use shunt::{
     cli::{
         args::{Cli, Command},
-        compile::{print_problems_into, config_of},
+        compile::{config_of, print_problems_into},
     },
     config::CompileConfig,
     offline::{Offline, print_tables_into},
