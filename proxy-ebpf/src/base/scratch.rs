@@ -213,4 +213,12 @@ impl FibLookup {
             self.dst = dst.words();
         }
     }
+
+    /// The mark to look up with (6.10): it lies where the lookup puts the addresses of the next hop.
+    #[inline(always)]
+    pub fn set_mark(&mut self, mark: u32) {
+        let [low, high] = [mark as u16, (mark >> 16) as u16];
+        let halves = if cfg!(target_endian = "little") { [low, high] } else { [high, low] };
+        (self.from_mac[0], self.from_mac[1]) = (halves[0], halves[1]);
+    }
 }

@@ -6,3 +6,4 @@ pub mod entry;
 pub mod half_open;
 pub mod ports;
 pub mod snat;
+pub mod source_addr;

@@ -1,5 +1,5 @@
-//! Source translation (SNAT), completed by the first egress hook that a flow meets: it takes an address of its device and
-//! reserves a port of the node.
+//! Source translation (SNAT), completed by the first egress hook that a flow meets: it takes the address that the kernel
+//! would choose and reserves a port of the node.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use proxy_common::{Addr, Counter, CtEntry, CtKey, Half, Proto, node::port_bits};
@@ -7,24 +7,31 @@ use proxy_common::{Addr, Counter, CtEntry, CtKey, Half, Proto, node::port_bits};
 use crate::{
     base::{
         atomic,
-        maps::{CONNTRACK, DEVICES, EEXIST, NODE_CONFIG, flow_context},
+        maps::{CONNTRACK, EEXIST, flow_context},
         scratch::FlowContext,
         verdict::DropReason,
     },
     conntrack::{
         entry,
         ports::{PROBES, is_in_pool, random_port},
+        source_addr,
     },
     load_balancing::frontend,
+    packet::access::RouteContext,
 };
 
 /// Completes the pending masquerade half `entry`; two CPUs may do so for one flow at once, and the first to
 /// publish its port wins. `key` is the entry's, `ifindex` the device by which the packet leaves. A subprogram for
 /// the verifier's sake, as `begin`.
 #[inline(never)]
-pub fn complete(key: &CtKey, ifindex: u32, entry: &mut CtEntry) -> Result<(), DropReason> {
+pub fn complete<C: RouteContext>(
+    ctx: &C,
+    key: &CtKey,
+    ifindex: u32,
+    entry: &mut CtEntry,
+) -> Result<(), DropReason> {
     let flow = flow_context().ok_or(Counter::NoFreeSource)?;
-    let addr = address(ifindex, key.src.is_v4()).ok_or(Counter::NoFreeSource)?;
+    let addr = source_addr::select(ctx, key, ifindex, &mut flow.fib).ok_or(Counter::NoFreeSource)?;
     reserve(key, entry, addr, flow)?;
     let port = u64::from(flow.reply.dport.be());
     // Whoever races here writes the same address: one flow leaves by one device.
@@ -36,22 +43,6 @@ pub fn complete(key: &CtKey, ifindex: u32, entry: &mut CtEntry) -> Result<(), Dr
         let _gone = CONNTRACK.remove(&flow.reply);
     }
     Ok(())
-}
-
-/// The address of this device, else the node's primary one: over a tunnel the node's own address would fail
-/// the other side's strict rp_filter.
-#[inline(always)]
-fn address(ifindex: u32, v4: bool) -> Option<Addr> {
-    // SAFETY: a map's memory for as long as this program runs; see `entry::lookup` for what may become of it meanwhile.
-    if let Some(device) = unsafe { DEVICES.get(ifindex) } {
-        let own = if v4 { device.source_v4 } else { device.source_v6 };
-        if !own.is_unspecified() {
-            return Some(own);
-        }
-    }
-    let config = NODE_CONFIG.get(0)?;
-    let primary = if v4 { config.primary_v4 } else { config.primary_v6 };
-    if primary.is_unspecified() { None } else { Some(primary) }
 }
 
 /// Reserves a port of the node towards this backend by inserting the unmasquerade half: the client's own if

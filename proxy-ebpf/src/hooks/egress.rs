@@ -59,7 +59,7 @@ fn known_flow<L: Link>(ctx: &TcContext, packet: &Packet, entry: &mut CtEntry) ->
         }
         service_stats::count_reply(ctx, entry.service);
     } else if entry.port == 0
-        && let Err(reason) = snat::complete(&packet.key, ifindex(ctx), entry)
+        && let Err(reason) = snat::complete(ctx, &packet.key, ifindex(ctx), entry)
     {
         return reason.into();
     }

@@ -11,7 +11,7 @@ use std::{
 use bytemuck::bytes_of;
 use proxy_common::{Device, map};
 
-use super::lane::Lanes;
+use super::{lane::Lanes, source_addrs::SourceAddrs};
 use crate::{
     config::{Config, DetectLocal},
     controller::NodeAddress,
@@ -25,6 +25,7 @@ use crate::{
         load::Loaded,
         netlink::Socket,
         pins::Pins,
+        source_addrs::Egress,
     },
     maps::{MapError, MapStore as _, Op},
     metrics::METRICS,
@@ -53,6 +54,7 @@ pub struct DeviceHooks {
     netlink: Socket,
     devices: Devices,
     preferred: Preferred,
+    sources: SourceAddrs,
     filter: Filter,
     detect: DetectLocal,
     attacher: Attacher,
@@ -95,6 +97,7 @@ impl DeviceHooks {
             netlink,
             devices,
             preferred: Preferred::ask(),
+            sources: SourceAddrs::default(),
             filter: Filter { include: config.devices.clone(), exclude: config.exclude_devices.clone() },
             detect: config.compile.detect_local.clone(),
             lanes: Lanes::new(pins.clone(), config.xdp)?,
@@ -124,6 +127,8 @@ impl DeviceHooks {
     /// The maps are complete: hooks every device there is, and takes off what an earlier run left on others.
     pub fn attach_all(&mut self, loaded: &mut Loaded) -> Result<Outcome, MapError> {
         self.is_attaching = true;
+        self.sources.distrust();
+        self.refresh_sources(loaded)?;
         let lanes: Vec<_> = self.wanted().into_iter().filter(|(_, wanted)| wanted.lane).collect();
         // Off before tc's hooks stop to know what it has translated.
         self.lanes.drop_leftovers(&lanes.into_iter().map(|(ifindex, _)| ifindex).collect());
@@ -172,6 +177,9 @@ impl DeviceHooks {
                 self.forget(loaded, *ifindex)?;
             }
         }
+        if happened.sources {
+            self.sources.changed();
+        }
         let mut addresses = !happened.changes.is_empty();
         if happened.routes {
             addresses |= self.devices.dump_default_routes(&mut self.netlink)?;
@@ -181,11 +189,12 @@ impl DeviceHooks {
             addresses |= preferred != self.preferred;
             self.preferred = preferred;
         }
-        if !addresses {
-            return Ok(Outcome::default());
+        let mut outcome = Outcome::default();
+        if addresses {
+            self.since.get_or_insert(began);
+            outcome = self.reconcile(loaded)?;
         }
-        self.since.get_or_insert(began);
-        Ok(self.reconcile(loaded)?)
+        Ok(self.follow_sources(loaded, outcome)?)
     }
 
     /// Reads devices anew and compares what is attached with what should be.
@@ -216,7 +225,9 @@ impl DeviceHooks {
             }
         }
         self.repair_entries(loaded)?;
+        self.sources.distrust();
         let outcome = self.reconcile(loaded)?;
+        let outcome = self.follow_sources(loaded, outcome)?;
         Ok(Outcome { addresses: true, ..outcome })
     }
 
@@ -232,6 +243,33 @@ impl DeviceHooks {
         }
         ops.extend(held.into_keys().map(|key| Op::Delete { map: map::DEVICES, key }));
         loaded.store.write(&ops).map_err(|(_, error)| error)
+    }
+
+    /// Looks for the kernel's choice of sources, if that is due; new devices are hooked first.
+    fn follow_sources(&mut self, loaded: &mut Loaded, outcome: Outcome) -> Result<Outcome, MapError> {
+        let Some(due) = self.sources.due().filter(|_| self.is_attaching) else { return Ok(outcome) };
+        if outcome.again == Some(Duration::ZERO) {
+            return Ok(outcome);
+        }
+        let mut outcome = outcome;
+        if due.is_zero() && self.refresh_sources(loaded)? {
+            let hooked = self.reconcile(loaded)?;
+            outcome.again = outcome.again.into_iter().chain(hooked.again).min();
+        }
+        outcome.again = outcome.again.into_iter().chain(self.sources.due()).min();
+        Ok(outcome)
+    }
+
+    /// Whether the source of a device changed.
+    fn refresh_sources(&mut self, loaded: &mut Loaded) -> Result<bool, MapError> {
+        let devices = &self.devices;
+        let hooked = devices
+            .links
+            .values()
+            .filter(|link| matches!(devices.hook(link, &self.filter), Hook::L2 | Hook::L3));
+        let egress: Vec<_> =
+            hooked.map(|link| Egress { hooked: link.index, routed: devices.routed(link) }).collect();
+        self.sources.refresh(&mut self.netlink, devices, &egress, &mut loaded.store)
     }
 
     fn name(&self, ifindex: u32) -> &str {
@@ -292,6 +330,7 @@ impl DeviceHooks {
         let each = devices.links.values().map(|link| {
             let hook = devices.hook(link, &self.filter);
             let mut device = devices.describe(link, hook, &self.detect, self.preferred);
+            self.sources.describe(link.index, &mut device);
             let lane = lanes.wants(link, devices.lane(link, hook, &device));
             if lane {
                 device.flags |= lanes.flags(link.index);
@@ -383,7 +422,8 @@ impl DeviceHooks {
 
     /// Tries again what failed.
     pub fn retry(&mut self, loaded: &mut Loaded) -> Result<Outcome, MapError> {
-        self.reconcile(loaded)
+        let outcome = self.reconcile(loaded)?;
+        self.follow_sources(loaded, outcome)
     }
 }
 

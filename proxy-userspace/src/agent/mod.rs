@@ -10,6 +10,7 @@ mod flows;
 mod hooks;
 mod lane;
 mod own_node;
+mod source_addrs;
 mod stop;
 mod takeover;
 mod telling;
@@ -68,6 +69,9 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// Makes tests use the clsact qdisc on kernels that have tcx.
 const FORCE_CLSACT: &str = "SHUNT_FORCE_CLSACT";
+
+/// Makes tests use SOURCE_ADDRS on kernels whose bpf_fib_lookup names sources.
+const FORCE_SOURCE_TABLE: &str = "SHUNT_FORCE_SOURCE_TABLE";
 
 /// Why `shunt run` ended.
 #[derive(Debug, thiserror::Error)]
@@ -135,6 +139,11 @@ fn start_logging(verbosity: u8) {
         .try_init();
 }
 
+/// Whether a test asks for what older kernels make do with.
+fn is_forced(variable: &str) -> bool {
+    std::env::var_os(variable).is_some_and(|value| value == "1")
+}
+
 struct Agent {
     config: Config,
     pins: Pins,
@@ -169,7 +178,10 @@ impl Agent {
     async fn start(mut config: Config) -> Result<Self, AgentError> {
         let began = Instant::now();
         let source = Source::open(&config.source, &config.node_name)?;
-        let features = Features::probe().map_err(|source| DatapathError::Privilege { source })?;
+        let mut features = Features::probe().map_err(|source| DatapathError::Privilege { source })?;
+        if is_forced(FORCE_SOURCE_TABLE) {
+            features.fib_source = 0;
+        }
         features.lacking().map_err(DatapathError::Kernel)?;
         if config.socket_lb != SocketLb::Off {
             attach::check_cgroup(&config.cgroup)?;
@@ -190,8 +202,7 @@ impl Agent {
         if config.trace {
             trace::start(loaded.ebpf_mut()).map_err(io_error("starting the trace"))?;
         }
-        let forced = std::env::var_os(FORCE_CLSACT).is_some_and(|value| value == "1");
-        let method = if features.tcx && !forced { Method::Tcx } else { Method::Clsact };
+        let method = if features.tcx && !is_forced(FORCE_CLSACT) { Method::Tcx } else { Method::Clsact };
         let devices = DeviceHooks::open(&config, pins.clone(), method).map_err(EventError::Netlink)?;
         let descriptor = devices.descriptor().map_err(EventError::Netlink)?;
         // SAFETY: an `OwnedFd` keeps one descriptor open for as long as it lives, and the `AsyncFd` owns it.

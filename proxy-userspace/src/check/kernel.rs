@@ -140,8 +140,14 @@ mod tests {
     use super::*;
     use crate::check::Level;
 
-    const ALL: Features =
-        Features { atomic_fetch: true, netns_cookie: true, set_retval: true, tcx: true, csum_ipv6: true };
+    const ALL: Features = Features {
+        atomic_fetch: true,
+        netns_cookie: true,
+        set_retval: true,
+        tcx: true,
+        csum_ipv6: true,
+        fib_source: 4,
+    };
 
     fn worst(findings: &[Finding]) -> Level {
         findings.iter().map(|finding| finding.level).max().unwrap()
@@ -150,7 +156,10 @@ mod tests {
     #[test]
     fn what_is_needed_fails_and_what_is_not_does_not() {
         assert_eq!(worst(&judge(Ok(ALL))), Level::Ok);
-        assert_eq!(worst(&judge(Ok(Features { tcx: false, csum_ipv6: false, ..ALL }))), Level::Ok);
+        assert_eq!(
+            worst(&judge(Ok(Features { tcx: false, csum_ipv6: false, fib_source: 0, ..ALL }))),
+            Level::Ok
+        );
         assert_eq!(worst(&judge(Ok(Features { set_retval: false, ..ALL }))), Level::Warn);
         for lacking in [Features { atomic_fetch: false, ..ALL }, Features { netns_cookie: false, ..ALL }] {
             assert_eq!(worst(&judge(Ok(lacking))), Level::Fail);

@@ -3,7 +3,7 @@
 
 use proxy_common::{
     Addr, Affinity, AffinityKey, Backend, CtEntry, CtKey, Device, Frontend, Half, Port, Service, SetMember,
-    map,
+    map, node::role,
 };
 
 use super::{ExplainError, question::Tuple, tables, twin::Twin};
@@ -12,7 +12,7 @@ type Result<T> = std::result::Result<T, ExplainError>;
 
 /// What every packet may need: all of it, because it is looked at by the programs' own choice (random ports), or small.
 pub fn whole(twin: &Twin) -> Result<()> {
-    [map::PORTS, map::NODE_ADDRS, map::NODE_CONFIG, map::DEVICES]
+    [map::PORTS, map::NODE_ADDRS, map::NODE_CONFIG, map::DEVICES, map::SOURCE_ADDRS]
         .into_iter()
         .try_for_each(|name| twin.copy_all(name))
 }
@@ -103,6 +103,12 @@ pub fn sources(twin: &Twin, v4: bool) -> Result<Vec<Addr>> {
     let mut found = vec![if v4 { config.primary_v4 } else { config.primary_v6 }];
     twin.each_own(map::DEVICES, |_: &u32, device: &Device| {
         found.push(if v4 { device.source_v4 } else { device.source_v6 });
+    })?;
+    // The kernel chooses among the node's own.
+    twin.each_own(map::NODE_ADDRS, |addr: &Addr, roles: &u32| {
+        if roles & role::OWN != 0 && addr.is_v4() == v4 {
+            found.push(*addr);
+        }
     })?;
     found.retain(|addr| !addr.is_unspecified());
     found.sort_unstable();

@@ -123,9 +123,7 @@ impl Walk {
         let before = self.tuple;
         let key = before.key(Half::Egress);
         copies::flow(&self.twin, key)?;
-        let own = if before.is_v4() { device.source_v4 } else { device.source_v6 };
-        let sources =
-            if own.is_unspecified() { copies::sources(&self.twin, before.is_v4())? } else { vec![own] };
+        let sources = copies::sources(&self.twin, before.is_v4())?;
         let to = before.destination();
         copies::middle(&self.twin, &before, to.addr, to.port, &sources)?;
         let came_in = self.came_in.unwrap_or(0);

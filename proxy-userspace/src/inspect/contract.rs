@@ -4,8 +4,8 @@
 use proxy_common::{
     Addr, Affinity, AffinityKey, Agent, Backend, BackendMeta, Counter, CtEntry, CtKey, Device, DropKey,
     EventKind, Fragment, FragmentKey, Frontend, FrontendKey, FrontendKind, Held, Monitor, NodeConfig, Prefix,
-    Service, ServiceMeta, ServiceStats, SetMember, SockKey, SockPeer, SourceRange, map, node, observe::kinds,
-    tcp,
+    Service, ServiceMeta, ServiceStats, SetMember, SockKey, SockPeer, SourceAddrKey, SourceRange, map, node,
+    observe::kinds, tcp,
 };
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 use serde_json::{Value, json};
@@ -102,6 +102,7 @@ pub const LAYOUTS: [Layout; map::ALL.len()] = [
     layout!(NODE_ADDRS, Addr => address, u32 => roles),
     layout!(NODE_CONFIG, u32 => index, NodeConfig => node_config),
     layout!(DEVICES, u32 => ifindex, Device => device),
+    layout!(SOURCE_ADDRS, SourceAddrKey => source_addr_key, Addr => source_addr),
     layout!(COUNTERS, u32 => counter, u64 => count),
     layout!(SOCK_REVNAT, SockKey => sock_key, SockPeer => sock_peer),
     layout!(SOCK_BACKEND, SockKey => sock_key, SockPeer => sock_peer),
@@ -340,6 +341,15 @@ fn device(value: Device) -> Fields {
         "source_v4": value.source_v4.to_string(),
         "source_v6": value.source_v6.to_string(),
     }
+}
+
+fn source_addr_key(key: SourceAddrKey) -> Fields {
+    let destinations = format!("{}/{}", key.destination, key.address_bits());
+    fields! {"ifindex": key.ifindex, "destinations": destinations}
+}
+
+fn source_addr(value: Addr) -> Fields {
+    fields! {"source": value.to_string()}
 }
 
 fn counter(number: u32) -> Fields {

@@ -55,6 +55,7 @@ mod s3_2_health_check;
 mod s3_3_metrics;
 mod same_tuple;
 mod shown;
+mod source_address;
 mod statistics;
 mod takeover;
 mod trio;

@@ -15,8 +15,16 @@ use shunt::{
 };
 use tests::net::scratch::{BPFFS, Scratch, mount_bpffs};
 
-const GLOBALS: Globals =
-    Globals { socket_netns: 0, host_netns: 0, hz: 250, trace: 0, csum_ipv6: 0, set_retval: 0, stats: 1 };
+const GLOBALS: Globals = Globals {
+    socket_netns: 0,
+    host_netns: 0,
+    hz: 250,
+    trace: 0,
+    csum_ipv6: 0,
+    set_retval: 0,
+    fib_source: 0,
+    stats: 1,
+};
 
 fn small() -> MapSizes {
     MapSizes {

@@ -10,7 +10,7 @@ use proxy_common::Device;
 
 use crate::{
     base::{
-        headers::{Ipv4, Ipv6},
+        headers::{AF_INET, AF_INET6, Ipv4, Ipv6},
         maps::DEVICES,
         scratch::{FibLookup, Mac},
         verdict::XdpVerdict,
@@ -21,10 +21,6 @@ use crate::{
         parse::Packet,
     },
 };
-
-const AF_INET: u8 = 2;
-
-const AF_INET6: u8 = 10;
 
 /// How a frame leaves.
 #[derive(Clone, Copy)]

@@ -226,7 +226,7 @@ fn decide(ctx: &XdpContext, flow: &mut FlowContext) -> NewFlow {
         return NewFlow::LeaveToTc;
     }
     if flow.xdp_flag != 0 {
-        complete_snat(flow);
+        complete_snat(ctx, flow);
     }
     NewFlow::Created
 }
@@ -234,7 +234,7 @@ fn decide(ctx: &XdpContext, flow: &mut FlowContext) -> NewFlow {
 /// Gives the flow that has begun its source where it needs one, as the first egress hook would. Where that fails
 /// `forward` finds the source pending, and the packet is tc's.
 #[inline(always)]
-fn complete_snat(flow: &mut FlowContext) {
+fn complete_snat(ctx: &XdpContext, flow: &mut FlowContext) {
     if flow.target.masquerade == 0 {
         return;
     }
@@ -243,7 +243,7 @@ fn complete_snat(flow: &mut FlowContext) {
     if let Some(pending) = entry::lookup(&key)
         && pending.port == 0
     {
-        let _failed = snat::complete(&key, flow.fib.ifindex, pending);
+        let _failed = snat::complete(ctx, &key, flow.fib.ifindex, pending);
     }
 }
 

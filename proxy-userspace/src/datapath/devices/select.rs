@@ -23,7 +23,7 @@ const ARPHRD_IP6GRE: u16 = 823;
 const ARPHRD_NONE: u16 = 0xfffe;
 
 /// Devices that only hold VIPs of other proxies and caches: their addresses are not the node's own.
-const VIP_HOLDERS: [&str; 2] = ["kube-ipvs0", "nodelocaldns"];
+pub(in crate::datapath) const VIP_HOLDERS: [&str; 2] = ["kube-ipvs0", "nodelocaldns"];
 
 /// Whether a device is in the XDP lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,8 +127,15 @@ impl Devices {
         Lane::In
     }
 
+    /// The device that routes name for what a hooked device sends: a bridge for its port.
+    pub fn routed(&self, link: &Link) -> u32 {
+        self.master_of(link)
+            .filter(|master| master.kind == "bridge")
+            .map_or(link.index, |master| master.index)
+    }
+
     /// What the datapath is told of a hooked device. `preferred` are the sources the default route would
-    /// use, for devices without an address of their own.
+    /// use, for devices without an address of their own. Its sources count where the kernel names none.
     pub fn describe(&self, link: &Link, hook: Hook, detect: &DetectLocal, preferred: Preferred) -> Device {
         let pod = self.is_pod_device(link, detect);
         let tunnel = is_tunnel(link);
@@ -177,11 +184,15 @@ impl Devices {
             .map(|((_, ip), a)| (*ip, a))
     }
 
-    /// The address translated flows leave a device with: its first global one, primary before secondary.
+    /// The address translated flows leave a device with, as far as can be told without routes: a global one, primary
+    /// before secondary, one with a subnet before one by itself (a VIP of keepalived's).
     fn source_of(&self, index: u32, v4: bool) -> Option<IpAddr> {
         self.addresses_of(index)
             .filter(|(ip, address)| ip.is_ipv4() == v4 && address.is_global() && address.is_usable())
-            .min_by_key(|(_, address)| address.flags & Address::SECONDARY)
+            .min_by_key(|(ip, address)| {
+                let is_alone = address.prefix_len == if ip.is_ipv4() { 32 } else { 128 };
+                (address.flags & Address::SECONDARY, is_alone)
+            })
             .map(|(ip, _)| ip)
     }
 
