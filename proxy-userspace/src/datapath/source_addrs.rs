@@ -35,6 +35,14 @@ const MAX_ASKED: usize = 8192;
 /// Destinations that only a default route leads to (RFC 5737, RFC 3849).
 const ELSEWHERE: [u128; 3] = [0xffff_c000_0201, 0xffff_c633_6401, 0x2001_0db8_0000_0000_0000_0000_0000_0001];
 
+/// Ranges whose destinations have labels of their own in the kernel's policy table (RFC 6724, section 2.1): a source with the same
+/// label goes before one that is more alike.
+const LABELS: [Range; 4] =
+    [(7, 0xfc << 120), (16, 0x2002 << 112), (32, 0x2001 << 112), (28, 0x2001_0010 << 96)];
+
+/// Among how many IPv6 addresses destinations are told apart: each two may make two ranges more.
+const MAX_CANDIDATES: usize = 64;
+
 /// A range of destinations: how many bits they share (of 128; IPv4 in v4-mapped form), and those bits.
 type Range = (u8, u128);
 
@@ -62,7 +70,8 @@ pub struct Sources {
 impl Sources {
     /// Asks for the sources of these devices.
     pub fn ask(netlink: &mut Socket, devices: &Devices, egress: &[Egress]) -> io::Result<Self> {
-        let ranges = Ranges::dump(netlink)?;
+        let mut ranges = Ranges::dump(netlink)?;
+        ranges.split(&candidates(devices));
         let own = own_addresses(devices);
         let mut asker = |to: u128, device: u32| {
             let source = ask(netlink, ip(to), device)?;
@@ -183,6 +192,36 @@ impl Ranges {
         }
     }
 
+    /// Tells destinations apart that one route leads to and that the kernel chooses different sources for: IPv6 prefers
+    /// the address that shares the most bits with the destination, up to its own prefix (rule 8 of RFC 6724).
+    fn split(&mut self, addresses: &[(u128, u8)]) {
+        let mut apart: BTreeSet<Range> = BTreeSet::new();
+        for (own, _) in addresses {
+            for (other, other_len) in addresses.iter().filter(|(other, _)| other != own) {
+                // From here on `own` is more like the destination than `other`.
+                let len = ((own ^ other).leading_zeros() as u8).min(*other_len) + 1;
+                apart.insert((len, own & mask(len)));
+            }
+        }
+        if !apart.is_empty() {
+            apart.extend(LABELS);
+        }
+        let new = apart.into_iter().filter(|range| !self.reach.contains_key(range)).map(|(len, bits)| {
+            let mut reach = Reach::default();
+            for outer in
+                self.lengths.range(..len).filter_map(|outer| self.reach.get(&(*outer, bits & mask(*outer))))
+            {
+                reach.devices.extend(&outer.devices);
+                reach.any |= outer.any;
+            }
+            ((len, bits), reach)
+        });
+        let new: Vec<_> = new.collect();
+        for (range, reach) in new {
+            *self.add(range) = reach;
+        }
+    }
+
     /// A destination in this range and in none within it.
     fn example(&self, range: Range) -> Option<u128> {
         let (len, bits) = range;
@@ -281,6 +320,15 @@ fn own_addresses(devices: &Devices) -> HashSet<IpAddr> {
         !is_vip && !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local())
     });
     held.map(|(_, ip)| *ip).collect()
+}
+
+/// The IPv6 addresses that the kernel chooses from, with their prefix lengths.
+fn candidates(devices: &Devices) -> Vec<(u128, u8)> {
+    let global = devices.addresses.iter().filter_map(|((_, ip), address)| match ip {
+        IpAddr::V6(v6) if address.scope == 0 => Some((v6.to_bits(), address.prefix_len)),
+        _ => None,
+    });
+    global.take(MAX_CANDIDATES).collect()
 }
 
 /// The source towards a destination out of a device; `None` where there is no way.
@@ -410,6 +458,22 @@ mod tests {
         let ten = SourceAddrKey::new(2, addr("10.0.0.0"), 96 + 8);
         assert_eq!(sources.ranges, BTreeMap::from([(ten, addr("10.0.0.9"))]));
         assert_eq!(asked, 10, "a default and its routes for each device");
+    }
+
+    #[test]
+    fn destinations_of_one_route_are_told_apart_by_the_addresses() {
+        let mut found = ranges(&[("::/0", 2), ("fd00:3::/64", 3)]);
+        found.split(&[(bits("fd00:8::1"), 64), (bits("fc00::5"), 128), (bits("fd00:90::1"), 20)]);
+        let devices =
+            |text| found.reach.get(&range(text)).map(|r| r.devices.iter().copied().collect::<Vec<_>>());
+        // fc and fd differ in their eighth bit; of the third address only 20 bits count.
+        for text in ["fd00::/8", "fc00::/8", "fd00::/21", "fd00:80::/25", "fc00::/7"] {
+            assert_eq!(devices(text), Some(vec![2]), "{text}");
+        }
+        assert_eq!(found.reach.len(), 2 + 4 + LABELS.len());
+        let mut alone = ranges(&[("::/0", 2)]);
+        alone.split(&[(bits("fd00:8::1"), 64)]);
+        assert_eq!(alone, ranges(&[("::/0", 2)]), "one address leaves no choice");
     }
 
     #[test]

@@ -51,8 +51,15 @@ const OWN: &str = "192.168.8.201";
 const OWN6: &str = "fd00:8::201";
 
 /// Marks what is for the routed destination, as a service mesh would.
-pub const MARK: &str = "table inet marking { chain mark { type filter hook prerouting priority -150; \
-                        ip daddr 10.90.0.0/16 meta mark set 7; ip6 daddr fd00:90::/32 meta mark set 7; }; }";
+pub const MARK: &str = "\
+table inet marking {
+    chain prerouting {
+        type filter hook prerouting priority -150
+        ip daddr 10.90.0.0/16 meta mark set 7
+        ip6 daddr fd00:90::/32 meta mark set 7
+    }
+}
+";
 
 pub const SHAPES: [Shape; 53] = [
     v4("as every node is", Routed, Is(OWN), &[]),
