@@ -1,4 +1,4 @@
-//! Addresses, ports and protocols as they stand in packets and in map keys.
+//! Addresses, ports and protocols as they are stored in packets and in map keys.
 
 use core::{
     fmt,
@@ -8,8 +8,8 @@ use core::{
 use crate::pod;
 
 pod! {
-    /// An IP address in network order; IPv4 stands as v4-mapped (`::ffff:a.b.c.d`), so both families share
-    /// one code path. Words, not bytes: the verifier and the CPU both prefer aligned 32-bit access.
+    /// An IP address in network order. IPv4 addresses are v4-mapped (`::ffff:a.b.c.d`), so both families share one
+    /// code path. Words and not bytes: the verifier and the CPU both prefer aligned 32-bit access.
     pub struct Addr [16] {
         words: [u32; 4],
     }
@@ -20,22 +20,22 @@ pod! {
     }
 }
 
-/// Second half of the v4-mapped prefix, in network order.
+/// The second half of the v4-mapped prefix, in network order.
 const V4_MAPPED: u32 = 0x0000_ffff_u32.to_be();
 
 impl Addr {
-    /// `::`, under which IPv6 NodePorts stand.
+    /// `::`, the address of IPv6 NodePorts in FRONTENDS.
     pub const UNSPECIFIED_V6: Self = Self { words: [0; 4] };
-    /// `::ffff:0.0.0.0`, under which IPv4 NodePorts stand.
+    /// `::ffff:0.0.0.0`, the address of IPv4 NodePorts in FRONTENDS.
     pub const UNSPECIFIED_V4: Self = Self::from_v4_be(0);
 
-    /// From an IPv4 address's four bytes as they lie in a packet, read as one native word.
+    /// From the four bytes of an IPv4 address in a packet, read as one native word.
     #[inline(always)]
     pub const fn from_v4_be(be: u32) -> Self {
         Self { words: [0, 0, V4_MAPPED, be] }
     }
 
-    /// From an IPv6 address's sixteen bytes as they lie in a packet, read as four native words.
+    /// From the sixteen bytes of an IPv6 address in a packet, read as four native words.
     #[inline(always)]
     pub const fn from_v6_be(words: [u32; 4]) -> Self {
         Self { words }
@@ -47,13 +47,13 @@ impl Addr {
         self.words
     }
 
-    /// The last word: the whole address when [`is_v4`](Self::is_v4), in network order.
+    /// The last word, in network order: the whole address if [`is_v4`](Self::is_v4).
     #[inline(always)]
     pub const fn v4_be(&self) -> u32 {
         self.words[3]
     }
 
-    /// Its last 16 bits as a number: what of it stands in PORTS.
+    /// The last 16 bits as a number: an index into PORTS.
     #[inline(always)]
     pub const fn low16(&self) -> u16 {
         u32::from_be(self.words[3]) as u16
@@ -74,7 +74,7 @@ impl Addr {
             && self.words[3] == 0
     }
 
-    /// The unspecified address of this address's family, under which its NodePorts stand.
+    /// The unspecified address of the same family: the address of its NodePorts in FRONTENDS.
     #[inline(always)]
     pub const fn unspecified_alike(&self) -> Self {
         if self.is_v4() { Self::UNSPECIFIED_V4 } else { Self::UNSPECIFIED_V6 }
@@ -87,7 +87,7 @@ impl Addr {
         (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) == 0
     }
 
-    /// As `core::net` shows it: v4-mapped becomes IPv4.
+    /// The address as `core::net` represents it: v4-mapped becomes IPv4.
     pub const fn to_ip(self) -> IpAddr {
         let w = self.words;
         if self.is_v4() {
@@ -145,13 +145,13 @@ impl Port {
         Self { be: host.to_be() }
     }
 
-    /// From two bytes as they lie in a packet, read as one native half-word.
+    /// From two bytes in a packet, read as one native half-word.
     #[inline(always)]
     pub const fn from_be(be: u16) -> Self {
         Self { be }
     }
 
-    /// As it lies in a packet.
+    /// As stored in a packet.
     #[inline(always)]
     pub const fn be(self) -> u16 {
         self.be

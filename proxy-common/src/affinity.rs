@@ -3,23 +3,23 @@
 use crate::{Addr, pod};
 
 pod! {
-    /// Key of AFFINITY: the client's address per service port, whichever frontend it used. A socket that the socket
-    /// hooks translate has no address yet: its client is its network namespace, [`crate::socket::netns_addr`].
+    /// Key of AFFINITY: the client's address and the service port, independent of the frontend. A socket at the
+    /// socket hooks has no address yet: its network namespace is the client, [`crate::socket::netns_addr`].
     pub struct AffinityKey [20] {
         pub client: Addr,
         pub service: u32,
     }
 
-    /// Value of AFFINITY. Programs replace both halves in one compare-and-exchange of 64 bits, so that CPUs that start
-    /// flows of one client at once agree.
+    /// Value of AFFINITY. Programs replace both fields in one 64-bit compare-and-exchange, so that CPUs that create
+    /// flows of one client at the same time agree.
     pub struct Affinity [8] {
         pub backend: u32,
         /// Low 32 bits of the kernel's jiffies at the last new flow.
         pub last_used: u32,
     }
 
-    /// Key of SET_MEMBERS (hash, to `u32` of [`set_bits`]): which backends a service port with affinity has. A client's
-    /// entry counts only while its backend stands here for the set that the frontend uses.
+    /// Key of SET_MEMBERS (hash, to `u32` of [`set_bits`]): the backends of a service port with affinity. A client's
+    /// entry is valid only while its backend is here, in the set that the frontend uses.
     pub struct SetMember [8] {
         pub service: u32,
         pub backend: u32,
@@ -46,8 +46,8 @@ impl Affinity {
         bytemuck::cast(word)
     }
 
-    /// Whether the client's last new flow was less than `seconds` ago. Another CPU's stamp may lie a moment ahead of
-    /// this one's `now`: up to a second counts as now.
+    /// Whether the client's last new flow was less than `seconds` ago. Another CPU's time stamp may be slightly ahead
+    /// of `now`: up to one second counts as now.
     #[inline(always)]
     pub const fn is_fresh(&self, now: u32, seconds: u32, hz: u32) -> bool {
         now.wrapping_sub(self.last_used).wrapping_add(hz) < seconds.wrapping_add(1).wrapping_mul(hz)
@@ -67,7 +67,7 @@ mod tests {
             assert!(at(0) && at(2499) && at(u32::MAX), "{last_used}");
             assert!(!at(2500) && !at(1 << 31) && !at(u32::MAX - 250), "{last_used}");
         }
-        // The longest time the API allows, at the fastest clock.
+        // The longest timeout that the API allows, at the fastest clock.
         assert!(
             entry(0).is_fresh(86_400_000 - 1, 86_400, 1000) && !entry(0).is_fresh(86_400_000, 86_400, 1000)
         );

@@ -1,22 +1,22 @@
 //! CONNTRACK: the flows.
 //!
-//! A flow from client C to frontend V, translated to backend B, is recorded as halves, each keyed by the
-//! tuple a packet carries *when it meets the hook*:
+//! A flow from client C to frontend V, translated to backend B, is recorded as halves. The key of each half is the
+//! tuple of a packet *at the hook*:
 //!
 //! | half | hook | key (source -> destination) | rewrites |
 //! |---|---|---|---|
-//! | request | ingress | C:c -> V:v | destination to B:b (and the source port to c' where the middle tuple was taken) |
+//! | request | ingress | C:c -> V:v | destination to B:b (and the source port to c' if the middle tuple was taken) |
 //! | reply | egress | B:b -> C:c' | source to V:v (and the destination port back to c) |
 //! | masquerade | egress | C:c' -> B:b | source to N:s, an address of this node |
 //! | unmasquerade | ingress | B:b -> N:s | destination to C:c' |
 //!
-//! The first two exist for every flow, the last two where the source is translated: the masquerade half is
-//! recorded with the flow as *pending* and completed, with the unmasquerade half, by the first egress hook.
-//! `(C, c', B, b)` is the middle tuple, what the host's own stack sees; the reply half, inserted with
-//! BPF_NOEXIST, is its reservation. A direct flow to a backend's own address is recorded as a flow whose
-//! frontend is the backend. Every half's key can be derived from any other half.
+//! The first two exist for every flow, the last two if the source is translated: the masquerade half is recorded with
+//! the flow as *pending* and completed, with the unmasquerade half, by the first egress hook. `(C, c', B, b)` is the
+//! middle tuple, which the host's own stack sees; the reply half, inserted with BPF_NOEXIST, reserves it. A direct
+//! flow to a backend's own address is recorded as a flow whose frontend is the backend. Every half's key can be
+//! derived from any other half.
 //!
-//! A flow that another proxy translates (kube-proxy's, at the time shunt takes over) has a request and a reply half
+//! A flow that another proxy translates (kube-proxy's, recorded when shunt takes over) has a request and a reply half
 //! that rewrite nothing: client and frontend, at both hooks.
 
 use crate::{Addr, Port, pod};
@@ -29,7 +29,7 @@ pod! {
         pub sport: Port,
         pub dport: Port,
         pub proto: u8,
-        /// A [`Half`] as number: which hook the packet meets.
+        /// A [`Half`] as number: the hook.
         pub half: u8,
         pub reserved: u16,
     }
@@ -38,27 +38,27 @@ pod! {
     pub struct CtEntry [56] {
         /// The address to write: the destination on ingress, the source on egress.
         pub addr: Addr,
-        /// The port that goes with `addr`, network order in the low 16 bits; 0 in a masquerade half is
-        /// *pending*. A word of its own, because it is completed by compare-and-exchange.
+        /// The port that goes with `addr`, network order in the low 16 bits; 0 in a masquerade half is *pending*. A
+        /// word of its own, because compare-and-exchange completes it.
         pub port: u64,
-        /// Bits of [`crate::tcp`], changed by atomic or and and; kept in the request and reply halves only.
+        /// Bits of [`crate::tcp`], changed by atomic or and and; in request and reply halves only.
         pub state: u64,
         /// The port to write at the other end: the source port on ingress, the destination port on egress.
         pub peer_port: Port,
         pub reserved: u16,
-        /// `CtEntry::SERVICE` and the other flags; constant over the entry's life.
+        /// `CtEntry::SERVICE` and the other flags; constant for the lifetime of the entry.
         pub flags: u32,
-        /// Low 32 bits of the kernel's jiffies when this half last saw a packet, written at most once a
-        /// second; kept in the request and reply halves only.
+        /// Low 32 bits of the kernel's jiffies at the last packet of this half, written at most once a second; in
+        /// request and reply halves only.
         pub last_seen: u32,
         pub service: u32,
         pub backend: u32,
-        /// Low 32 bits of the kernel's jiffies when the flow began.
+        /// Low 32 bits of the kernel's jiffies at the creation of the flow.
         pub created: u32,
     }
 }
 
-/// The hook a conntrack half belongs to; `CtKey::half` holds it as number.
+/// The hook of a conntrack half; `CtKey::half` stores it as number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Half {
@@ -87,23 +87,22 @@ impl CtKey {
 }
 
 impl CtEntry {
-    /// The flow was sent to a Service; without it, it is a direct flow to a backend's own address.
+    /// The flow is to a Service. If not set, it is a direct flow to a backend's own address.
     pub const SERVICE: u32 = 1;
     /// The request half of a flow (ingress, client to frontend).
     pub const REQUEST: u32 = 2;
     /// The reply half of a flow (egress, backend to client).
     pub const REPLY: u32 = 4;
-    /// In request and reply halves: the flow's source is translated, so the other two halves exist.
+    /// In request and reply halves: the flow's source is translated, and the other two halves exist.
     pub const MASQUERADED: u32 = 8;
     /// The masquerade half (egress, client to backend).
     pub const MASQUERADE: u32 = 16;
     /// The unmasquerade half (ingress, backend to node).
     pub const UNMASQUERADE: u32 = 32;
-    /// Nothing differs between key and rewrite: a recorded direct flow; with `SERVICE`, a flow that another proxy had begun
-    /// to translate when shunt came, and that netfilter goes on translating.
+    /// Key and rewrite are equal: a recorded direct flow or, with `SERVICE`, a flow that another proxy had begun to
+    /// translate before shunt took over, and that netfilter continues to translate.
     pub const IDENTITY: u32 = 64;
-    /// In all halves: the flow is the XDP lane's, and the host's stack does not see it (but for its packets to a backend
-    /// of this node).
+    /// In all halves: XDP serves the flow, and the host's stack sees only its packets to backends of this node.
     pub const XDP: u32 = 128;
 
     /// Whether `flag` is set.
@@ -118,15 +117,14 @@ impl CtEntry {
         Port::from_be(self.port as u16)
     }
 
-    /// From a request half, the key of its reply half; from an unmasquerade half, that of its masquerade half
-    /// (both: what comes back at the egress hook).
+    /// From a request half, the key of its reply half; from an unmasquerade half, the key of its masquerade half
+    /// (both are egress halves).
     #[inline(always)]
     pub const fn egress_key(&self, key: &CtKey) -> CtKey {
         CtKey::new(self.addr, self.port(), key.src, self.peer_port, key.proto, Half::Egress)
     }
 
-    /// From a reply half, the key of its request half; from a masquerade half, that of its unmasquerade half
-    /// is the reverse of what it writes.
+    /// From a reply half, the key of its request half; from a masquerade half, the key of its unmasquerade half.
     #[inline(always)]
     pub const fn ingress_key(&self, key: &CtKey) -> CtKey {
         CtKey::new(key.dst, self.peer_port, self.addr, self.port(), key.proto, Half::Ingress)
@@ -154,7 +152,7 @@ mod tests {
         let (c, v, b, n) = (addr(1), addr(2), addr(3), addr(4));
         let p = Port::new;
         let mut entry: CtEntry = bytemuck::Zeroable::zeroed();
-        // Client port 1000, given away as 1001; frontend 80, backend 8080, node port 5000.
+        // Client port 1000, replaced by 1001; frontend 80, backend 8080, node port 5000.
         let request = CtKey::new(c, p(1000), v, p(80), 6, Half::Ingress);
         (entry.addr, entry.port, entry.peer_port) = (b, p(8080).be().into(), p(1001));
         let reply = CtKey::new(b, p(8080), c, p(1001), 6, Half::Egress);

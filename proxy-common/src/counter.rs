@@ -1,12 +1,12 @@
-//! COUNTERS (per-CPU array of `u64`, by [`Counter`] number): what the datapath did and why it dropped.
+//! COUNTERS (per-CPU array of `u64`, by [`Counter`] number): what the datapath did, and why it dropped.
 
 /// What a counter counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Event,
-    /// Packets, and questions of sockets, that were answered with a refusal.
+    /// Packets and socket requests that were answered with a rejection.
     Refusal,
-    /// Packets that ended silently.
+    /// Packets that were dropped silently.
     Drop,
 }
 
@@ -34,7 +34,7 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Flows to a Service that began (tc hooks).
+    /// New flows to a Service (tc hooks).
     FlowNew = 0, Event, "flow_new";
     /// Direct flows to a backend's own address that were recorded.
     FlowDirect = 1, Event, "flow_direct";
@@ -56,49 +56,49 @@ counters! {
     NoFreePort = 9, Drop, "no_free_port";
     /// Dropped: no free port or no address for source translation.
     NoFreeSource = 10, Drop, "no_free_source";
-    /// Dropped: a frontend names a slot or backend that is not there.
+    /// Dropped: a frontend names a slot or backend that does not exist.
     BadSlot = 11, Drop, "bad_slot";
-    /// Dropped: a helper refused to change the packet.
+    /// Dropped: a helper failed to change the packet.
     RewriteFailed = 12, Drop, "rewrite_failed";
     /// ICMP echo requests to a VIP that were answered.
     PingAnswered = 13, Event, "ping_answered";
-    /// Later fragments that came before their datagram's first and were kept for it.
+    /// Later fragments that arrived before the first of their datagram and were queued.
     FragmentHeld = 14, Event, "fragment_held";
-    /// Such fragments that passed as they were: too long to be kept, or too many.
+    /// Such fragments that passed unchanged: too long to be queued, or too many.
     FragmentNotHeld = 15, Event, "fragment_not_held";
-    /// Kept fragments that were not let go when the first came: overwritten or too old.
+    /// Queued fragments that were not released when the first arrived: overwritten or too old.
     FragmentLost = 16, Drop, "fragment_lost";
-    /// Dropped: fragments of a datagram whose first was refused or dropped.
+    /// Dropped: fragments of a datagram whose first fragment was rejected or dropped.
     FragmentDropped = 17, Drop, "fragment_dropped";
     /// Dropped: a first fragment that ends inside its transport header.
     FragmentTiny = 18, Drop, "fragment_tiny";
     /// Dropped: the client is in none of the load balancer's source ranges.
     SrcRange = 19, Drop, "src_range";
-    /// Packets that the XDP lane translated for a backend of this node.
+    /// Packets that XDP translated for a backend of this node.
     XdpLocal = 20, Event, "xdp_local";
-    /// Packets that the XDP lane translated and sent out.
+    /// Packets that XDP translated and sent out.
     XdpForwarded = 21, Event, "xdp_forwarded";
-    /// Packets of the XDP lane's flows and frontends that it left to tc.
+    /// Packets of flows and frontends of XDP that it left to tc.
     XdpLeft = 22, Event, "xdp_left";
-    /// Flows forgotten half-open, because as many others began since as may be so at a time.
+    /// Half-open flows removed because the limit on them was reached.
     HalfOpenForgotten = 23, Event, "half_open_forgotten";
-    /// Refused: no service port of this ClusterIP.
+    /// Refused: not a service port of this ClusterIP.
     NoServicePort = 24, Refusal, "no_service_port";
-    /// Dropped: an address of a ServiceCIDR that no Service has.
+    /// Dropped: an unallocated address of a ServiceCIDR.
     Unallocated = 25, Drop, "unallocated";
-    /// ICMP errors about a flow's packets that were translated.
+    /// ICMP errors about packets of a flow that were translated.
     IcmpErrorTranslated = 26, Event, "icmp_error_translated";
-    /// Dropped: an ICMP redirect about a translated flow's packet.
+    /// Dropped: an ICMP redirect about a packet of a translated flow.
     RedirectDropped = 27, Drop, "redirect_dropped";
-    /// Dropped: an SCTP flow would need another port, which SCTP's checksum does not let change.
+    /// Dropped: an SCTP flow would need another port, which SCTP's checksum does not allow.
     SctpPort = 28, Drop, "sctp_port";
     /// Dropped, to be sent again: TCP segments of no known flow, while another proxy's flows were being recorded.
     TakingOver = 29, Drop, "taking_over";
-    /// Direct flows to a backend's own address that could not be recorded, and pass all the same.
+    /// Direct flows to a backend's own address that could not be recorded and passed.
     FlowUnrecorded = 30, Event, "flow_unrecorded";
 }
 
-/// A bit for each number of a [`Kind::Refusal`].
+/// One bit for each number of a [`Kind::Refusal`].
 const REFUSALS: u64 = {
     let (mut bits, mut i) = (0, 0);
     while i < Counter::ALL.len() {
@@ -116,14 +116,15 @@ impl Counter {
         if (number as usize) < Self::ALL.len() { Some(Self::ALL[number as usize]) } else { None }
     }
 
-    /// [`kind`](Self::kind) for programs, which know a counter by its number: a table of 64 bits instead of a branch each.
+    /// Whether the [`kind`](Self::kind) of this number is a refusal, for programs: a 64-bit table instead of a branch
+    /// per counter.
     #[inline(always)]
     pub const fn is_refusal(number: u32) -> bool {
         REFUSALS.wrapping_shr(number) & 1 != 0
     }
 }
 
-/// Entries of COUNTERS; leaves room, so that a new counter does not change the map.
+/// Entries of COUNTERS, with spares so that a new counter does not change the map.
 pub const COUNTERS_LEN: u32 = 64;
 
 #[cfg(test)]
@@ -149,7 +150,7 @@ mod tests {
         assert_eq!(Counter::from_number(Counter::ALL.len() as u32), None);
     }
 
-    /// Comments are read by people, kinds by the metrics: they must agree.
+    /// People read the comments, metrics use the kinds: they must agree.
     #[test]
     fn kinds_are_what_the_comments_say() {
         let text = include_str!("counter.rs");
@@ -159,7 +160,7 @@ mod tests {
             let want = match comment.split([':', ',']).next() {
                 Some("Dropped") => Kind::Drop,
                 Some("Refused") => Kind::Refusal,
-                // Fragments that waited and were never sent on: gone, whatever the comment begins with.
+                // Queued fragments that were never sent on: dropped, whatever the comment begins with.
                 _ if *counter == Counter::FragmentLost => Kind::Drop,
                 _ => Kind::Event,
             };

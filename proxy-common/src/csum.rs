@@ -1,5 +1,5 @@
 //! The Internet checksum (RFC 1071) and its incremental update (RFC 1624). Sums run over native words: the
-//! one's-complement sum commutes with byte order, so nothing is swapped as long as all words are read alike.
+//! one's-complement sum is independent of byte order as long as all words are read the same way.
 
 /// Folds a sum to 16 bits.
 #[inline(always)]
@@ -16,7 +16,7 @@ pub const fn add(a: u32, b: u32) -> u32 {
     sum + carry as u32
 }
 
-/// What a change of one word from `old` to `new` adds to a partial sum (RFC 1624, equation 3).
+/// The difference that a change of one word from `old` to `new` makes to a partial sum (RFC 1624, equation 3).
 #[inline(always)]
 pub const fn diff(old: u32, new: u32) -> u32 {
     add(!old, new)
@@ -28,7 +28,7 @@ pub const fn diff4(old: [u32; 4], new: [u32; 4]) -> u32 {
     add(add(diff(old[0], new[0]), diff(old[1], new[1])), add(diff(old[2], new[2]), diff(old[3], new[3])))
 }
 
-/// Applies a difference to a checksum field as it lies in the packet.
+/// Applies a difference to a checksum field of a packet.
 #[inline(always)]
 pub const fn apply(field: u16, diff: u32) -> u16 {
     !fold(add(!field as u32 & 0xffff, diff))

@@ -1,12 +1,12 @@
-//! Services as the datapath sees them: frontends, slots, backends, round-robin counters, and the names that
-//! let `shunt service list` speak while the controller is down.
+//! Services as the datapath sees them: frontends, slots, backends and round-robin counters, and the names that `shunt
+//! service list` shows even while the controller is down.
 
 use crate::{Addr, Port, pod};
 
 pod! {
-    /// Key of FRONTENDS: what a packet is addressed to. A NodePort stands under the unspecified address of
-    /// its family; the ping answer of a VIP stands under port 0 and protocol ICMP or ICMPv6. Key of
-    /// BACKEND_ADDRS too, whose value is the backend's id (`u32`).
+    /// Key of FRONTENDS: the destination of a packet. A NodePort has the unspecified address of its family; the ping
+    /// entry of a VIP has port 0 and protocol ICMP or ICMPv6. Also the key of BACKEND_ADDRS, whose value is the
+    /// backend's id (`u32`).
     pub struct FrontendKey [20] {
         pub addr: Addr,
         pub port: Port,
@@ -15,8 +15,8 @@ pod! {
         pub reserved: u8,
     }
 
-    /// Value of FRONTENDS. Replacing it is the atomic switch of a frontend from one set of backends to
-    /// another: slots are written before, freed after.
+    /// Value of FRONTENDS. Replacing it switches a frontend atomically from one set of backends to another: the slots
+    /// are written before and freed after.
     pub struct Frontend [32] {
         /// Index into SERVICES and SERVICE_META.
         pub service: u32,
@@ -25,7 +25,7 @@ pod! {
         /// The cluster-wide set is SLOTS[cluster_base .. cluster_base + cluster_count].
         pub cluster_base: u32,
         pub cluster_count: u32,
-        /// The local set, an independent range: terminating and hint rules mean it need not be a subset.
+        /// The local set, an independent range: because of terminating endpoints and hints it need not be a subset.
         pub local_base: u32,
         pub local_count: u32,
         /// Session affinity by client address, in seconds; 0 is none.
@@ -45,17 +45,17 @@ pod! {
         pub reserved: u32,
     }
 
-    /// Value of SERVICES, indexed by service id (0 is never used): one per service port and family. Written
-    /// by the datapath, by atomic add alone; user space only clears it before an id is used anew.
+    /// Value of SERVICES, indexed by service id (0 is never used): one per service port and family. Programs write it
+    /// by atomic add only; user space only clears it before an id is reused.
     pub struct Service [32] {
-        /// Turns taken of the cluster set, one a flow begun (none for a client that stays with its backend): the next
-        /// one is slot `cluster_next % cluster_count`.
+        /// Turns taken in the cluster-wide set: one per new flow, none for a client that keeps its backend. The next
+        /// turn is slot `cluster_next % cluster_count`.
         pub cluster_next: u64,
         /// The same for the local set.
         pub local_next: u64,
-        /// New flows refused (no endpoint).
+        /// New flows rejected (no endpoint).
         pub refused: u64,
-        /// New flows dropped (Local policy without a local endpoint).
+        /// New flows dropped (policy Local without a local endpoint).
         pub dropped: u64,
     }
 
@@ -64,13 +64,13 @@ pod! {
         bytes: [u8; 64],
     }
 
-    /// Value of SERVICE_META (hash by service id): who a service id is.
+    /// Value of SERVICE_META (hash by service id): the names of a service id.
     pub struct ServiceMeta [200] {
         pub namespace: Name,
         pub name: Name,
-        /// The port's name, empty when it has none.
+        /// The port's name; empty if it has none.
         pub port_name: Name,
-        /// The Service's port, whichever address it is reached under.
+        /// The Service's port, independent of the frontend.
         pub port: Port,
         pub proto: u8,
         /// 4 or 6.
@@ -79,14 +79,14 @@ pod! {
         pub flags: u32,
     }
 
-    /// Value of BACKEND_META (hash by backend id): the node a backend runs on, zero-padded; a node's name
-    /// is a DNS subdomain of up to 253 bytes.
+    /// Value of BACKEND_META (hash by backend id): the node that a backend runs on, zero-padded; a node's name is a
+    /// DNS subdomain of up to 253 bytes.
     pub struct BackendMeta [256] {
         pub node: [u8; 256],
     }
 }
 
-/// What kind of address a frontend is; `Frontend::kind` holds it as number.
+/// The kind of a frontend's address; `Frontend::kind` stores it as number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u32)]
 pub enum FrontendKind {
@@ -94,7 +94,7 @@ pub enum FrontendKind {
     NodePort = 2,
     LoadBalancerIp = 3,
     ExternalIp = 4,
-    /// Not a service port: lets a VIP answer ICMP echo.
+    /// Not a service port: makes a VIP answer ICMP echo.
     Ping = 5,
 }
 
@@ -111,7 +111,7 @@ impl FrontendKind {
         })
     }
 
-    /// As the CLI's JSON names it.
+    /// The name in the CLI's JSON.
     pub const fn name(self) -> &'static str {
         match self {
             Self::ClusterIp => "ClusterIP",
@@ -124,18 +124,18 @@ impl FrontendKind {
 }
 
 impl Frontend {
-    /// NodePort, LoadBalancer or external address: reached from outside the cluster.
+    /// NodePort, LoadBalancer or external address: reachable from outside the cluster.
     pub const EXTERNAL: u32 = 1;
     /// The traffic policy of this frontend is Local.
     pub const LOCAL: u32 = 2;
-    /// The Service has a usable endpoint somewhere: without, new flows are refused.
+    /// The Service has a usable endpoint somewhere. Without, new flows are rejected.
     pub const HAS_ENDPOINTS: u32 = 4;
-    /// Choose a slot at random instead of in turn.
+    /// Select a slot at random instead of in turn.
     pub const RANDOM: u32 = 8;
-    /// Only clients in SOURCE_RANGES may begin flows.
+    /// Only clients in SOURCE_RANGES may create flows.
     pub const SOURCE_RANGES: u32 = 16;
-    /// Of a [`FrontendKind::Ping`] entry: the address is some Service's ClusterIP, so what is no service port there is
-    /// refused.
+    /// In a [`FrontendKind::Ping`] entry: the address is a ClusterIP, so what is not a service port of it is
+    /// rejected.
     pub const CLUSTER_IP: u32 = 32;
 
     /// Whether `flag` is set.
@@ -146,7 +146,7 @@ impl Frontend {
 }
 
 impl ServiceMeta {
-    /// The Service has no such port any more; its flows go on naming it.
+    /// The Service has no such port any more; existing flows still refer to it.
     pub const GONE: u32 = 1;
 }
 
@@ -157,7 +157,7 @@ impl Backend {
     pub const READY: u8 = 2;
     /// Its endpoint is terminating.
     pub const TERMINATING: u8 = 4;
-    /// In use by some service; cleared when the id is retired, kept otherwise for flows that name it.
+    /// A Service uses it; cleared when the id is retired, which flows may still refer to.
     pub const ACTIVE: u8 = 8;
 
     /// Whether `flag` is set.
@@ -187,7 +187,7 @@ impl Name {
         Some(Self { bytes })
     }
 
-    /// The text up to the first zero byte; empty when it is not UTF-8.
+    /// The text up to the first zero byte; empty if it is not UTF-8.
     pub fn as_str(&self) -> &str {
         text_of(&self.bytes)
     }
@@ -202,7 +202,7 @@ impl BackendMeta {
         Self { node: bytes }
     }
 
-    /// The node's name; empty when the endpoint names none.
+    /// The node's name; empty if the endpoint has none.
     pub fn node(&self) -> &str {
         text_of(&self.node)
     }

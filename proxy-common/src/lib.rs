@@ -1,11 +1,11 @@
-//! The map contract: every key and value that shunt's eBPF programs and its controller share, and the
-//! pure arithmetic both sides use.
+//! The map contract: every key and value that shunt's eBPF programs and its controller share, and the pure arithmetic
+//! that both sides use.
 //!
-//! Nothing here touches a kernel, allocates or knows Kubernetes' client types. Every map type is
-//! `#[repr(C)]`, holds neither padding nor a Rust enum or bool, and has its size asserted at compile time:
-//! a change of layout is a change of [`SCHEMA`], which is part of the pin directory.
+//! Nothing here calls a kernel, allocates, or uses Kubernetes client types. Every map type is `#[repr(C)]`, contains
+//! neither padding nor a Rust enum or bool, and has its size asserted at compile time: a change of layout is a change
+//! of [`SCHEMA`], which is part of the pin directory.
 //!
-//! Byte order: [`Addr`] and [`Port`] hold network order; every other integer is in host order.
+//! Byte order: [`Addr`] and [`Port`] are in network order; every other integer is in host order.
 #![no_std]
 
 pub mod addr;
@@ -37,7 +37,7 @@ pub use source_range::SourceRange;
 /// Version of the layouts below; maps are pinned under `<bpffs>/v<SCHEMA>/`.
 pub const SCHEMA: u32 = 1;
 
-/// Names of the maps, as bpftool and `shunt map list` show them.
+/// Names of the maps, as in bpftool and `shunt map list`.
 pub mod map {
     pub const FRONTENDS: &str = "FRONTENDS";
     pub const SLOTS: &str = "SLOTS";
@@ -64,16 +64,16 @@ pub mod map {
     pub const SERVICE_STATS: &str = "SERVICE_STATS";
     pub const DROPS: &str = "DROPS";
     pub const MONITOR: &str = "MONITOR";
-    /// What `shunt monitor` reads: a ring buffer, which has no entries to list.
+    /// The input of `shunt monitor`: a ring buffer, which has no entries to list.
     pub const EVENTS: &str = "EVENTS";
-    /// What `ingress_xdp` goes on with: a program array, which holds no data.
+    /// The tail call of `ingress_xdp`: a program array, which contains no data.
     pub const INGRESS: &str = "INGRESS";
-    /// The programs' read-only globals, as this run set them: pinned for `shunt explain`, which runs the same programs
+    /// The programs' read-only globals as this run set them: pinned for `shunt explain`, which runs the same programs
     /// over maps of its own.
     pub const GLOBALS: &str = "GLOBALS";
-    /// Maps that are pinned and hold no entries to list.
+    /// Pinned maps without entries to list.
     pub const WITHOUT_ENTRIES: [&str; 3] = [EVENTS, INGRESS, GLOBALS];
-    /// Every other map, in the order `shunt map list` prints them.
+    /// Every other map, in the order of `shunt map list`.
     pub const ALL: [&str; 25] = [
         FRONTENDS,
         SLOTS,
@@ -103,8 +103,8 @@ pub mod map {
     ];
 }
 
-/// Declares map types: derives what a map value needs, proves by `bytemuck::Pod` that there is no padding
-/// and that any bit pattern is valid, asserts the size, and (feature `user`) implements `aya::Pod`.
+/// Declares map types: derives what a map value needs, proves by `bytemuck::Pod` that there is no padding and any bit
+/// pattern is valid, asserts the size, and (feature `user`) implements `aya::Pod`.
 #[macro_export]
 macro_rules! pod {
     ($($(#[$meta:meta])* pub struct $name:ident [$size:literal] { $($body:tt)* })*) => {$(
@@ -114,7 +114,7 @@ macro_rules! pod {
         #[bytemuck(crate = "::bytemuck")]
         pub struct $name { $($body)* }
         const _: () = assert!(core::mem::size_of::<$name>() == $size);
-        // SAFETY: the derive above proves `bytemuck::Pod`, which asks for all that `aya::Pod` asks for.
+        // SAFETY: the derive above proves `bytemuck::Pod`, which requires everything that `aya::Pod` requires.
         #[cfg(feature = "user")]
         unsafe impl ::aya::Pod for $name {}
     )*};

@@ -1,19 +1,19 @@
-//! What the datapath knows of the node it runs on.
+//! The node as the datapath knows it: addresses, devices, roles, configuration.
 
 use core::fmt;
 
 use crate::{Addr, pod};
 
 pod! {
-    /// The only value of NODE_CONFIG (array of one): what new flows are decided with. A change takes effect
-    /// with the next new flow.
+    /// The only value of NODE_CONFIG (array of one): the configuration for new flows. A change takes effect with the
+    /// next new flow.
     pub struct NodeConfig [304] {
         /// `NodeConfig::MASQUERADE_ALL` and the other flags.
         pub flags: u32,
         /// How many of `pod_prefixes` are in use.
         pub pod_prefix_count: u32,
-        /// The node's primary InternalIP of each family (unspecified where it has none): the source of last
-        /// resort for translated flows.
+        /// The node's primary InternalIP of each family, unspecified if there is none: the fallback source address of
+        /// translated flows.
         pub primary_v4: Addr,
         pub primary_v6: Addr,
         /// How many of `service_prefixes` are in use.
@@ -21,12 +21,12 @@ pod! {
         pub reserved: u32,
         /// A source inside one of these is a local pod (detectLocalMode ClusterCIDR and NodeCIDR).
         pub pod_prefixes: [Prefix; 4],
-        /// The ServiceCIDRs: an address inside that is no Service's is nobody's.
+        /// The ServiceCIDRs: an address inside that no Service has is unallocated.
         pub service_prefixes: [Prefix; 4],
     }
 
-    /// The only value of AGENT (array of one): what the controller last said of itself, for `shunt status`.
-    /// The datapath does not read it.
+    /// The only value of AGENT (array of one): the controller's own status, for `shunt status`. Programs do not read
+    /// it.
     pub struct Agent [40] {
         /// Unix time in seconds when the controller started.
         pub started: u64,
@@ -49,16 +49,16 @@ pod! {
         pub mask: Addr,
     }
 
-    /// Value of DEVICES (hash by ifindex): what source translation needs to know of a device.
+    /// Value of DEVICES (hash by ifindex): what source translation and XDP need to know of a device.
     pub struct Device [48] {
         /// `Device::POD` and the other flags.
         pub flags: u32,
         /// Bytes of link-layer header: 14, or 0 for L3-only devices.
         pub header_len: u32,
-        /// The address translated flows leave this device with; unspecified where there is none.
+        /// The source address of translated flows that leave by this device; unspecified if there is none.
         pub source_v4: Addr,
         pub source_v6: Addr,
-        /// Its link-layer address; zero where it has none.
+        /// Its link-layer address; zero if there is none.
         pub mac: [u16; 3],
         pub reserved: u16,
     }
@@ -70,12 +70,12 @@ pub mod role {
     pub const NODEPORT: u32 = 1;
     /// One of the node's own addresses.
     pub const OWN: u32 = 2;
-    /// A loopback address: NodePorts on it are served to the node's own processes by the socket hooks only.
+    /// A loopback address: only the socket hooks serve NodePorts on it, to the node's own processes.
     pub const LOOPBACK: u32 = 4;
 }
 
-/// Bits of PORTS (array of 65536 `u32`, by port in host order): a free array read in front of each hash
-/// lookup that it can spare. Each bit is a superset of what the hashes hold.
+/// Bits of PORTS (array of 65536 `u32`, by port in host order): an array read in front of each hash lookup that it
+/// may save. Each bit is a superset of the contents of the hashes.
 pub mod port_bits {
     use crate::Proto;
 
@@ -86,7 +86,7 @@ pub mod port_bits {
     /// Some backend listens on this port.
     const BACKEND: u32 = 6;
 
-    /// Some backend's address ends in these 16 bits: what a fragment, which has no port, is told by.
+    /// Some backend's address ends in these 16 bits: fragments, which have no ports, are filtered by it.
     pub const BACKEND_ADDR: u32 = 1 << 10;
 
     /// Some ClusterIP ends in these 16 bits.
@@ -117,42 +117,42 @@ pub mod port_bits {
         bit(BACKEND, proto)
     }
 
-    /// Any protocol's NodePort: such a port is never taken for source translation.
+    /// The NodePort of any protocol: such a port is never used for source translation.
     pub const ANY_NODEPORT: u32 = 7 << NODEPORT;
 }
 
 impl NodeConfig {
     /// Translate the source of every Service flow (`--masquerade-all`).
     pub const MASQUERADE_ALL: u32 = 1;
-    /// Of this family no `pod_prefixes` are known: a source is a local pod when its packet came in by a device with
+    /// No `pod_prefixes` are known for this family: a source is a local pod if its packet arrived on a device with
     /// [`Device::POD`].
     pub const LOCAL_BY_DEVICE_V4: u32 = 2;
     pub const LOCAL_BY_DEVICE_V6: u32 = 8;
-    /// The two of them.
+    /// Both of them.
     pub const LOCAL_BY_DEVICE: u32 = Self::LOCAL_BY_DEVICE_V4 | Self::LOCAL_BY_DEVICE_V6;
-    /// `pod_prefixes` hold the pods of every node (detectLocalMode ClusterCIDR): a source inside them is this node's
-    /// own only where its packet came in by a device with [`Device::POD`].
+    /// `pod_prefixes` contain the pods of every node (detectLocalMode ClusterCIDR): a source inside them is a pod of
+    /// this node only if its packet arrived on a device with [`Device::POD`].
     pub const CLUSTER_PREFIXES: u32 = 4;
-    /// shunt has just come to a node and is recording another proxy's flows: a TCP segment in mid-stream of no known
-    /// flow is dropped (and sent again) rather than reset.
+    /// shunt is taking over a node and records another proxy's flows: a mid-stream TCP segment of no known flow is
+    /// dropped (and will be sent again) instead of reset.
     pub const TAKING_OVER: u32 = 16;
 }
 
 impl Device {
     /// Pods are behind this device.
     pub const POD: u32 = 1;
-    /// Traffic of other hosts arrives here: neither pod nor tunnel.
+    /// Traffic of other hosts arrives here: neither a pod's device nor a tunnel.
     pub const UPLINK: u32 = 2;
     /// A tunnel between nodes.
     pub const TUNNEL: u32 = 4;
-    /// Our XDP program runs in its driver, and the driver sends frames of other devices.
+    /// Our XDP program runs in its driver, and the driver can send frames of other devices.
     pub const XDP_NATIVE: u32 = 8;
     /// Our XDP program runs on its skbs.
     pub const XDP_GENERIC: u32 = 16;
 }
 
 impl Prefix {
-    /// The range of all addresses that share the first `len` bits with `addr`.
+    /// The range of all addresses with the same first `len` bits as `addr`.
     pub fn new(addr: Addr, len: u32) -> Self {
         let word = |first: u32| {
             let bits = len.saturating_sub(first).min(32);
@@ -161,12 +161,12 @@ impl Prefix {
         Self { addr, mask: Addr::from_v6_be([word(0), word(32), word(64), word(96)]) }
     }
 
-    /// How many bits the range's addresses share.
+    /// The length of the prefix in bits.
     pub fn prefix_len(&self) -> u32 {
         self.mask.words().iter().map(|word| word.count_ones()).sum()
     }
 
-    /// Whether `addr` lies in the range. No branches: the verifier would follow each.
+    /// Whether `addr` is in the range. No branches: the verifier would follow each.
     #[inline(always)]
     pub const fn contains(&self, addr: &Addr) -> bool {
         let (mine, theirs, mask) = (self.addr.words(), addr.words(), self.mask.words());
@@ -178,7 +178,7 @@ impl Prefix {
     }
 }
 
-/// As people write a range: an IPv4 prefix does not count the bits of the v4-mapped form.
+/// In the usual notation: an IPv4 prefix does not include the bits of the v4-mapped form.
 impl fmt::Display for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mapped = if self.addr.is_v4() { 96 } else { 0 };

@@ -1,14 +1,14 @@
-//! What people look at and no packet depends on: SERVICE_STATS, DROPS, and the events of `shunt monitor`.
+//! Observability, on which no packet's path depends: SERVICE_STATS, DROPS, and the events of `shunt monitor`.
 
 use crate::{Addr, Port, pod};
 
 pod! {
-    /// Value of SERVICE_STATS (per-CPU array by service id, as SERVICES): what went to one service port and came back.
-    /// Packets of a super-packet (GSO, GRO) count one by one, its bytes as they lie in memory, with link-layer header.
-    /// What the socket hooks translate counts as a flow; its packets carry the backend's address and are not seen. Nor
-    /// are fragments behind a datagram's first, which belong to no flow.
+    /// Value of SERVICE_STATS (per-CPU array by service id, like SERVICES): the traffic of one service port. Each
+    /// segment of a GSO or GRO packet counts as a packet; bytes count as they are in memory, with the link-layer
+    /// header. A flow that the socket hooks translate counts as a flow; its packets have the backend's address and
+    /// are not counted. Nor are later fragments, which belong to no flow.
     pub struct ServiceStats [40] {
-        /// Flows that began.
+        /// New flows.
         pub flows: u64,
         /// From clients.
         pub packets_in: u64,
@@ -18,23 +18,23 @@ pod! {
         pub bytes_out: u64,
     }
 
-    /// Key of DROPS (per-CPU hash to `u64`): packets that one device's hooks refused or dropped for one reason.
+    /// Key of DROPS (per-CPU hash to `u64`): packets that one device's hooks rejected or dropped for one reason.
     pub struct DropKey [8] {
-        /// 0: the socket hooks.
+        /// 0 for the socket hooks.
         pub ifindex: u32,
         /// A [`crate::Counter`] by number.
         pub reason: u32,
     }
 
-    /// The only value of MONITOR (array of one, mapped into memory by the process that watches): what that one wants to
-    /// be told.
+    /// The only value of MONITOR (array of one, mapped into memory by the monitor): the events that the monitor
+    /// wants.
     pub struct Monitor [24] {
-        /// CLOCK_MONOTONIC in nanoseconds up to which it wants to; renewed by it, so that a killed one costs nothing
-        /// for long. 0: nobody watches.
+        /// CLOCK_MONOTONIC in nanoseconds until when events are wanted. The monitor renews it, so that a killed
+        /// monitor costs nothing for long. 0: no monitor.
         pub until: u64,
         /// Bits of [`kinds`].
         pub kinds: u32,
-        /// One in so many events is told, at random.
+        /// One in this many events is reported, at random.
         pub one_in: u32,
         /// Events for which EVENTS had no room.
         pub lost: u64,
@@ -44,16 +44,16 @@ pod! {
     pub struct FlowEvent [104] {
         /// CLOCK_MONOTONIC in nanoseconds.
         pub time: u64,
-        /// Of a socket's flow the network namespace, [`crate::socket::netns_addr`].
+        /// For a socket's flow its network namespace, [`crate::socket::netns_addr`].
         pub src: Addr,
         pub dst: Addr,
-        /// The backend; unspecified where there is none.
+        /// The backend; unspecified if there is none.
         pub to: Addr,
         pub sport: Port,
         pub dport: Port,
         pub to_port: Port,
-        /// The client's port behind the ingress hook: its own unless that was taken. Of a masqueraded flow the backend sees
-        /// another one, which the egress hook chooses later.
+        /// The client's port behind the ingress hook: its own unless that was taken. The backend of a masqueraded
+        /// flow sees another port, which the egress hook selects later.
         pub client_port: Port,
         pub proto: u8,
         /// An [`EventKind`] by number.
@@ -62,16 +62,16 @@ pod! {
         pub hook: u8,
         /// `FlowEvent::MASQUERADED` and the other flags.
         pub flags: u8,
-        /// Why it was refused or dropped: a [`crate::Counter`] by number.
+        /// Why the packet was rejected or dropped: a [`crate::Counter`] by number.
         pub reason: u32,
-        /// 0 where the packet belongs to no Service, or ended before that was looked at.
+        /// 0 if the packet is for no Service, or its path ended before the lookup.
         pub service: u32,
         pub backend: u32,
         /// The device; 0 for a socket's flow.
         pub ifindex: u32,
-        /// The process that asked, for a socket's flow, as the initial namespace of processes numbers it.
+        /// For a socket's flow the process, by its number in the initial PID namespace.
         pub pid: u32,
-        /// Its thread's name, zero-padded: most are gone before anybody can ask for it.
+        /// Its thread's name, zero-padded: most have exited before /proc can be read.
         pub comm: [u8; 16],
     }
 }
@@ -90,7 +90,7 @@ macro_rules! numbered {
                 match number { $($number => Some(Self::$variant),)* _ => None }
             }
 
-            /// As the command line names it.
+            /// The name on the command line.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $text,)* }
             }
@@ -99,11 +99,11 @@ macro_rules! numbered {
 }
 
 numbered! {
-    /// What an event tells of.
+    /// What an event reports.
     pub enum EventKind {
-        /// A flow to a Service began.
+        /// A new flow to a Service.
         Flow = 0, "flow";
-        /// A packet, or a socket's question, was refused.
+        /// A packet or a socket request was rejected.
         Refused = 1, "refused";
         /// A packet was dropped.
         Dropped = 2, "dropped";
@@ -111,7 +111,7 @@ numbered! {
 }
 
 numbered! {
-    /// Where an event came from.
+    /// The hook that reports an event.
     pub enum Hook {
         Ingress = 0, "ingress";
         Egress = 1, "egress";
@@ -133,8 +133,8 @@ pub mod kinds {
 }
 
 impl DropKey {
-    /// In place of an `ifindex`: devices that are gone. Written by the agent alone, so that nothing is lost of what their
-    /// entries held.
+    /// Used as `ifindex` for all devices that are gone. Written by the agent only, so that no count of theirs is
+    /// lost.
     pub const GONE: u32 = u32::MAX;
 }
 
@@ -149,16 +149,16 @@ impl FlowEvent {
         self.flags & flag != 0
     }
 
-    /// The name of the process that asked; empty where there is none.
+    /// The name of the process; empty if there is none.
     pub fn comm(&self) -> &str {
         crate::frontend::text_of(&self.comm)
     }
 }
 
-/// Entries of DROPS: devices times the reasons that they have met.
+/// Entries of DROPS: pairs of device and reason.
 pub const DROPS_LEN: u32 = 4096;
 
-/// Bytes of EVENTS: some nine thousand events.
+/// Bytes of EVENTS: about nine thousand events.
 pub const EVENTS_BYTES: u32 = 1 << 20;
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
-//! What the socket hooks remember of one socket.
+//! The state of the socket hooks: what they keep for one socket, and how they name its client.
 
 use crate::{Addr, Port, pod};
 
 pod! {
-    /// Key of SOCK_REVNAT (a socket and the backend it talks to) and of SOCK_BACKEND (a socket and the
-    /// frontend it asked for).
+    /// Key of SOCK_REVNAT (a socket and its backend) and of SOCK_BACKEND (a socket and the frontend that it
+    /// requested).
     pub struct SockKey [32] {
-        /// The socket's cookie: unique while the machine is up.
+        /// The socket's cookie, unique until the machine restarts.
         pub cookie: u64,
         pub addr: Addr,
         pub port: Port,
@@ -14,15 +14,15 @@ pod! {
         pub reserved: [u8; 5],
     }
 
-    /// Value of SOCK_REVNAT: the frontend that the socket asked for, which getpeername and recvmsg show.
-    /// Value of SOCK_BACKEND: the backend it was given, which unconnected UDP keeps.
+    /// Value of SOCK_REVNAT: the frontend that the socket requested, which getpeername and recvmsg show. Value of
+    /// SOCK_BACKEND: the selected backend, which an unconnected UDP socket keeps.
     pub struct SockPeer [28] {
         pub addr: Addr,
         pub port: Port,
         pub reserved: u16,
         /// The backend's id.
         pub backend: u32,
-        /// The id of the service port that chose it: one backend may serve several, and leave one of them.
+        /// The id of the service port that selected it: a backend may belong to several, and leave one of them.
         pub service: u32,
     }
 }
@@ -34,16 +34,16 @@ impl SockKey {
     }
 }
 
-/// First word of 100::/64 in network order: the discard prefix (RFC 6666), which no client has.
+/// The first word of 100::/64 in network order: the discard prefix (RFC 6666), which no client has.
 const DISCARD: u32 = 0x0100_0000_u32.to_be();
 
-/// The sockets of one network namespace as a client, by the namespace's cookie.
+/// The client address of the sockets of one network namespace, by the namespace's cookie.
 #[inline(always)]
 pub const fn netns_addr(cookie: u64) -> Addr {
     Addr::from_v6_be([DISCARD, 0, ((cookie >> 32) as u32).to_be(), (cookie as u32).to_be()])
 }
 
-/// The cookie, where a client is a network namespace.
+/// The namespace's cookie, if a client address is one of these.
 pub const fn netns_of(client: &Addr) -> Option<u64> {
     let words = client.words();
     if words[0] != DISCARD || words[1] != 0 {

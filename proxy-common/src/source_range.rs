@@ -3,9 +3,10 @@
 use crate::{Addr, pod};
 
 pod! {
-    /// Key of SOURCE_RANGES (LPM trie, to 1): clients that the load balancer's addresses of a service port let in.
+    /// Key of SOURCE_RANGES (LPM trie, to 1): clients for which a service port's load balancer addresses accept
+    /// flows.
     pub struct SourceRange [24] {
-        /// Bits that must be equal, counted from the beginning of `service`.
+        /// Bits that must match, counted from the beginning of `service`.
         pub prefix_len: u32,
         pub service: u32,
         pub addr: Addr,
@@ -13,19 +14,19 @@ pod! {
 }
 
 impl SourceRange {
-    /// The range of addresses that share `len` bits (of 128) with `addr`.
+    /// The range of addresses with the same first `len` bits (of 128) as `addr`.
     #[inline(always)]
     pub const fn new(service: u32, addr: Addr, len: u32) -> Self {
         Self { prefix_len: 32 + len, service, addr }
     }
 
-    /// A single client, to look up.
+    /// A single client, for lookups.
     #[inline(always)]
     pub const fn client(service: u32, addr: Addr) -> Self {
         Self::new(service, addr, 128)
     }
 
-    /// How many bits of the address count: of 128, or of 32 for IPv4.
+    /// How many bits of the address must match: of 128, or of 32 for IPv4.
     pub const fn address_bits(&self) -> u32 {
         let bits = self.prefix_len.saturating_sub(32);
         if self.addr.is_v4() { bits.saturating_sub(96) } else { bits }
@@ -39,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_count_bits_as_people_write_them() {
+    fn prefix_lengths_are_in_the_usual_notation() {
         let v4 = SourceRange::new(1, Ipv4Addr::new(10, 0, 0, 0).into(), 96 + 8);
         assert_eq!((v4.prefix_len, v4.address_bits()), (136, 8));
         assert_eq!(SourceRange::client(1, Addr::UNSPECIFIED_V6).address_bits(), 128);

@@ -1,9 +1,9 @@
-//! The little of TCP's state machine a translator needs: is this flow beginning, open, closing or closed?
+//! The part of TCP's state machine that a translator needs: whether a flow is beginning, open, closing or closed.
 //!
-//! The state is a set of bits that only ever grows, but for RST: a reset from off path must not kill a flow,
-//! so it shortens its life and is taken back when traffic goes on.
+//! The state is a set of bits that only ever grows, except for RST: a reset from off path must not end a flow, so it
+//! shortens the flow's lifetime and is reverted when traffic continues.
 
-/// TCP header flags as they lie in byte 13.
+/// TCP header flags, as in byte 13.
 pub mod flag {
     pub const FIN: u8 = 0x01;
     pub const SYN: u8 = 0x02;
@@ -21,7 +21,7 @@ pub const FIN_CLIENT: u64 = 4;
 pub const FIN_BACKEND: u64 = 8;
 /// One side has sent RST.
 pub const RESET: u64 = 16;
-/// The client has sent after the backend's first answer: a TCP handshake is complete.
+/// The client has sent something after the backend's first answer: the TCP handshake is complete.
 pub const CONFIRMED: u64 = 32;
 
 /// The first segment of a connection: SYN without ACK, RST, FIN.
@@ -30,7 +30,7 @@ pub const fn is_syn(flags: u8) -> bool {
     flags & (flag::SYN | flag::ACK | flag::RST | flag::FIN) == flag::SYN
 }
 
-/// Both sides are done: a new SYN may take the tuple over at once.
+/// Both sides are done: a new SYN may reuse the tuple at once.
 #[inline(always)]
 pub const fn is_closed(state: u64) -> bool {
     state & RESET != 0 || state & (FIN_CLIENT | FIN_BACKEND) == FIN_CLIENT | FIN_BACKEND
@@ -65,7 +65,7 @@ pub const fn advance_datagram(state: u64, from_client: bool) -> u64 {
     if from_client { state | OPENED } else { state | OPENED | REPLIED }
 }
 
-/// A flow's state as `shunt conntrack list` names it.
+/// The flow's state as `shunt conntrack list` shows it.
 pub const fn name(state: u64, proto: u8) -> &'static str {
     if proto != crate::Proto::TCP {
         return if state & REPLIED != 0 { "ASSURED" } else { "UNREPLIED" };

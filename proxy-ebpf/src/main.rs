@@ -3,8 +3,8 @@
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
-// Keys and values of maps go to the helpers by reference from where they are: by value, each would be copied to the
-// 512-byte stack first.
+// Keys and values are passed to the map helpers by reference to where they are: by value, each would first be copied
+// to the 512-byte stack.
 #![allow(clippy::needless_borrows_for_generic_args)]
 
 mod base;
@@ -57,7 +57,7 @@ pub fn egress_l3(ctx: TcContext) -> i32 {
     finish::tc::<NoHeader>(&ctx, Half::Egress, hooks::egress::egress::<NoHeader>(&ctx))
 }
 
-/// tc ingress of a device with our XDP program: what that has translated goes on, everything else goes to
+/// tc ingress of a device with our XDP program: packets that it has translated continue, everything else goes to
 /// `ingress_l2`.
 #[classifier]
 pub fn ingress_xdp(ctx: TcContext) -> i32 {
@@ -71,16 +71,15 @@ pub fn xdp_native(ctx: XdpContext) -> u32 {
     finish::xdp(hooks::xdp::receive(&ctx))
 }
 
-/// XDP of an uplink in generic mode, and in the driver of a veth: what passes is tagged, and what goes back out is
-/// redirected, because after XDP_TX a veth wakes a peer only if that has an XDP program too.
+/// XDP in generic mode, and in the driver of a veth.
 #[xdp(frags)]
 #[inline(always)]
 pub fn xdp_soft(ctx: XdpContext) -> u32 {
     finish::xdp(hooks::xdp::receive_generic(&ctx))
 }
 
-/// Never attached: BPF_PROG_TEST_RUN of it tells user space the kernel's jiffies (low 32 bits), the clock
-/// that every time stamp in the maps is read from.
+/// Never attached. User space runs it by BPF_PROG_TEST_RUN to read the kernel's jiffies (low 32 bits), the clock of
+/// all time stamps in the maps.
 #[classifier]
 pub fn clock(_ctx: TcContext) -> i32 {
     // SAFETY: takes no arguments and has no effect.
@@ -130,11 +129,11 @@ pub fn getpeername6(ctx: SockAddrContext) -> i32 {
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    // Never reached: the verifier refuses programs that could loop here.
+    // Never reached: the verifier rejects programs that could loop here.
     loop {}
 }
 
-/// bpf_l4_csum_replace, bpf_redirect and the like are for GPL-compatible programs.
+/// bpf_l4_csum_replace, bpf_redirect and others are available to GPL-compatible programs only.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

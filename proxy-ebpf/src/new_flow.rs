@@ -26,19 +26,19 @@ use crate::{
     slow_path,
 };
 
-/// What is left to do with a packet once it is decided.
+/// What remains to be done with a packet after a decision.
 #[repr(u32)]
 pub enum Action {
     Pass,
-    /// A flow to `flow.target` is to be recorded.
+    /// Create a flow to `flow.target`.
     Create,
-    /// To `flow.rewrite`.
+    /// Rewrite the packet by `flow.rewrite`.
     Translate,
     Reject,
     Drop,
 }
 
-/// Decides about the packet with tuple `flow.request`.
+/// Decides on the packet with tuple `flow.request`.
 #[inline(never)]
 pub fn decide(flow: &mut FlowContext) -> Action {
     let (dst, dport, proto) = (&flow.request.dst, flow.request.dport, flow.request.proto);
@@ -72,13 +72,14 @@ pub fn decide(flow: &mut FlowContext) -> Action {
     Action::Pass
 }
 
-/// Records the flow that [`decide`] asked for. Not called by it, but after it: kernel 6.1 counts each frame in steps of
-/// 32 bytes, and the deepest chain of calls must stay within 512 ("combined stack size of 5 calls is 544. Too large").
+/// Creates the flow that [`decide`] asked for. Called after it and not by it: kernel 6.1 counts each stack frame in
+/// steps of 32 bytes, and the deepest chain of calls must stay within 512 ("combined stack size of 5 calls is 544.
+/// Too large").
 #[inline(always)]
 pub fn create(flow: &mut FlowContext) -> Action {
     let result = create_flow(flow);
     if flow.target.service == 0 {
-        // A direct flow to a backend's own address is never refused or dropped.
+        // A direct flow to a backend's own address is never rejected or dropped.
         return match result {
             Ok(()) if flow.rewrite.peer_port != flow.request.sport => Action::Translate,
             Ok(()) => Action::Pass,
@@ -101,17 +102,17 @@ pub fn create(flow: &mut FlowContext) -> Action {
     }
 }
 
-/// Whether a flow that must keep its ports (`begin::reserve`) can have `flow.target`. The controller refuses an SCTP Service
-/// with another target port; a backend that asks itself from its own port would need another one too. A subprogram for
-/// the stack of `select_target`.
+/// Whether a flow that must keep its ports (SCTP) can have `flow.target`. The controller rejects an SCTP Service with
+/// another target port; a backend that connects to itself from its own port would need another one too. A subprogram,
+/// for the stack of `select_target`.
 #[inline(never)]
 fn may_keep_ports(flow: &FlowContext) -> bool {
     let itself = flow.target.addr.is(&flow.request.src) && flow.target.port == flow.request.sport;
     flow.request.proto != Proto::SCTP || !itself && flow.target.port == flow.request.dport
 }
 
-/// Rewrites the packet as `flow.rewrite` says. Parses it again: this is a subprogram that depends on nothing but
-/// the packet itself, so the verifier goes through it once.
+/// Rewrites the packet by `flow.rewrite`. Parses it again: depending on nothing but the packet, the subprogram is
+/// verified once.
 #[inline(never)]
 pub fn translate<L: Link>(ctx: &TcContext, flow: &FlowContext) -> Verdict {
     service_stats::count_request(ctx, flow.target.service);
@@ -125,7 +126,7 @@ pub fn translate<L: Link>(ctx: &TcContext, flow: &FlowContext) -> Verdict {
     }
 }
 
-/// What happens to a TCP segment of no known flow. A subprogram for the stack of [`select_target`].
+/// The reason to reject or drop a TCP segment of no known flow. A subprogram, for the stack of [`select_target`].
 #[inline(never)]
 fn mid_stream_reason() -> DropReason {
     let config = NODE_CONFIG.get(0);
@@ -136,13 +137,13 @@ fn mid_stream_reason() -> DropReason {
     }
 }
 
-/// Where a new flow to a frontend goes: `flow.target`.
+/// Selects the target of a new flow to a frontend: `flow.target`.
 #[inline(never)]
 pub fn select_target(frontend: &Frontend, flow: &mut FlowContext) -> Result<(), DropReason> {
     if !source_ranges::allow(frontend, &flow.request.src) {
         return Err(Counter::SrcRange);
     }
-    // Nobody can say which backend a segment in mid-stream belongs to: end it fast instead of hanging.
+    // A mid-stream segment does not tell its backend: end the connection fast instead of letting it hang.
     let is_tcp = flow.request.proto == Proto::TCP;
     if is_tcp && !tcp::is_syn(flow.tcp_flags as u8) && frontend.has(Frontend::HAS_ENDPOINTS) {
         return Err(mid_stream_reason());
@@ -162,10 +163,10 @@ pub fn select_target(frontend: &Frontend, flow: &mut FlowContext) -> Result<(), 
     Ok(())
 }
 
-/// Source translation is needed only where the reply would otherwise miss this node (ARCHITECTURE, "The
-/// datapath"): the backend is elsewhere and the client is not a pod of this node, or the backend is the
-/// client. `--masquerade-all` gives kube-proxy's behaviour. With detectLocalMode ClusterCIDR a pod of any node is
-/// a local to policies; but only to one of this node the reply comes by this node.
+/// Whether the flow's source is to be translated: only where the reply would not come back through this node. That
+/// is, the backend is elsewhere and the client is not a pod of this node, or the backend is the client.
+/// `--masquerade-all` gives kube-proxy's behaviour. With detectLocalMode ClusterCIDR a pod of any node counts as
+/// local for policies, but only the replies to pods of this node come back through it.
 #[inline(always)]
 fn needs_masquerade(flow: &FlowContext, frontend: &Frontend, config: &NodeConfig, origin: Origin) -> bool {
     let keeps_client =
@@ -177,7 +178,7 @@ fn needs_masquerade(flow: &FlowContext, frontend: &Frontend, config: &NodeConfig
     everything || elsewhere || flow.selected.backend.addr.is(&flow.request.src)
 }
 
-/// Whether the packet comes from a pod of this node. Only new flows ask.
+/// Whether the packet comes from a pod of this node. Evaluated for new flows only.
 #[inline(never)]
 fn origin(flow: &FlowContext, config: &NodeConfig) -> Origin {
     let by_device = if flow.request.src.is_v4() {
@@ -198,19 +199,19 @@ fn origin(flow: &FlowContext, config: &NodeConfig) -> Origin {
     Origin::Outside
 }
 
-/// Whether pods of this node are behind the device that the packet came in by.
+/// Whether the packet arrived on a device that has pods of this node behind it.
 #[inline(never)]
 fn came_by_pod_device(flow: &FlowContext) -> bool {
-    // SAFETY: a map's memory for as long as this program runs; see `entry::lookup` for what may become of it meanwhile.
+    // SAFETY: map memory, valid while the program runs (RCU); `entry::lookup` says what another CPU may do to it.
     unsafe { DEVICES.get(flow.ifindex) }.is_some_and(|device| device.flags & Device::POD != 0)
 }
 
-/// A direct flow to a backend's own address begins: it is recorded, so that it and a Service flow with the
-/// same middle tuple are never taken for one another. It is never refused or dropped.
+/// A direct flow to a backend's own address: it is recorded so that it cannot be confused with a Service flow of the
+/// same middle tuple. It is never rejected or dropped.
 #[inline(always)]
 fn target_backend_address(flow: &mut FlowContext) -> Action {
     let key = FrontendKey::new(flow.request.dst, flow.request.dport, flow.request.proto);
-    // SAFETY: a map's memory for as long as this program runs; see `entry::lookup` for what may become of it meanwhile.
+    // SAFETY: map memory, valid while the program runs (RCU); `entry::lookup` says what another CPU may do to it.
     let Some(id) = (unsafe { BACKEND_ADDRS.get(key) }) else {
         return Action::Pass;
     };

@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::bpf_jiffies64;
 
-/// Low 32 bits of jiffies: an inlined load, where bpf_ktime_get_ns costs 30 ns.
+/// The low 32 bits of jiffies. The JIT inlines the read; bpf_ktime_get_ns costs 30 ns.
 #[inline(always)]
 pub fn now() -> u32 {
     // SAFETY: takes no arguments and has no effect.

@@ -1,4 +1,5 @@
-//! Read-only globals, set by the loader before the programs are verified: branches on them cost nothing.
+//! Read-only globals, set by the loader before the programs are verified: the verifier removes branches on them, so
+//! they cost nothing at run time.
 
 use aya_ebpf::Global;
 
@@ -14,12 +15,12 @@ static SOCKET_NETNS: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 static HOST_NETNS: Global<u64> = Global::new(0);
 
-/// One in so many decisions is traced; 0 is none.
+/// Trace one in this many decisions; 0 disables the trace.
 #[unsafe(no_mangle)]
 static TRACE: Global<u32> = Global::new(0);
 
-/// BPF_F_IPV6 where bpf_l4_csum_replace knows it (6.16 and backports): without it a rewritten IPv6 address
-/// spoils skb->csum of packets whose checksum the device computed.
+/// BPF_F_IPV6 where bpf_l4_csum_replace supports it (6.16 and backports), else 0. Without it a rewritten IPv6 address
+/// corrupts skb->csum of packets whose checksum the device computed.
 #[unsafe(no_mangle)]
 static CSUM_IPV6: Global<u64> = Global::new(0);
 
@@ -31,11 +32,11 @@ static SET_RETVAL: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static FIB_SOURCE: Global<u32> = Global::new(0);
 
-/// How many flows may be half-open at a time: places in HALF_OPEN's ring. 0 is any number.
+/// The limit on half-open flows: slots in HALF_OPEN's ring. 0 is unlimited.
 #[unsafe(no_mangle)]
 static HALF_OPEN_MAX: Global<u32> = Global::new(32_768);
 
-/// 1 where SERVICE_STATS is kept.
+/// 1 where SERVICE_STATS is maintained.
 #[unsafe(no_mangle)]
 static STATS: Global<u32> = Global::new(1);
 

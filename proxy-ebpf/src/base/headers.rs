@@ -5,7 +5,8 @@
 pub const AF_INET: u8 = 2;
 pub const AF_INET6: u8 = 10;
 
-/// Headers are only 2-byte aligned behind Ethernet: `packed(2)` makes every load defined behaviour.
+/// `packed(2)`, because headers behind an Ethernet header are only 2-byte aligned: it makes every load defined
+/// behaviour.
 #[repr(C, packed(2))]
 pub struct Ipv4 {
     pub version_ihl: u8,
@@ -63,7 +64,7 @@ pub const ETH_P_IP: u16 = 0x0800_u16.to_be();
 
 pub const ETH_P_IPV6: u16 = 0x86dd_u16.to_be();
 
-/// More-fragments flag and fragment offset.
+/// The more-fragments flag and the fragment offset.
 pub const FRAGMENT_MASK: u16 = 0x3fff_u16.to_be();
 
 pub const FRAGMENT_OFFSET_MASK: u16 = 0x1fff_u16.to_be();

@@ -30,8 +30,8 @@ pub static BACKENDS: Array<Backend> = Array::pinned(131_072, 0);
 #[map]
 pub static SERVICES: Array<Service> = Array::pinned(65_536, 0);
 
-/// Preallocated: an insert must not fail for want of memory in softirq. A plain hash, never an LRU, which
-/// throws out live flows under pressure; user space collects what is expired.
+/// Preallocated: an insert in softirq must not fail for lack of memory. A plain hash and never an LRU, which evicts
+/// live flows under pressure; user space removes expired entries.
 #[map]
 pub static CONNTRACK: HashMap<CtKey, CtEntry> = HashMap::pinned(262_144, 0);
 
@@ -44,7 +44,7 @@ pub static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::pinned(65_5
 #[map]
 pub static SET_MEMBERS: HashMap<SetMember, u32> = HashMap::pinned(524_288, BPF_F_NO_PREALLOC);
 
-/// The key without its prefix length is what `SourceRange` holds behind it.
+/// The key is `SourceRange` without its prefix length.
 #[map]
 pub static SOURCE_RANGES: LpmTrie<[u32; 5], u32> = LpmTrie::pinned(65_536, 0);
 
@@ -73,7 +73,7 @@ pub static SOCK_REVNAT: LruHashMap<SockKey, SockPeer> = LruHashMap::pinned(65_53
 #[map]
 pub static SOCK_BACKEND: LruHashMap<SockKey, SockPeer> = LruHashMap::pinned(65_536, 0);
 
-/// An LRU: an entry is of use for the moment in which a datagram's fragments come.
+/// An LRU: an entry is needed only while the fragments of its datagram arrive.
 #[map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment> = LruHashMap::pinned(8192, 0);
 
@@ -96,33 +96,33 @@ pub static SERVICE_STATS: PerCpuArray<ServiceStats> = PerCpuArray::pinned(65_536
 #[map]
 pub static DROPS: PerCpuHashMap<DropKey, u64> = PerCpuHashMap::pinned(DROPS_LEN, BPF_F_NO_PREALLOC);
 
-/// Mapped into memory by `shunt monitor`, which renews `until` beside programs that add to `lost`.
+/// Memory-mapped by `shunt monitor`, which renews `until` while programs add to `lost`.
 #[map]
 pub static MONITOR: Array<Monitor> = Array::pinned(1, BPF_F_MMAPABLE);
 
-/// One reader at a time: `shunt monitor`.
+/// Has one reader at a time: `shunt monitor`.
 #[map]
 pub static EVENTS: RingBuf = RingBuf::pinned(EVENTS_BYTES, 0);
 
-/// What `ingress_xdp` goes on with: the ingress program in the first slot. Pinned, for a slot lives only as long as user
+/// The tail call of `ingress_xdp`: the ingress program in slot 0. Pinned, because a slot lives only as long as user
 /// space holds the map.
 #[map]
 pub static INGRESS: ProgramArray = ProgramArray::pinned(1, 0);
 
-/// Scratch memory of `begin`; not pinned, not part of the contract.
+/// Scratch memory; not pinned, not part of the map contract.
 #[map]
 pub static FLOW_CONTEXT: PerCpuArray<FlowContext> = PerCpuArray::with_max_entries(1, 0);
 
-/// Scratch memory of `entry::remove`, likewise.
+/// Scratch memory of `entry::remove`; not pinned.
 #[map]
 pub static TEARDOWN_KEYS: PerCpuArray<TeardownKeys> = PerCpuArray::with_max_entries(1, 0);
 
-/// Where `packet.rs` parses packets that are not plain, likewise.
+/// Scratch memory of the slow path; not pinned.
 #[map]
 pub static SLOW_PACKET: PerCpuArray<SlowPacket> = PerCpuArray::with_max_entries(1, 0);
 
-/// The latest flows that began, for `half_open::note`; the first element is the ring's turn. Not pinned: what an earlier
-/// run left half-open is the collector's.
+/// The latest flows created, for `half_open::track`; element 0 holds the ring's position. Not pinned: flows that an
+/// earlier run left half-open are the collector's.
 #[map]
 pub static HALF_OPEN: Array<HalfOpenSlot> = Array::with_max_entries(32_769, 0);
 
@@ -131,18 +131,18 @@ pub const EEXIST: i32 = -17;
 
 #[inline(always)]
 pub fn flow_context() -> Option<&'static mut FlowContext> {
-    // SAFETY: an element of a per-CPU array, used by nobody else meanwhile (see `FlowContext`).
+    // SAFETY: an element of a per-CPU array, with one user at a time (see `FlowContext`).
     FLOW_CONTEXT.get_ptr_mut(0).map(|flow| unsafe { &mut *flow })
 }
 
 #[inline(always)]
 pub fn teardown_keys() -> Option<&'static mut TeardownKeys> {
-    // SAFETY: an element of a per-CPU array, used by nobody else meanwhile.
+    // SAFETY: an element of a per-CPU array, with one user at a time.
     TEARDOWN_KEYS.get_ptr_mut(0).map(|keys| unsafe { &mut *keys })
 }
 
 #[inline(always)]
 pub fn slow_packet() -> Option<&'static mut SlowPacket> {
-    // SAFETY: an element of a per-CPU array, used by nobody else meanwhile.
+    // SAFETY: an element of a per-CPU array, with one user at a time.
     SLOW_PACKET.get_ptr_mut(0).map(|packet| unsafe { &mut *packet })
 }

@@ -14,7 +14,7 @@ use crate::base::{
     verdict::Verdict,
 };
 
-/// What a new flow is sent to.
+/// The destination of a new flow.
 #[repr(C)]
 pub struct Target {
     pub addr: Addr,
@@ -23,7 +23,7 @@ pub struct Target {
     /// 0 for a direct flow to a backend's own address.
     pub service: u32,
     pub backend: u32,
-    /// Not 0: its source is to be translated by the first egress hook.
+    /// Non-zero: the flow's source is translated, by the first egress hook.
     pub masquerade: u32,
 }
 
@@ -35,15 +35,15 @@ pub struct SelectedBackend {
 }
 
 impl SelectedBackend {
-    /// To be filled in.
+    /// Initial value, to be overwritten.
     pub const NONE: Self = Self {
         backend: Backend { addr: Addr::UNSPECIFIED_V6, port: Port::ZERO, proto: 0, flags: 0, reserved: 0 },
         id: 0,
     };
 }
 
-/// What a half writes: at ingress destination address and port, and the source port; at egress source address
-/// and port, and the destination port.
+/// What a half writes into packets. On ingress: destination address and port, and the source port. On egress: source
+/// address and port, and the destination port.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Rewrite {
@@ -52,8 +52,7 @@ pub struct Rewrite {
     pub peer_port: Port,
 }
 
-/// Where a flow is put together: too much for the 512 bytes of stack. Per CPU; no two programs that use it run
-/// on one CPU at the same time, because both hooks run with softirqs off.
+/// What the stages know about one packet and the flow it belongs to or creates.
 #[repr(C)]
 pub struct FlowContext {
     pub entry: CtEntry,
@@ -63,25 +62,24 @@ pub struct FlowContext {
     pub masquerade: CtKey,
     pub target: Target,
     pub selected: SelectedBackend,
-    /// What `begin` decided.
+    /// What packets of the flow are rewritten to at ingress, once it is recorded.
     pub rewrite: Rewrite,
     pub tcp_flags: u32,
-    /// Not 0: the packet is not plain, and `packet.rs` has read it.
+    /// Non-zero: the packet is in [`SlowPacket`].
     pub is_slow: u32,
-    /// The device the packet came in by.
+    /// The device that the packet arrived on.
     pub ifindex: u32,
-    /// Why the packet is refused or dropped: a [`DropReason`] by number.
+    /// Why the packet is rejected or dropped: a `DropReason` by number.
     pub reason: u32,
-    /// `CtEntry::XDP` where the flow is the XDP lane's.
+    /// `CtEntry::XDP` if XDP serves the flow, else 0.
     pub xdp_flag: u32,
-    /// Not 0: another CPU had begun the flow.
+    /// Non-zero: another CPU created the flow first.
     pub lost_race: u32,
-    /// The XDP lane's question to the routing table.
+    /// Input and output of bpf_fib_lookup; XDP only.
     pub fib: FibLookup,
 }
 
-/// Keys that are put together to remove a flow: too much for the stack below the callers' frames. Per CPU, used
-/// as `begin::FlowContext` is.
+/// Keys for removing a flow: they do not fit on the stack below the callers' frames.
 #[repr(C)]
 pub struct TeardownKeys {
     pub reply: CtKey,
@@ -89,13 +87,13 @@ pub struct TeardownKeys {
     pub back: CtKey,
 }
 
-/// A slot in the ring: a flow by the key of its request half and the time it began.
+/// An element of HALF_OPEN: a flow by the key of its request half and its creation time.
 #[repr(C)]
 pub struct HalfOpenSlot {
     pub key: CtKey,
     pub created: u32,
     pub reserved: u32,
-    /// In the first element, which is no slot: the ring's turn.
+    /// In element 0, which holds no flow: the position in the ring.
     pub turn: u64,
 }
 
@@ -107,89 +105,89 @@ pub mod fragment_part {
     pub const LATER: u32 = 2;
 }
 
-/// What the IP headers of a packet say.
+/// What the IP headers of a packet contain.
 #[repr(C)]
 pub struct IpHeaders {
     pub src: Addr,
     pub dst: Addr,
     /// Offset of the IP header.
     pub ip: u32,
-    /// Offset of what stands behind all IP headers.
+    /// Offset of what follows all IP headers.
     pub l4: u32,
-    /// Offset of the packet's end, as its header tells its length.
+    /// Offset of the end of the packet, by the length in its header.
     pub end: u32,
-    /// Protocol number of what stands there.
+    /// Protocol number of what follows all IP headers.
     pub proto: u32,
-    /// One of [`fragment_part`].
+    /// A constant of [`fragment_part`].
     pub part: u32,
-    /// A fragment's identification, as it lies in the packet.
+    /// A fragment's identification, in network order.
     pub id: u32,
-    /// Where in its datagram a fragment belongs, in bytes.
+    /// Offset of a fragment in its datagram, in bytes.
     pub offset: u32,
-    /// More fragments follow.
+    /// Non-zero: more fragments follow.
     pub more: u32,
     pub v4: Ipv4,
     pub v6: Ipv6,
     pub extension: [u8; 8],
 }
 
-/// What a message is about. Part of [`SlowPacket`].
+/// The packet that an ICMP message quotes.
 #[repr(C)]
 pub struct QuotedPacket {
     pub headers: IpHeaders,
-    /// The tuple of an answer to the quoted packet.
+    /// The tuple of a reply to the quoted packet.
     pub reply_tuple: CtKey,
-    /// The quoted packet's own, for redirects.
+    /// The tuple of the quoted packet itself, for redirects.
     pub tuple: CtKey,
     pub icmp: Icmp,
     /// Source and destination port.
     pub ports: [u16; 2],
-    /// What is written, one after the other.
+    /// Buffers for what is written.
     pub word: u32,
     pub words: [u32; 4],
     pub half_word: u16,
     pub option: [u8; 2],
 }
 
-/// A packet that is not plain. Per CPU, used as `begin::FlowContext` is; filled in anew by each [`read`].
+/// A packet on the slow path, as `slow_path/read.rs` read it.
 #[repr(C)]
 pub struct SlowPacket {
-    /// The tuple as the packet carries it, keyed for the hook it was read at.
+    /// The tuple of the packet, keyed for the hook.
     pub key: CtKey,
     pub headers: IpHeaders,
-    /// Of a fragment: which datagram's.
+    /// The datagram that a fragment belongs to.
     pub fragment: FragmentKey,
-    /// Not 0: a first fragment that ends inside its transport header.
+    /// Non-zero: a first fragment that ends inside its transport header.
     pub tiny: u32,
-    /// With [`SlowStep::Done`].
+    /// The verdict that goes with `SlowStep::Done`.
     pub verdict: Verdict,
     pub tcp_flags: u32,
-    /// 1 where the transport header, and so ports and checksum, is in this packet.
+    /// 1 if the packet contains the transport header, and so ports and checksum.
     pub has_transport: u32,
-    /// Where `strip` puts a header together.
+    /// Buffer for the header that `ext_headers::remove` writes.
     pub ipv6: Ipv6,
     pub tcp: Tcp,
     pub udp: Udp,
     /// SCTP's common header.
     pub sctp: [u16; 6],
-    /// What an ICMP message is about.
+    /// The packet that an ICMP message quotes.
     pub quote: QuotedPacket,
-    /// Both as one word, where they are written.
+    /// Buffer for both ports as one word.
     pub ports: u32,
 }
 
-/// `struct bpf_fib_lookup`, its unions as XDP uses them.
+/// `struct bpf_fib_lookup`, with its unions as XDP uses them.
 #[repr(C)]
 pub struct FibLookup {
     pub family: u8,
     pub proto: u8,
     pub sport: u16,
     pub dport: u16,
-    /// Of the IP packet: the lookup compares it with the route's MTU.
+    /// Length of the IP packet, which the lookup compares with the route's MTU.
     pub len: u16,
-    /// In: the device the packet came in by. Out: the one it leaves by.
+    /// Input: the device that the packet arrived on. Output: the device it leaves by.
     pub ifindex: u32,
-    /// Traffic class (IPv4) or flow information.
+    /// Traffic class (IPv4) or flow information (IPv6).
     pub class: u32,
     pub src: [u32; 4],
     pub dst: [u32; 4],
@@ -203,7 +201,7 @@ pub type Mac = [u16; 3];
 const _: () = assert!(size_of::<FibLookup>() == size_of::<FibParams>());
 
 impl FibLookup {
-    /// The destination to look up.
+    /// Sets the destination of the lookup.
     #[inline(always)]
     pub fn set_destination(&mut self, dst: &Addr, port: Port, v4: bool) {
         self.dport = port.be();

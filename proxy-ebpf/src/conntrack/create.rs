@@ -21,9 +21,9 @@ use crate::{
     observe::{counters::count, service_stats},
 };
 
-/// Records the flow that the packet with tuple `flow.request` begins, to `flow.target`, and leaves in `flow.rewrite` what
-/// its packets are rewritten to at ingress, which may be another CPU's choice for the same flow. A subprogram
-/// that reads all it needs from `flow`: the verifier meets it in one state and not in one for each way here.
+/// Creates the flow of the packet with tuple `flow.request` to `flow.target`, and writes to `flow.rewrite` what its
+/// packets are rewritten to at ingress, which may be another CPU's choice for the same flow. A subprogram that takes
+/// all input from `flow`, so that the verifier follows it in one state instead of one for each caller.
 #[inline(never)]
 pub fn create_flow(flow: &mut FlowContext) -> Result<(), DropReason> {
     let proto = flow.request.proto;
@@ -70,7 +70,7 @@ pub fn create_flow(flow: &mut FlowContext) -> Result<(), DropReason> {
             proto,
             Half::Egress,
         );
-        // One that is there already was left by an earlier flow with this middle tuple, and still holds.
+        // An entry that exists was left by an earlier flow with this middle tuple and is still valid.
         if let Err(error) = CONNTRACK.insert(&flow.masquerade, &flow.pending, u64::from(BPF_NOEXIST))
             && error != EEXIST
         {
@@ -112,12 +112,12 @@ pub fn create_flow(flow: &mut FlowContext) -> Result<(), DropReason> {
     }
 }
 
-/// Inserts the reply half for a free middle tuple: the client's own port, or another where that is taken.
-/// Leaves its key in `flow.reply`; returns whether it is new (not the same flow's, found again).
+/// Inserts the reply half for a free middle tuple: with the client's own port, or with another if that is taken.
+/// Writes its key to `flow.reply`; returns false if it is this flow's own, inserted before.
 #[inline(always)]
 fn reserve(flow: &mut FlowContext) -> Result<bool, DropReason> {
     let mut port = flow.request.sport;
-    // A pod's connection to itself from its own server port: both egress halves would have one key.
+    // A pod connects to itself from its own server port: both egress halves would have the same key.
     if flow.request.src.is(&flow.target.addr) && port == flow.target.port && flow.target.service != 0 {
         port = random_port();
     }
@@ -139,7 +139,7 @@ fn reserve(flow: &mut FlowContext) -> Result<bool, DropReason> {
             mine => return Ok(mine == NEW),
         }
     }
-    // SCTP's checksum (CRC32c) covers the ports and nothing here can compute it.
+    // SCTP's checksum (CRC32c) covers the ports, and a program cannot compute it.
     if flow.request.proto == Proto::SCTP {
         return Err(Counter::SctpPort);
     }
@@ -153,7 +153,7 @@ fn reserve(flow: &mut FlowContext) -> Result<bool, DropReason> {
             Err(_) => return Err(Counter::ConntrackFull),
         }
     }
-    // Crowded: most of these ports belong to flows that are over.
+    // No free port found. Most of these ports belong to closed flows: replace one.
     match insert_reply(flow) {
         TAKEN => Err(Counter::NoFreePort),
         FULL => Err(Counter::ConntrackFull),
@@ -161,8 +161,8 @@ fn reserve(flow: &mut FlowContext) -> Result<bool, DropReason> {
     }
 }
 
-/// Whether a flow has the same two ends the other way round: what leaves for the backend would be taken for that
-/// flow's reply. A subprogram: in `begin` its key would be too much for the stack.
+/// Whether a flow in the opposite direction has the same two ends: packets to the backend would be taken for its
+/// replies. A subprogram: the key does not fit on the caller's stack.
 #[inline(never)]
 fn has_reverse_flow(flow: &mut FlowContext) -> bool {
     let request = &flow.request;
@@ -185,7 +185,7 @@ const AGAIN: u32 = 2;
 
 const FULL: u32 = 3;
 
-/// Inserts the reply half under `flow.reply`, in place of a flow that is over.
+/// Inserts the reply half under `flow.reply`, replacing that of a closed flow.
 #[inline(never)]
 fn insert_reply(flow: &mut FlowContext) -> u32 {
     match CONNTRACK.insert(&flow.reply, &flow.entry, u64::from(BPF_NOEXIST)) {

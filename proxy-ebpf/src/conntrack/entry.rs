@@ -11,8 +11,9 @@ use crate::{
     load_balancing::backend,
 };
 
-/// Notes a packet on a request or reply half. Writes nothing while the flow is steady and its stamp is less
-/// than a second old, so that established flows share no dirty cache line between CPUs.
+/// Updates state and time stamp of a request or reply half for a packet. Writes nothing while the state does not
+/// change and the stamp is less than a second old, so that CPUs do not share dirty cache lines over established
+/// flows.
 #[inline(always)]
 pub fn touch(key: &CtKey, tcp_flags: u8, entry: &mut CtEntry) {
     let now = clock::now();
@@ -35,7 +36,7 @@ pub fn touch(key: &CtKey, tcp_flags: u8, entry: &mut CtEntry) {
     }
 }
 
-/// Carries the bits that changed over to an entry that another CPU may be changing too.
+/// Applies only the bits that changed, because another CPU may be changing the entry too.
 #[inline(always)]
 fn set_state(entry: &mut CtEntry, old: u64, new: u64) {
     // SAFETY: a live map value, 8-byte aligned.
@@ -46,26 +47,26 @@ fn set_state(entry: &mut CtEntry, old: u64, new: u64) {
     }
 }
 
-/// Whether a new SYN may take over this entry's tuple at once.
+/// Whether a new SYN may reuse this entry's tuple at once.
 #[inline(always)]
 pub fn is_closed(proto: u8, entry: &CtEntry) -> bool {
     proto == Proto::TCP && tcp::is_closed(entry.state)
 }
 
-/// The entry with this key, if any.
+/// Looks up an entry.
 ///
-/// The reference is to memory that other CPUs change and, because CONNTRACK is preallocated, may reuse for
-/// another flow while it is held: readers take each field once, and what they do with it stays harmless then (one
-/// packet sent wrong, as if it had come a moment later). Since 6.1 that goes for maps that are not preallocated, too: what
-/// is deleted of them is given to the next insert without waiting for programs that still look at it.
+/// The reference is to memory that other CPUs change and, because CONNTRACK is preallocated, may reuse for another
+/// flow meanwhile. Readers therefore read each field once, and a stale read is harmless: one packet is misdirected,
+/// as if it had arrived a moment later. Since kernel 6.1 this holds for maps that are not preallocated, too: a
+/// deleted element is reused by the next insert without waiting for programs that still read it.
 #[inline(always)]
 pub fn lookup(key: &CtKey) -> Option<&'static mut CtEntry> {
     // SAFETY: a live map value for as long as the program runs (RCU); the aliasing is described above.
     CONNTRACK.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
 }
 
-/// A SYN on the tuple of a flow that is over, that has had no answer from a backend that is gone, or that another
-/// proxy translated (whose end may have gone unseen).
+/// Whether a SYN on the tuple of this entry creates a new flow in its place: the old flow is closed, its backend is
+/// gone, or another proxy translated it (whose end may have gone unseen).
 #[inline(always)]
 pub fn may_replace(key: &CtKey, entry: &CtEntry) -> bool {
     if !entry.has(CtEntry::REQUEST) {
@@ -76,8 +77,8 @@ pub fn may_replace(key: &CtKey, entry: &CtEntry) -> bool {
             && (entry.has(CtEntry::IDENTITY) || backend::active(entry.backend).is_none())
 }
 
-/// Removes all halves of the flow that `request` (key of a request half) began. A subprogram: it has a stack
-/// frame of its own, and runs once in a flow's life.
+/// Removes all halves of the flow of the request half `request`. A subprogram: it has a stack frame of its own and
+/// runs once per flow.
 #[inline(never)]
 pub fn remove(request: &CtKey, entry: &CtEntry) {
     let Some(keys) = teardown_keys() else {
@@ -85,7 +86,7 @@ pub fn remove(request: &CtKey, entry: &CtEntry) {
     };
     keys.reply = entry.egress_key(request);
     if let Some(found) = lookup(&keys.reply) {
-        // The reservation may meanwhile belong to another flow.
+        // The reservation may belong to another flow by now.
         keys.back = found.ingress_key(&keys.reply);
         if keys.back.is(request) {
             let _gone = CONNTRACK.remove(&keys.reply);
@@ -98,8 +99,7 @@ pub fn remove(request: &CtKey, entry: &CtEntry) {
     let _gone = CONNTRACK.remove(request);
 }
 
-/// Removes the halves of the flow that `reply` (key of a reply half) belongs to, its request half only with
-/// `request`.
+/// Removes the halves of the flow of the reply half `reply`; its request half only if `request` is set.
 #[inline(never)]
 pub fn remove_by_reply(reply: &CtKey, entry: &CtEntry, request: bool) {
     let Some(keys) = teardown_keys() else {
@@ -117,7 +117,7 @@ pub fn remove_by_reply(reply: &CtKey, entry: &CtEntry, request: bool) {
     let _gone = CONNTRACK.remove(reply);
 }
 
-/// Removes the masquerade half `keys.masquerade` and the port it reserved.
+/// Removes the masquerade half `keys.masquerade` and the unmasquerade half that reserves its port.
 #[inline(always)]
 fn remove_masquerade(keys: &mut TeardownKeys) {
     if let Some(found) = lookup(&keys.masquerade)
@@ -125,7 +125,7 @@ fn remove_masquerade(keys: &mut TeardownKeys) {
     {
         let port = found.port;
         keys.back = found.ingress_key(&keys.masquerade);
-        // The masquerade half first: it must not name a port that another flow may take.
+        // The masquerade half first: it must never name a port that another flow may take.
         let _gone = CONNTRACK.remove(&keys.masquerade);
         if port != 0 {
             let _gone = CONNTRACK.remove(&keys.back);

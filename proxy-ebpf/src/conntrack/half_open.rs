@@ -14,8 +14,8 @@ use crate::{
     observe::counters::count,
 };
 
-/// Enters the flow that `flow` has begun and forgets the one whose slot it takes, if that never got further. A
-/// subprogram, as all of a new flow's stages.
+/// Enters the flow that was just created into the ring, and removes the flow it displaces if that is still half-open.
+/// A subprogram, like all stages of a new flow.
 #[inline(never)]
 pub fn track(flow: &FlowContext) {
     let slots = globals::half_open();
@@ -44,7 +44,7 @@ pub fn track(flow: &FlowContext) {
     slot.created = flow.entry.created;
 }
 
-/// TCP before its handshake is complete; a single datagram that nobody answered.
+/// TCP before the handshake is complete; for other protocols, a single datagram without an answer.
 #[inline(always)]
 fn is_half_open(proto: u8, entry: &CtEntry) -> bool {
     if !entry.has(CtEntry::REQUEST) {

@@ -5,11 +5,10 @@ use proxy_common::{Port, node::port_bits};
 
 use crate::load_balancing::frontend;
 
-/// How many other ports are tried for a taken tuple.
+/// How many other ports are tried when one is taken.
 pub const PROBES: u32 = 14;
 
-/// A port for which replies come back to shunt and to nobody else on the node: outside the host's own
-/// ephemeral range (32768-60999) and no NodePort.
+/// A random port outside the host's own ephemeral range (32768-60999), so that no socket of the node uses it.
 #[inline(always)]
 pub fn random_port() -> Port {
     const LOW: u32 = 30_000 - 1024;
@@ -19,7 +18,7 @@ pub fn random_port() -> Port {
     Port::new(if at < LOW { 1024 + at } else { 61_000 + (at - LOW) } as u16)
 }
 
-/// Whether a port may be taken for source translation.
+/// Whether a port may be used for source translation: outside the ephemeral range, and no NodePort.
 #[inline(always)]
 pub fn is_in_pool(port: Port) -> bool {
     let host = port.host();

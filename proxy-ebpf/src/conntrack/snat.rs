@@ -20,9 +20,9 @@ use crate::{
     packet::access::RouteContext,
 };
 
-/// Completes the pending masquerade half `entry`; two CPUs may do so for one flow at once, and the first to
-/// publish its port wins. `key` is the entry's, `ifindex` the device by which the packet leaves. A subprogram for
-/// the verifier's sake, as `begin`.
+/// Completes the pending masquerade half `entry` with key `key`, for a packet that leaves by device `ifindex`. Two
+/// CPUs may do so for one flow at the same time; the first to publish its port wins. A subprogram, so that the
+/// verifier follows it once.
 #[inline(never)]
 pub fn complete<C: RouteContext>(
     ctx: &C,
@@ -34,7 +34,7 @@ pub fn complete<C: RouteContext>(
     let addr = source_addr::select(ctx, key, ifindex, &mut flow.fib).ok_or(Counter::NoFreeSource)?;
     reserve(key, entry, addr, flow)?;
     let port = u64::from(flow.reply.dport.be());
-    // Whoever races here writes the same address: one flow leaves by one device.
+    // Both CPUs of a race write the same address: one flow leaves by one device.
     entry.addr = addr;
     // SAFETY: a live map value, 8-byte aligned; completed by this exchange alone.
     if let Err(won) = unsafe { atomic::set_if_zero(&raw mut entry.port, port) }
@@ -45,8 +45,8 @@ pub fn complete<C: RouteContext>(
     Ok(())
 }
 
-/// Reserves a port of the node towards this backend by inserting the unmasquerade half: the client's own if
-/// it is in the pool, else a random one, with bounded probing. Leaves its key in `flow.reply`.
+/// Reserves a source port towards this backend by inserting the unmasquerade half: the client's own port if it is in
+/// the pool, else random ones up to a limit. Writes its key to `flow.reply`.
 #[inline(always)]
 fn reserve(key: &CtKey, pending: &CtEntry, addr: Addr, flow: &mut FlowContext) -> Result<(), DropReason> {
     flow.entry = *pending;
@@ -55,7 +55,7 @@ fn reserve(key: &CtKey, pending: &CtEntry, addr: Addr, flow: &mut FlowContext) -
     flow.entry.peer_port = key.dport;
     flow.entry.flags = CtEntry::UNMASQUERADE | CtEntry::SERVICE | pending.flags & CtEntry::XDP;
     flow.reply = CtKey::new(key.dst, key.dport, addr, key.sport, key.proto, Half::Ingress);
-    // SCTP has to keep its port, wherever that lies: see `begin::reserve`.
+    // SCTP has to keep its port, even outside the pool: see `create.rs`.
     let fixed = key.proto == Proto::SCTP;
     let may_keep =
         is_in_pool(key.sport) || fixed && frontend::port_flags(key.sport) & port_bits::ANY_NODEPORT == 0;
@@ -78,7 +78,7 @@ fn reserve(key: &CtKey, pending: &CtEntry, addr: Addr, flow: &mut FlowContext) -
         }
         probe += 1;
     }
-    // Crowded: most of these ports belong to flows that are over.
+    // No free port found. Most of these ports belong to closed flows: replace one.
     if is_in_pool(flow.reply.dport) && insert_unmasquerade(flow, true) {
         Ok(())
     } else {
@@ -86,8 +86,8 @@ fn reserve(key: &CtKey, pending: &CtEntry, addr: Addr, flow: &mut FlowContext) -
     }
 }
 
-/// Inserts the unmasquerade half under `flow.reply`; with `from_closed` also in place of that of a flow that is
-/// over. That is the last resort: the backend may still hold that port in TIME_WAIT, and the SYN cost a reset.
+/// Inserts the unmasquerade half under `flow.reply`; with `from_closed`, also in place of a closed flow's. That is
+/// the last resort: the backend may still hold the port in TIME_WAIT and answer the SYN with a reset.
 #[inline(never)]
 fn insert_unmasquerade(flow: &mut FlowContext, from_closed: bool) -> bool {
     if CONNTRACK.insert(&flow.reply, &flow.entry, u64::from(BPF_NOEXIST)).is_ok() {
@@ -104,7 +104,7 @@ fn insert_unmasquerade(flow: &mut FlowContext, from_closed: bool) -> bool {
         && CONNTRACK.insert(&flow.reply, &flow.entry, u64::from(BPF_ANY)).is_ok()
 }
 
-/// Whether the flow that reserved this port is over; if so, its other halves are removed.
+/// Whether the flow that reserved this port is closed; if so, its other halves are removed.
 #[inline(always)]
 fn evict_closed(flow: &mut FlowContext, found: &CtEntry) -> bool {
     if !found.has(CtEntry::UNMASQUERADE) {

@@ -23,33 +23,44 @@ use crate::{
     slow_path::{self, step::SlowStep},
 };
 
+/// The hook, stage by stage.
 #[inline(always)]
 pub fn egress<L: Link>(ctx: &TcContext) -> Verdict {
-    let packet = match parse::<L>(ctx, Half::Egress) {
-        Ok(packet) => packet,
-        Err(NotPlain::SlowPath) => return slow_packet_egress::<L>(ctx),
-        Err(NotPlain::Foreign) => return Verdict::NEXT,
-    };
-    // What the node itself sends came in by no device.
-    let own = skb(ctx).ingress_ifindex == 0;
+    match parse::<L>(ctx, Half::Egress) {
+        Ok(packet) => plain_packet::<L>(ctx, &packet),
+        Err(NotPlain::SlowPath) => slow_path_packet::<L>(ctx),
+        Err(NotPlain::Foreign) => Verdict::NEXT,
+    }
+}
+
+/// Whether the node itself sends the packet: it did not arrive on a device.
+#[inline(always)]
+fn is_from_node(ctx: &TcContext) -> bool {
+    skb(ctx).ingress_ifindex == 0
+}
+
+/// A plain packet.
+#[inline(always)]
+fn plain_packet<L: Link>(ctx: &TcContext, packet: &Packet) -> Verdict {
+    let from_node = is_from_node(ctx);
     if packet.echo {
-        let answered = if own { icmp_echo::answer::<L>(ctx, Half::Egress) } else { Verdict::NEXT };
+        let answered = if from_node { icmp_echo::answer::<L>(ctx, Half::Egress) } else { Verdict::NEXT };
         if !answered.is_next() {
             return answered;
         }
     } else if let Some(entry) = entry::lookup(&packet.key) {
-        return known_flow::<L>(ctx, &packet, entry);
-    } else if own && prefilter::may_match(&packet.key) {
+        return known_flow::<L>(ctx, packet, entry);
+    } else if from_node && prefilter::may_match(&packet.key) {
         let Some(flow) = flow_context() else {
             return Verdict::NEXT;
         };
         flow.request = packet.key;
-        return from_node(&flow.request);
+        return unknown_flow_of_node(&flow.request);
     }
     unknown_flow(&packet.key)
 }
 
-/// A packet of a recorded flow.
+/// Translates a packet of a known flow.
 #[inline(always)]
 fn known_flow<L: Link>(ctx: &TcContext, packet: &Packet, entry: &mut CtEntry) -> Verdict {
     if entry.has(CtEntry::REPLY) {
@@ -70,24 +81,24 @@ fn known_flow<L: Link>(ctx: &TcContext, packet: &Packet, entry: &mut CtEntry) ->
     }
 }
 
-/// The same for what is not plain.
+/// The same stages for a packet on the slow path.
 #[inline(always)]
-fn slow_packet_egress<L: Link>(ctx: &TcContext) -> Verdict {
+fn slow_path_packet<L: Link>(ctx: &TcContext) -> Verdict {
     let Some(packet) = slow_packet() else {
         return Verdict::NEXT;
     };
     match slow_path::receive::<L>(ctx, packet, Half::Egress) {
-        SlowStep::NewFlow => {}
+        SlowStep::Continue => {}
         done => return packet.verdict(done),
     }
     match slow_path::egress::<L>(ctx, packet) {
-        SlowStep::NewFlow if skb(ctx).ingress_ifindex == 0 => {
-            let verdict = from_node(&packet.key);
+        SlowStep::Continue if is_from_node(ctx) => {
+            let verdict = unknown_flow_of_node(&packet.key);
             slow_path::record_verdict::<L>(ctx, packet, verdict.is_next());
             verdict
         }
         step => {
-            let verdict = if matches!(step, SlowStep::NewFlow) {
+            let verdict = if matches!(step, SlowStep::Continue) {
                 unknown_flow(&packet.key)
             } else {
                 packet.verdict(step)
@@ -98,11 +109,11 @@ fn slow_packet_egress<L: Link>(ctx: &TcContext) -> Verdict {
     }
 }
 
-/// A packet of the node's own to a frontend that the socket hooks did not translate: a connected UDP socket to
-/// a Service without endpoints is told so here; policy Local without a local endpoint drops, and so do source ranges
-/// without the packet's source. Everything else passes. A subprogram, so that the verifier goes through it once.
+/// A packet of the node itself that the socket hooks did not translate. For a frontend: a connected UDP socket to a
+/// Service without endpoints gets its rejection here; source ranges without the packet's source drop, and so does
+/// policy Local without a local endpoint. Everything else passes. A subprogram, so that the verifier follows it once.
 #[inline(never)]
-fn from_node(key: &CtKey) -> Verdict {
+fn unknown_flow_of_node(key: &CtKey) -> Verdict {
     let bits = frontend::port_flags(key.dport);
     let frontend = if bits & port_bits::frontend(key.proto) == 0 {
         None
@@ -128,7 +139,7 @@ fn from_node(key: &CtKey) -> Verdict {
     Verdict::NEXT
 }
 
-/// A packet of no flow leaves the node; to nobody's address it does not.
+/// A packet of no known flow leaves the node, unless its destination is an unallocated address of a ServiceCIDR.
 #[inline(always)]
 fn unknown_flow(key: &CtKey) -> Verdict {
     if cluster_ip::is_unallocated(&key.dst) { Counter::Unallocated.into() } else { Verdict::NEXT }

@@ -7,7 +7,7 @@ use proxy_common::{CtEntry, Half};
 use crate::{
     base::{
         maps::{flow_context, slow_packet},
-        scratch::Rewrite,
+        scratch::{FlowContext, Rewrite},
         verdict::Verdict,
     },
     conntrack::entry,
@@ -24,6 +24,7 @@ use crate::{
     slow_path::{self, step::SlowStep},
 };
 
+/// The hook, stage by stage: parse, look the flow up and translate, or decide on a new flow.
 #[inline(always)]
 pub fn ingress<L: Link>(ctx: &TcContext) -> Verdict {
     let flow = match parse::<L>(ctx, Half::Ingress) {
@@ -48,35 +49,47 @@ pub fn ingress<L: Link>(ctx: &TcContext) -> Verdict {
             flow.is_slow = 0;
             flow
         }
-        Err(NotPlain::SlowPath) => {
-            let (Some(flow), Some(packet)) = (flow_context(), slow_packet()) else {
-                return Verdict::NEXT;
-            };
-            match slow_path::receive::<L>(ctx, packet, Half::Ingress) {
-                SlowStep::NewFlow => {}
-                done => return packet.verdict(done),
-            }
-            flow.is_slow = 1;
-            match slow_path::ingress::<L>(ctx, packet, flow) {
-                SlowStep::NewFlow => flow,
-                done => {
-                    let verdict = packet.verdict(done);
-                    slow_path::record_verdict::<L>(ctx, packet, verdict.is_next());
-                    return verdict;
-                }
-            }
-        }
+        Err(NotPlain::SlowPath) => match slow_path_packet::<L>(ctx) {
+            Ok(flow) => flow,
+            Err(verdict) => return verdict,
+        },
         Err(NotPlain::Foreign) => return Verdict::NEXT,
     };
+    unknown_flow::<L>(ctx, flow)
+}
+
+/// The same stages for a packet on the slow path. `Ok`: of no known flow.
+#[inline(always)]
+fn slow_path_packet<L: Link>(ctx: &TcContext) -> Result<&'static mut FlowContext, Verdict> {
+    let (Some(flow), Some(packet)) = (flow_context(), slow_packet()) else {
+        return Err(Verdict::NEXT);
+    };
+    match slow_path::receive::<L>(ctx, packet, Half::Ingress) {
+        SlowStep::Continue => {}
+        done => return Err(packet.verdict(done)),
+    }
+    flow.is_slow = 1;
+    match slow_path::ingress::<L>(ctx, packet, flow) {
+        SlowStep::Continue => Ok(flow),
+        done => {
+            let verdict = packet.verdict(done);
+            slow_path::record_verdict::<L>(ctx, packet, verdict.is_next());
+            Err(verdict)
+        }
+    }
+}
+
+/// A packet of no known flow. Nothing is read from the parsed packet here, so that all kinds of packets share one verifier
+/// state; `new_flow::translate` and `reject` parse again.
+#[inline(always)]
+fn unknown_flow<L: Link>(ctx: &TcContext, flow: &mut FlowContext) -> Verdict {
     flow.ifindex = ifindex(ctx);
     flow.xdp_flag = 0;
-    // From here on nothing is read from the parsed packet, so that all kinds of packets meet what follows in one
-    // state of the verifier; `translate` and `refuse` parse again.
-    let step = match new_flow::decide(flow) {
+    let action = match new_flow::decide(flow) {
         Action::Create => new_flow::create(flow),
-        step => step,
+        action => action,
     };
-    let verdict = match step {
+    let verdict = match action {
         Action::Pass | Action::Create => Verdict::NEXT,
         Action::Translate => new_flow::translate::<L>(ctx, flow),
         Action::Reject => Verdict::rejected(flow.reason),
@@ -90,7 +103,7 @@ pub fn ingress<L: Link>(ctx: &TcContext) -> Verdict {
     verdict
 }
 
-/// A packet of a recorded flow.
+/// Translates a packet of a known flow.
 #[inline(always)]
 fn known_flow<L: Link>(ctx: &TcContext, packet: &Packet, entry: &mut CtEntry) -> Verdict {
     if entry.has(CtEntry::REQUEST) {

@@ -14,9 +14,9 @@ use crate::{
     packet::access::skb,
 };
 
-/// The tc hook of a device in the lane: what is translated goes on; everything else goes to the ingress program, which
-/// returns only where INGRESS is empty. Writes nothing in place, for before a program that does, the kernel makes the
-/// packet writable, and where it copies it for that (a socket of tcpdump's kind holds a clone) the metadata is lost.
+/// Returns only for packets that XDP has translated, or if INGRESS is empty. Writes nothing in place: before a
+/// program that does, the kernel makes the packet writable, and if that takes a copy (tcpdump holds a clone) the
+/// metadata is lost.
 #[inline(always)]
 pub fn ingress_xdp(ctx: &TcContext) -> Verdict {
     let word_at = |back: usize| -> Option<u32> {
@@ -28,7 +28,7 @@ pub fn ingress_xdp(ctx: &TcContext) -> Verdict {
         if meta + metadata::LEN > data {
             return None;
         }
-        // SAFETY: in front of `data`, as checked just now; halves, because it may lie two bytes off.
+        // SAFETY: in front of `data`, as just checked; as halves, because it may be aligned to two bytes only.
         let halves = unsafe { *((meta + metadata::LEN - 4 - back) as *const [u16; 2]) };
         Some(u32::from(halves[0]) | u32::from(halves[1]) << 16)
     };
@@ -44,13 +44,13 @@ pub fn ingress_xdp(ctx: &TcContext) -> Verdict {
         }
     }
     if found != Some(metadata::word(metadata::TRANSLATED)) {
-        // SAFETY: nothing here lives on.
+        // SAFETY: no local state is used after the call.
         unsafe { INGRESS.tail_call(ctx, 0) };
     }
     Verdict::NEXT
 }
 
-/// Gives the packet back the Ethernet header in front of its data, and with it the header's length.
+/// Restores the Ethernet header in front of the packet's data, and with it the header's length.
 #[inline(always)]
 fn restore_ethernet_header(ctx: &TcContext) -> bool {
     let skb = skb(ctx);
@@ -61,10 +61,10 @@ fn restore_ethernet_header(ctx: &TcContext) -> bool {
     if meta + metadata::LEN > data {
         return false;
     }
-    // SAFETY: in front of `data`, as checked just now.
+    // SAFETY: in front of `data`, as just checked.
     let header = unsafe { *((meta + metadata::LEN - ETHERNET) as *const [u16; ETHERNET / 2]) };
     let skb = ctx.as_ptr().cast::<__sk_buff>();
-    // SAFETY: the context the kernel gave; no pointer into the packet outlives these calls.
+    // SAFETY: the kernel's context; no pointer into the packet is used after these calls.
     unsafe {
         bpf_skb_change_head(skb, ETHERNET as u32, 0) == 0
             && bpf_skb_store_bytes(skb.cast(), 0, (&raw const header).cast(), ETHERNET as u32, 0) == 0

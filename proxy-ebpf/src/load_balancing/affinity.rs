@@ -17,8 +17,8 @@ use crate::{
     load_balancing::backend,
 };
 
-/// The client's backend of the local or the cluster-wide set, left in `out`. A subprogram, for its stack; a flow
-/// without affinity never meets it.
+/// Selects the client's backend in the local or the cluster-wide set, into `out`. A subprogram, for its stack frame;
+/// frontends without affinity do not call it.
 #[inline(never)]
 pub fn select(
     frontend: &Frontend,
@@ -65,17 +65,17 @@ fn new_word(chosen: &SelectedBackend, now: u32) -> u64 {
     Affinity { backend: chosen.id, last_used: now }.word()
 }
 
-/// Another CPU has just decided about another flow of this client: this one goes where that one went.
+/// Another CPU has just selected a backend for another flow of this client: follow it.
 #[inline(always)]
 fn follow(service: u32, theirs: u64, set: u32, out: &mut SelectedBackend) {
     let _stays_as_chosen = is_member(service, Affinity::from_word(theirs).backend, set, out);
 }
 
-/// Whether the backend stands in that set of the service port: then it is left in `out`.
+/// Whether the backend is in that set of the service port; if so, it is written to `out`.
 #[inline(never)]
 fn is_member(service: u32, backend: u32, set: u32, out: &mut SelectedBackend) -> bool {
     let member = SetMember { service, backend };
-    // SAFETY: a map's memory for as long as this program runs; see `entry::lookup` for what may become of it meanwhile.
+    // SAFETY: map memory, valid while the program runs (RCU); `entry::lookup` says what another CPU may do to it.
     let Some(sets) = (unsafe { SET_MEMBERS.get(&member) }) else {
         return false;
     };

@@ -10,7 +10,7 @@ use crate::base::{
     verdict::DropReason,
 };
 
-/// The next backend of the set, in turn or at random.
+/// Selects the next backend of the set, in turn or at random, into `out`.
 #[inline(always)]
 pub fn next(
     frontend: &Frontend,
@@ -43,8 +43,8 @@ pub fn next(
     Ok(())
 }
 
-/// Takes the next number of a set's counter. One atomic add, so over n new flows of one set every backend
-/// gets n / count, give or take one.
+/// Takes the next number of a set's counter. With one atomic add, each backend gets n / count of n new flows, plus or
+/// minus one.
 #[inline(always)]
 fn turn(service: *mut Service, local: bool) -> u64 {
     // SAFETY: a live, 8-byte aligned map value, only ever accessed atomically by programs.
@@ -53,7 +53,7 @@ fn turn(service: *mut Service, local: bool) -> u64 {
     }
 }
 
-/// The backend with this id, while some service uses it.
+/// The backend with this id, if a Service uses it.
 #[inline(always)]
 pub fn active(id: u32) -> Option<&'static Backend> {
     let backend = BACKENDS.get(id)?;

@@ -4,8 +4,8 @@ use proxy_common::{CtKey, node::port_bits};
 
 use crate::load_balancing::{cluster_ip, frontend};
 
-/// Whether some frontend or backend has the packet's destination port, or a ClusterIP its address as far as that can be
-/// told for nothing: two array reads spare packets that are none of ours all that follows.
+/// Whether a packet may be for shunt: some frontend or backend has its destination port, or some ClusterIP the low
+/// bits of its destination address. False positives are possible, false negatives are not.
 #[inline(always)]
 pub fn may_match(key: &CtKey) -> bool {
     let proto = key.proto;

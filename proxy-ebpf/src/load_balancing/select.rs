@@ -8,18 +8,18 @@ use crate::{
     load_balancing::{affinity, backend},
 };
 
-/// Who a new flow comes from, as far as policies care.
+/// Where a new flow comes from, as far as traffic policies distinguish.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Origin {
-    /// A pod of this node, or the node itself: Local policy's short circuits apply.
+    /// This node or one of its pods: with policy Local, external frontends use all backends.
     Node,
     Outside,
 }
 
-/// The verdict per frontend (SERVICE-SEMANTICS 2.6), then a backend in turn or at random, or the one that `client`
-/// stays with, left in `out`. A subprogram, so that the verifier meets what follows in one state and not in one for
-/// each way through here.
+/// Applies the frontend's traffic policy (SERVICE-SEMANTICS 2.6), then selects a backend for `client` into `out`: by
+/// affinity, in turn or at random. A subprogram, so that the verifier follows the callers in one state instead of one
+/// for each path through here.
 #[inline(never)]
 pub fn select_backend(
     frontend: &Frontend,

@@ -5,8 +5,8 @@ use proxy_common::{Addr, Frontend, SourceRange};
 
 use crate::base::maps::SOURCE_RANGES;
 
-/// Whether the frontend takes new flows from this client (loadBalancerSourceRanges). Asked before anything else of
-/// [`choose`]: who is not let in does not learn whether there is an endpoint.
+/// Whether the frontend accepts new flows from this client. Checked first, so a rejected client cannot probe for
+/// endpoints.
 #[inline(always)]
 pub fn allow(frontend: &Frontend, client: &Addr) -> bool {
     !frontend.has(Frontend::SOURCE_RANGES) || is_in_ranges(frontend.service, client)

@@ -4,13 +4,13 @@ use proxy_common::Counter;
 
 use crate::base::maps::COUNTERS;
 
-/// Adds one. Per CPU and not preempted by another program on it: no atomic needed.
+/// Adds one. Not atomic: the element is per CPU, and no other program preempts this one.
 #[inline(always)]
 pub fn count(counter: Counter) {
     count_index(counter as u32);
 }
 
-/// The same by number.
+/// Like [`count`], for a counter by number.
 #[inline(always)]
 pub fn count_index(counter: u32) {
     if let Some(value) = COUNTERS.get_ptr_mut(counter) {

@@ -19,8 +19,8 @@ use crate::{
     },
 };
 
-/// A packet that is refused or dropped, before anything of it is changed for that. `reason` is a [`Counter`] by number.
-/// A subprogram: it parses the packet again, where somebody wants to know.
+/// Records a packet that is rejected or dropped, before it is modified for that. `reason` is a [`Counter`] by number.
+/// A subprogram, because it parses the packet again while a monitor runs.
 #[inline(never)]
 pub fn packet<L: Link>(ctx: &TcContext, half: Half, reason: u32) {
     count_index(reason);
@@ -33,7 +33,7 @@ pub fn packet<L: Link>(ctx: &TcContext, half: Half, reason: u32) {
     let hook = if half == Half::Ingress { Hook::Ingress } else { Hook::Egress };
     match parse::<L>(ctx, half) {
         Ok(packet) => events::packet_ended(time, &packet.key, kind, hook, device, reason),
-        // What is not plain has been read.
+        // The slow path has read the packet already.
         Err(NotPlain::SlowPath) => {
             if let Some(packet) = slow_packet() {
                 events::packet_ended(time, &packet.key, kind, hook, device, reason);
@@ -43,7 +43,7 @@ pub fn packet<L: Link>(ctx: &TcContext, half: Half, reason: u32) {
     }
 }
 
-/// A socket's request is refused.
+/// Records a socket request that is rejected.
 #[inline(always)]
 pub fn socket_refused(request: &SocketRequest<'_>) {
     if let Some(value) = COUNTERS.get_ptr_mut(request.reason) {
@@ -61,6 +61,6 @@ fn count_drop(key: &DropKey) {
         unsafe { *value += 1 };
         return;
     }
-    // Where another CPU was first, this one's count begins with the next packet.
+    // If another CPU creates the entry first, this CPU's count starts with the next packet.
     let _there_or_full = DROPS.insert(key, &1, u64::from(BPF_NOEXIST));
 }

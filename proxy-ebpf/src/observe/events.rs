@@ -10,7 +10,7 @@ use crate::base::{
     scratch::FlowContext,
 };
 
-/// The time, where somebody watches and wants this event.
+/// The current time, if a monitor runs and wants this event.
 #[inline(always)]
 pub fn sample(kind: EventKind) -> Option<u64> {
     let monitor = MONITOR.get_ptr(0)?;
@@ -34,7 +34,7 @@ pub fn sample(kind: EventKind) -> Option<u64> {
     if now < until { Some(now) } else { None }
 }
 
-/// EVENTS has no room.
+/// Counts an event for which EVENTS had no room.
 #[inline(always)]
 fn count_lost() {
     if let Some(monitor) = MONITOR.get_ptr_mut(0) {
@@ -43,7 +43,7 @@ fn count_lost() {
     }
 }
 
-/// An event about a packet without a flow.
+/// Reports a rejected or dropped packet.
 #[inline(always)]
 pub fn packet_ended(time: u64, key: &CtKey, kind: EventKind, hook: Hook, ifindex: u32, reason: u32) {
     let Some(mut event) = EVENTS.reserve::<FlowEvent>(0) else {
@@ -72,7 +72,7 @@ pub fn packet_ended(time: u64, key: &CtKey, kind: EventKind, hook: Hook, ifindex
     event.submit(0);
 }
 
-/// The flow to a Service that `flow` has begun. A subprogram, for its stack.
+/// Reports the flow to a Service that was created from `flow`. A subprogram, for its stack frame.
 #[inline(never)]
 pub fn flow_created(flow: &FlowContext, hook: Hook) {
     if flow.lost_race != 0 {
@@ -110,20 +110,20 @@ pub fn flow_created(flow: &FlowContext, hook: Hook) {
     event.submit(0);
 }
 
-/// What a socket asked for and what became of it.
+/// What a socket requested, and the result.
 pub struct SocketRequest<'a> {
     pub client: &'a Addr,
     pub addr: &'a Addr,
     pub port: Port,
     pub proto: u8,
     pub service: u32,
-    /// Not where it was refused.
+    /// The backend and its id; `None` if the request was rejected.
     pub to: Option<(&'a Backend, u32)>,
-    /// Why it was refused: a [`Counter`] by number.
+    /// Why the request was rejected: a [`Counter`] by number.
     pub reason: u32,
 }
 
-/// A socket's request, answered or refused.
+/// Reports a socket request, translated or rejected.
 #[inline(always)]
 pub fn socket_request(request: &SocketRequest<'_>) {
     let kind = if request.to.is_some() { EventKind::Flow } else { EventKind::Refused };
@@ -160,7 +160,7 @@ pub fn socket_request(request: &SocketRequest<'_>) {
         pid: (bpf_get_current_pid_tgid() >> 32) as u32,
         comm: [0; 16],
     });
-    // SAFETY: the event is this program's until it is submitted. Where the helper fails, the name stays empty.
+    // SAFETY: the event belongs to this program until it is submitted. If the helper fails, the name stays empty.
     unsafe { generated::bpf_get_current_comm((&raw mut (*event.as_mut_ptr()).comm).cast(), 16) };
     event.submit(0);
 }

@@ -11,7 +11,7 @@ use crate::{
     packet::access::skb,
 };
 
-/// A packet's share of its Service's statistics.
+/// How much a packet adds to the statistics.
 pub trait PacketSize {
     fn packets(&self) -> u64;
     fn bytes(&self) -> u64;
@@ -20,7 +20,7 @@ pub trait PacketSize {
 impl PacketSize for TcContext {
     #[inline(always)]
     fn packets(&self) -> u64 {
-        // Both 0 unless it is a super-packet; of what a virtual machine sends only the size is known.
+        // Both are 0 unless this is a GSO packet. Packets from a virtual machine have only the size.
         let (segments, size) = (skb(self).gso_segs, skb(self).gso_size);
         if segments != 0 {
             return u64::from(segments);
@@ -42,12 +42,12 @@ impl PacketSize for XdpContext {
 
     #[inline(always)]
     fn bytes(&self) -> u64 {
-        // SAFETY: the context the kernel gave. Not the distance of its pointers: a jumbo frame goes on elsewhere.
+        // SAFETY: the kernel's context. Not the distance of its pointers: a jumbo frame goes on elsewhere.
         unsafe { bpf_xdp_get_buff_len(self.ctx) }
     }
 }
 
-/// The statistics of a service port on this CPU; 0 is no Service.
+/// The statistics of a service port on this CPU; service 0 is none.
 #[inline(always)]
 fn stats(service: u32) -> Option<&'static mut ServiceStats> {
     if service == 0 || !globals::stats() {
@@ -57,7 +57,7 @@ fn stats(service: u32) -> Option<&'static mut ServiceStats> {
     SERVICE_STATS.get_ptr_mut(service).map(|stats| unsafe { &mut *stats })
 }
 
-/// A flow to a Service began. Atomic: a process in a socket hook may be interrupted by a packet.
+/// Counts a new flow to a Service. Atomic, because a packet may interrupt a process in a socket hook.
 #[inline(always)]
 pub fn count_flow(service: u32) {
     if let Some(stats) = stats(service) {
@@ -66,7 +66,7 @@ pub fn count_flow(service: u32) {
     }
 }
 
-/// A packet from a client.
+/// Counts a packet from a client.
 #[inline(always)]
 pub fn count_request(ctx: &impl PacketSize, service: u32) {
     if let Some(stats) = stats(service) {
@@ -75,7 +75,7 @@ pub fn count_request(ctx: &impl PacketSize, service: u32) {
     }
 }
 
-/// A packet to a client.
+/// Counts a packet to a client.
 #[inline(always)]
 pub fn count_reply(ctx: &impl PacketSize, service: u32) {
     if let Some(stats) = stats(service) {
@@ -84,7 +84,7 @@ pub fn count_reply(ctx: &impl PacketSize, service: u32) {
     }
 }
 
-/// A packet of a recorded half, whichever way it goes.
+/// Counts a packet of a request or reply half.
 #[inline(always)]
 pub fn count_packet(ctx: &impl PacketSize, entry: &CtEntry) {
     if entry.has(CtEntry::REQUEST) {

@@ -7,7 +7,7 @@ use proxy_common::Addr;
 
 use crate::base::{globals, scratch::FlowContext, verdict::DropReason};
 
-/// Logs what was decided for a new flow to a frontend. A subprogram, for its stack.
+/// Logs the decision on a new flow to a frontend. A subprogram, for its stack frame.
 #[inline(never)]
 pub fn decision(flow: &FlowContext, result: &Result<(), DropReason>) {
     let one_in = globals::trace();

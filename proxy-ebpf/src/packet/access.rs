@@ -9,11 +9,11 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 
-/// What a hook shows of a packet: an skb at tc, a buffer at XDP.
+/// Direct packet access: an skb at tc, a buffer at XDP.
 pub trait PacketData {
-    /// Where the linear part begins and ends. Read anew for each check: from checks that it can relate the
-    /// compiler makes arithmetic that the verifier refuses ("pointer arithmetic on pkt_end prohibited", "offset
-    /// is outside of the packet").
+    /// Start and end of the linear part. Read again for each check: from checks that it can relate, the compiler
+    /// derives arithmetic that the verifier rejects ("pointer arithmetic on pkt_end prohibited", "offset is outside
+    /// of the packet").
     fn bounds(&self) -> (usize, usize);
 }
 
@@ -39,7 +39,7 @@ impl PacketData for XdpContext {
     }
 }
 
-/// What routing looks at that is no part of the packet.
+/// Inputs of a route lookup that are not in the packet.
 pub trait RouteContext: EbpfContext {
     /// The device the packet came in by; 0 where the node itself made it.
     fn ingress_ifindex(&self) -> u32;
@@ -76,7 +76,7 @@ impl RouteContext for XdpContext {
     }
 }
 
-/// A pointer to a `T` at `offset`, if the linear part of the packet holds one.
+/// A pointer to a `T` at `offset`, if the linear part of the packet contains one.
 #[inline(always)]
 pub fn ptr_at<T>(ctx: &impl PacketData, offset: usize) -> Option<*mut T> {
     let (data, end) = ctx.bounds();
@@ -87,8 +87,8 @@ pub fn ptr_at<T>(ctx: &impl PacketData, offset: usize) -> Option<*mut T> {
     Some(start as *mut T)
 }
 
-/// As [`at`], but where the header lies (in part) beyond the linear part it is pulled into it first. Only then: a
-/// received packet's headers are linear as a rule, and pulling payload after them costs an allocation.
+/// Like [`ptr_at`], but pulls the header into the linear part first if it is (partly) outside. Only then: headers of
+/// received packets are linear as a rule, and pulling payload costs an allocation.
 #[inline(always)]
 pub fn pull_at<T>(ctx: &TcContext, offset: usize) -> Option<*mut T> {
     if let Some(header) = ptr_at(ctx, offset) {
@@ -98,7 +98,7 @@ pub fn pull_at<T>(ctx: &TcContext, offset: usize) -> Option<*mut T> {
     if end > ctx.len() as usize {
         return None;
     }
-    // SAFETY: the context the kernel gave; pointers into the packet are made anew after this. After a failure the
+    // SAFETY: the kernel's context; pointers into the packet are made anew after this. After a failure the
     // check that follows finds the packet too short.
     unsafe { bpf_skb_pull_data(ctx.as_ptr().cast::<__sk_buff>(), end as u32) };
     ptr_at(ctx, offset)
@@ -106,13 +106,13 @@ pub fn pull_at<T>(ctx: &TcContext, offset: usize) -> Option<*mut T> {
 
 #[inline(always)]
 pub fn skb(ctx: &TcContext) -> &__sk_buff {
-    // SAFETY: the context is a valid __sk_buff for as long as the program runs; the verifier turns each field
-    // access into a load from the real skb.
+    // SAFETY: the context is a valid __sk_buff while the program runs; the verifier turns each field access into a
+    // load from the real skb.
     unsafe { &*ctx.skb.skb }
 }
 
-/// The device whose hook runs. From a pointer of its own: where several stages read this field, the compiler makes
-/// one pointer to it, which the verifier refuses ("dereference of modified ctx ptr R6 off=40 disallowed").
+/// The device whose hook runs. Reads through a pointer of its own: where several stages read this field, the compiler
+/// shares one pointer to it, which the verifier rejects ("dereference of modified ctx ptr R6 off=40 disallowed").
 #[inline(always)]
 pub fn ifindex(ctx: &TcContext) -> u32 {
     let skb = black_box(ctx.skb.skb);
@@ -120,19 +120,19 @@ pub fn ifindex(ctx: &TcContext) -> u32 {
     unsafe { (*skb).ifindex }
 }
 
-/// Copies a `T` out of the packet; false where it ends before.
+/// Copies a `T` out of the packet; false if the packet is too short.
 #[inline(always)]
 pub fn load<T>(ctx: &TcContext, offset: u32, to: &mut T) -> bool {
     let skb = ctx.as_ptr().cast::<__sk_buff>();
-    // SAFETY: `to` is writable for its size, and `T` a type for which any bytes are valid: integers and arrays of them.
+    // SAFETY: `to` is writable for its size, and any bytes are a valid `T`: integers and arrays of them.
     unsafe { bpf_skb_load_bytes(skb.cast(), offset, ptr::from_mut(to).cast(), size_of::<T>() as u32) == 0 }
 }
 
-/// Writes a `T` into the packet; false where it ends before. skb->csum is left as it is: the caller mends a checksum
-/// in the packet, so the sum over all of it stays.
+/// Writes a `T` into the packet; false if the packet is too short. Leaves skb->csum as it is: the caller updates a
+/// checksum in the packet, so the sum over the whole packet does not change.
 #[inline(always)]
 pub fn store<T>(ctx: &TcContext, offset: u32, from: &T) -> bool {
     let skb = ctx.as_ptr().cast::<__sk_buff>();
-    // SAFETY: `from` is readable for its size; no pointer into the packet outlives this call.
+    // SAFETY: `from` is readable for its size; no pointer into the packet is used after this call.
     unsafe { bpf_skb_store_bytes(skb, offset, ptr::from_ref(from).cast(), size_of::<T>() as u32, 0) == 0 }
 }

@@ -26,10 +26,10 @@ use crate::{
     },
 };
 
-/// How many IPv6 extension headers are stepped over.
+/// The most IPv6 extension headers that are skipped.
 const MAX_EXTENSIONS: u32 = 4;
 
-/// IPv6 extension headers, as next-header numbers.
+/// IPv6 extension headers, by next-header number.
 mod extension {
     pub const HOP_BY_HOP: u32 = 0;
     pub const ROUTING: u32 = 43;
@@ -37,8 +37,8 @@ mod extension {
     pub const DESTINATION: u32 = 60;
 }
 
-/// Reads the headers of the packet at offset `ip`. False: cut short, malformed, or on its way to somewhere else than
-/// its destination (a routing header with segments left). A subprogram for the verifier's sake, as `begin`.
+/// Reads the headers of the packet at offset `ip`. False: truncated, malformed, or not yet at its final destination
+/// (a routing header with segments left). A subprogram, so that the verifier follows its branches once.
 #[inline(never)]
 pub fn read(ctx: &TcContext, ip: u32, v4: bool, headers: &mut IpHeaders) -> bool {
     headers.ip = ip;
@@ -80,7 +80,7 @@ fn read_v6(ctx: &TcContext, headers: &mut IpHeaders) -> bool {
     }
     headers.src = Addr::from_v6_be(ip.src);
     headers.dst = Addr::from_v6_be(ip.dst);
-    // As in `packet.rs`.
+    // As in `parse.rs`.
     if headers.src.is_v4() || headers.dst.is_v4() {
         return false;
     }
@@ -99,13 +99,13 @@ fn read_v6(ctx: &TcContext, headers: &mut IpHeaders) -> bool {
     !is_extension(headers.proto)
 }
 
-/// One step along the extension headers.
+/// One step along the chain of extension headers.
 #[derive(Clone, Copy)]
 #[repr(u32)]
 enum ChainStep {
-    /// One stepped over.
+    /// Skipped one.
     Skipped,
-    /// There is none (any more).
+    /// No further extension header.
     End,
     Malformed,
 }
@@ -118,7 +118,7 @@ fn is_extension(proto: u32) -> bool {
 #[inline(always)]
 fn skip_header(ctx: &TcContext, headers: &mut IpHeaders, first: bool) -> ChainStep {
     let this = headers.proto;
-    // What follows a later fragment's header is not there.
+    // A later fragment does not contain what follows the fragment header.
     if headers.part == fragment_part::LATER || !is_extension(this) {
         return ChainStep::End;
     }
@@ -131,14 +131,14 @@ fn skip_header(ctx: &TcContext, headers: &mut IpHeaders, first: bool) -> ChainSt
         let fragment = u32::from(u16::from_be_bytes([high, low]));
         headers.id = u32::from_ne_bytes(id);
         headers.l4 += 8;
-        // A fragment of a fragment is nobody's.
+        // A fragment of a fragment is not valid.
         if headers.part != fragment_part::WHOLE {
             return ChainStep::Malformed;
         }
         set_fragment_part(headers, fragment & 0xfff8, fragment & 1);
         return ChainStep::Skipped;
     }
-    // Hop-by-hop options stand first or nowhere (RFC 8200, 4.1).
+    // Hop-by-hop options come first or not at all (RFC 8200, 4.1).
     let misplaced = this == extension::HOP_BY_HOP && !first;
     if misplaced || this == extension::ROUTING && low != 0 {
         return ChainStep::Malformed;
@@ -158,7 +158,9 @@ fn set_fragment_part(headers: &mut IpHeaders, offset: u32, more: u32) {
     };
 }
 
-/// Leaves a packet that has none as it is. False: it is not to be refused, or the kernel did not let it be changed.
+/// Removes the extension headers of a packet that is to be rejected: the answer has none, and its sender recognises
+/// the quote without them. A packet without any stays as it is. False: the packet must not be rejected, or the kernel
+/// did not allow the change.
 #[inline(never)]
 pub fn remove<L: Link>(ctx: &TcContext) -> bool {
     if skb(ctx).protocol as u16 != ETH_P_IPV6 {
@@ -178,7 +180,7 @@ pub fn remove<L: Link>(ctx: &TcContext) -> bool {
     if !read(ctx, ip, false, headers) || headers.part == fragment_part::LATER {
         return false;
     }
-    // The bare header in the last ones' place, then what is in front of it goes.
+    // Writes the plain header over the end of the extension headers, then removes everything in front of it.
     let bare = headers.l4 - size_of::<Ipv6>() as u32;
     let gone = bare - ip;
     packet.ipv6.next_header = headers.proto as u8;
@@ -186,6 +188,6 @@ pub fn remove<L: Link>(ctx: &TcContext) -> bool {
     if !store(ctx, bare, &packet.ipv6) {
         return false;
     }
-    // SAFETY: the context the kernel gave; no pointer into the packet outlives this call.
+    // SAFETY: the kernel's context; no pointer into the packet is used after this call.
     unsafe { bpf_skb_adjust_room(ctx.as_ptr().cast::<__sk_buff>(), -(gone as i32), BPF_ADJ_ROOM_MAC, 0) == 0 }
 }

@@ -1,15 +1,15 @@
 //! Link-layer framing: with an Ethernet header or without.
 
-/// Link-layer framing of a device: which of the two program variants this is.
+/// Link-layer framing of a device; each tc program exists once for each.
 pub trait Link {
     /// Bytes in front of the IP header.
     const HEADER: usize;
 }
 
-/// 14 bytes of Ethernet.
+/// A 14-byte Ethernet header.
 pub struct Ethernet;
 
-/// Nothing: the packet begins with the IP header.
+/// No header: the packet begins with the IP header.
 pub struct NoHeader;
 
 impl Link for Ethernet {

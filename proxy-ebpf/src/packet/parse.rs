@@ -18,10 +18,9 @@ use crate::{
     },
 };
 
-/// A packet shunt may have a say in.
+/// A plain packet.
 pub struct Packet {
-    /// The tuple as the packet carries it, keyed for the hook it was parsed at. For an echo request both
-    /// ports are zero.
+    /// The tuple of the packet, keyed for the hook. For an echo request both ports are zero.
     pub key: CtKey,
     /// Offset of the transport header.
     pub l4: usize,
@@ -38,30 +37,30 @@ impl Packet {
         self.key.proto == Proto::TCP
     }
 
-    /// The first segment of a connection.
+    /// Whether this is the first segment of a connection.
     #[inline(always)]
     pub fn is_syn(&self) -> bool {
         tcp::is_syn(self.tcp_flags)
     }
 }
 
-/// Why a packet is not a plain one.
+/// Why a packet is not plain.
 #[derive(Clone, Copy)]
 pub enum NotPlain {
-    /// For `packet.rs` to look at.
+    /// For the slow path.
     SlowPath,
-    /// None of ours.
+    /// Not for shunt; passes unchanged.
     Foreign,
 }
 
-/// The packet, keyed for this hook, if it is a plain one.
+/// Parses a plain packet, keyed for this hook.
 #[inline(always)]
 pub fn parse<L: Link>(ctx: &TcContext, half: Half) -> Result<Packet, NotPlain> {
     parse_as::<L, false>(ctx, half)
 }
 
-/// As [`parse`], and takes first fragments and any protocol besides: for a refusal, which needs 8 bytes behind the IP
-/// header and no more.
+/// Like [`parse`], but accepts first fragments and any protocol too: a rejection needs 8 bytes behind the IP header
+/// and no more.
 #[inline(always)]
 pub fn parse_for_reject<L: Link>(ctx: &TcContext, half: Half) -> Result<Packet, NotPlain> {
     parse_as::<L, true>(ctx, half)
@@ -83,7 +82,7 @@ fn parse_as<L: Link, const LOOSE: bool>(ctx: &TcContext, half: Half) -> Result<P
 #[inline(always)]
 fn parse_v4<L: Link, const LOOSE: bool>(ctx: &TcContext, half: Half) -> Result<Packet, NotPlain> {
     let ip = pull_at::<Ipv4>(ctx, L::HEADER).ok_or(NotPlain::Foreign)?;
-    // SAFETY: `reach` checked the bounds; the fields are plain integers.
+    // SAFETY: `pull_at` checked the bounds; the fields are plain integers.
     let ip = unsafe { &*ip };
     let header = usize::from(ip.version_ihl & 0x0f) * 4;
     if ip.version_ihl >> 4 != 4 || header < size_of::<Ipv4>() {
@@ -100,13 +99,13 @@ fn parse_v4<L: Link, const LOOSE: bool>(ctx: &TcContext, half: Half) -> Result<P
 #[inline(always)]
 fn parse_v6<L: Link, const LOOSE: bool>(ctx: &TcContext, half: Half) -> Result<Packet, NotPlain> {
     let ip = pull_at::<Ipv6>(ctx, L::HEADER).ok_or(NotPlain::Foreign)?;
-    // SAFETY: `reach` checked the bounds; the fields are plain integers.
+    // SAFETY: `pull_at` checked the bounds; the fields are plain integers.
     let ip = unsafe { &*ip };
     if ip.version_class_flow as u8 >> 4 != 6 {
         return Err(NotPlain::Foreign);
     }
     let (src, dst) = (Addr::from_v6_be(ip.src), Addr::from_v6_be(ip.dst));
-    // v4-mapped addresses never appear on a wire (RFC 4291, 2.5.5.2): such a packet must not meet IPv4 state.
+    // v4-mapped addresses never appear on the wire (RFC 4291, 2.5.5.2): such a packet must not match IPv4 state.
     if src.is_v4() || dst.is_v4() {
         return Err(NotPlain::Foreign);
     }
@@ -132,7 +131,7 @@ fn parse_transport<const LOOSE: bool>(
     };
     match proto {
         Proto::TCP => {
-            // SAFETY: `reach` checked the bounds; the fields are plain integers.
+            // SAFETY: `pull_at` checked the bounds; the fields are plain integers.
             let tcp = unsafe { &*pull_at::<Tcp>(ctx, l4).ok_or(NotPlain::Foreign)? };
             packet.tcp_flags = tcp.flags;
             packet.key.sport = Port::from_be(tcp.sport);
@@ -140,7 +139,7 @@ fn parse_transport<const LOOSE: bool>(
         }
         Proto::ICMP if v4 => packet.echo = is_echo(ctx, l4, true)?,
         Proto::ICMPV6 if !v4 => packet.echo = is_echo(ctx, l4, false)?,
-        // Whatever it is, the quote in a refusal is just as long.
+        // For any protocol, a rejection quotes 8 bytes.
         _ if LOOSE || proto == Proto::UDP => {
             // SAFETY: as above.
             let udp = unsafe { &*pull_at::<Udp>(ctx, l4).ok_or(NotPlain::Foreign)? };
@@ -152,7 +151,7 @@ fn parse_transport<const LOOSE: bool>(
     Ok(packet)
 }
 
-/// Errors and redirects quote a packet, which may be one of a flow's.
+/// Whether ICMP messages of this type quote a packet, which may belong to a flow: errors and redirects.
 #[inline(always)]
 pub fn quotes_packet(kind: u8, v4: bool) -> bool {
     if v4 {
@@ -164,10 +163,10 @@ pub fn quotes_packet(kind: u8, v4: bool) -> bool {
     }
 }
 
-/// Whether the message is an echo request; any other kind is not plain.
+/// Whether the message is an echo request; any other message is not plain.
 #[inline(always)]
 fn is_echo(ctx: &TcContext, l4: usize, v4: bool) -> Result<bool, NotPlain> {
-    // SAFETY: `reach` checked the bounds; the fields are plain integers.
+    // SAFETY: `pull_at` checked the bounds; the fields are plain integers.
     let icmp = unsafe { &*pull_at::<Icmp>(ctx, l4).ok_or(NotPlain::Foreign)? };
     let request = if v4 { 8 } else { 128 };
     if icmp.kind == request && icmp.code == 0 {

@@ -27,13 +27,13 @@ use crate::{
     },
 };
 
-/// Source and destination port, which every transport protocol begins with.
+/// Source and destination port, with which every transport protocol begins.
 #[repr(C, packed(2))]
 pub struct Ports {
     pub word: u32,
 }
 
-/// Applies `to` to the packet, at the hook its key was parsed for.
+/// Rewrites a plain packet at the hook that its key was parsed for.
 #[inline(always)]
 pub fn rewrite<L: Link>(ctx: &TcContext, packet: &Packet, to: &Rewrite) -> Result<(), DropReason> {
     let ingress = packet.key.half == Half::Ingress as u8;
@@ -47,12 +47,12 @@ pub fn rewrite<L: Link>(ctx: &TcContext, packet: &Packet, to: &Rewrite) -> Resul
     let old_ports = ports_word(packet.key.sport, packet.key.dport);
     let new_ports = ports_word(sport, dport);
     let ports = ptr_at::<Ports>(ctx, packet.l4).ok_or(Counter::RewriteFailed)?;
-    // SAFETY: `at` checked the bounds.
+    // SAFETY: `ptr_at` checked the bounds.
     unsafe { (*ports).word = new_ports };
 
     let (offset, mark) = match packet.key.proto {
         Proto::TCP => (packet.l4 + 16, 0),
-        // A zero UDP checksum over IPv4 means none and stays zero.
+        // A zero UDP checksum over IPv4 means no checksum and stays zero.
         _ => (packet.l4 + 6, u64::from(BPF_F_MARK_MANGLED_0)),
     };
     if !to.addr.is(&old) {
@@ -65,7 +65,7 @@ pub fn rewrite<L: Link>(ctx: &TcContext, packet: &Packet, to: &Rewrite) -> Resul
     Ok(())
 }
 
-/// As [`rewrite`], for a packet that is not plain: its ports may lie anywhere, or not be there.
+/// Like [`rewrite`], for a packet on the slow path: its ports may be anywhere, or missing.
 #[inline(always)]
 pub fn rewrite_slow<L: Link>(
     ctx: &TcContext,
@@ -83,7 +83,7 @@ pub fn rewrite_slow<L: Link>(
     let (offset, mark) = match packet.key.proto {
         Proto::TCP => (16, 0),
         Proto::UDP => (6, u64::from(BPF_F_MARK_MANGLED_0)),
-        // SCTP's checksum knows nothing of addresses, and its ports stay.
+        // SCTP's checksum does not cover addresses, and its ports stay.
         _ => return update_device_sum(ctx, v4, addr_diff),
     };
     if packet.has_transport == 0 {
@@ -101,12 +101,12 @@ pub fn rewrite_slow<L: Link>(
     update_l4(ctx, offset, csum::diff(old_ports, packet.ports), mark)
 }
 
-/// Where no checksum in the packet makes up for a new IPv6 address, one that a device computed over all of it has to
-/// follow.
+/// Updates the sum that a device computed over the whole packet (skb->csum), where no checksum in the packet makes up
+/// for a new IPv6 address.
 #[inline(always)]
 fn update_device_sum(ctx: &TcContext, v4: bool, addr_diff: u32) -> Result<(), DropReason> {
     if !v4 {
-        // SAFETY: the context the kernel gave. It fails where there is no such checksum.
+        // SAFETY: the kernel's context. It fails where there is no such checksum.
         unsafe { bpf_csum_update(ctx.as_ptr().cast::<__sk_buff>(), addr_diff) };
     }
     Ok(())
@@ -125,7 +125,7 @@ pub fn ports_word(sport: Port, dport: Port) -> u32 {
 #[inline(always)]
 pub fn write_v4_addr<L: Link>(ctx: &TcContext, ingress: bool, old: u32, new: u32) -> Result<u32, DropReason> {
     let ip = ptr_at::<Ipv4>(ctx, L::HEADER).ok_or(Counter::RewriteFailed)?;
-    // SAFETY: `at` checked the bounds.
+    // SAFETY: `ptr_at` checked the bounds.
     let ip = unsafe { &mut *ip };
     let diff = csum::diff(old, new);
     if ingress {
@@ -145,7 +145,7 @@ pub fn write_v6_addr<L: Link>(
     new: &Addr,
 ) -> Result<u32, DropReason> {
     let ip = ptr_at::<Ipv6>(ctx, L::HEADER).ok_or(Counter::RewriteFailed)?;
-    // SAFETY: `at` checked the bounds.
+    // SAFETY: `ptr_at` checked the bounds.
     let ip = unsafe { &mut *ip };
     if ingress {
         ip.dst = new.words();

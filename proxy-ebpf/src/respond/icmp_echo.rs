@@ -18,9 +18,9 @@ use crate::{
     respond::send_back::{send_back, swap_link_addresses},
 };
 
-/// Turns an echo request to a VIP around: out of the device it came in by, or (on egress: the node itself asks) back
-/// into the device it was leaving by. Any other destination passes. A subprogram that parses the packet again, so that
-/// the verifier goes through it once.
+/// Answers an echo request to a VIP: out of the device that it arrived on or, on egress (the node itself pings), back
+/// into the device that it was leaving by. A request to any other destination passes. A subprogram that parses the
+/// packet again, so that the verifier follows it once.
 #[inline(never)]
 pub fn answer<L: Link>(ctx: &TcContext, half: Half) -> Verdict {
     let Ok(packet) = &parse::<L>(ctx, half) else {
@@ -46,17 +46,17 @@ pub fn answer<L: Link>(ctx: &TcContext, half: Half) -> Verdict {
 #[inline(always)]
 fn make_reply<L: Link>(ctx: &TcContext, packet: &Packet) -> Option<()> {
     swap_link_addresses::<L>(ctx)?;
-    // The sums of header and message do not change when source and destination change places.
+    // Swapping source and destination does not change the sums of header and message.
     if packet.v4 {
-        // SAFETY: `at` checked the bounds.
+        // SAFETY: `ptr_at` checked the bounds.
         let ip = unsafe { &mut *ptr_at::<Ipv4>(ctx, L::HEADER)? };
         (ip.src, ip.dst) = (ip.dst, ip.src);
     } else {
-        // SAFETY: `at` checked the bounds.
+        // SAFETY: `ptr_at` checked the bounds.
         let ip = unsafe { &mut *ptr_at::<Ipv6>(ctx, L::HEADER)? };
         (ip.src, ip.dst) = (ip.dst, ip.src);
     }
-    // SAFETY: `at` checked the bounds.
+    // SAFETY: `ptr_at` checked the bounds.
     let icmp = unsafe { &mut *ptr_at::<Icmp>(ctx, packet.l4)? };
     let reply = if packet.v4 { 0_u8 } else { 129 };
     let word = |kind: u8| u32::from(u16::from_ne_bytes([kind, 0]));

@@ -26,17 +26,17 @@ use crate::{
     respond::send_back::swap_link_addresses,
 };
 
-/// IPv4's flag.
+/// The don't-fragment flag of IPv4.
 const DONT_FRAGMENT: u16 = 0x4000_u16.to_be();
 
-/// Hop limit of what the node itself sends.
+/// Hop limit of packets that the node itself sends.
 const TTL: u8 = 64;
 
-/// Rewrites the packet into its refusal, ready to be sent back. False: it deserves none, or
-/// does not fit. A subprogram for the verifier's sake, as `begin`.
+/// Turns the packet into its rejection, ready to be sent back. False: it must not be answered, or the answer does not
+/// fit. A subprogram, so that the verifier follows it once.
 #[inline(never)]
 pub fn reject<L: Link>(ctx: &TcContext) -> bool {
-    // Parsed again: a subprogram that depends on nothing but the packet, so the verifier goes through it once.
+    // Parses the packet again: depending on nothing else, the subprogram is verified once.
     if !ext_headers::remove::<L>(ctx) {
         return false;
     }
@@ -63,7 +63,7 @@ fn reset<L: Link>(ctx: &TcContext, packet: &Packet) -> Option<()> {
     resize(ctx, packet.l4 + size_of::<Tcp>())?;
 
     swap_addresses::<L>(ctx, packet, size_of::<Tcp>() as u16)?;
-    // SAFETY: `at` checked the bounds.
+    // SAFETY: `ptr_at` checked the bounds.
     let tcp = unsafe { &mut *ptr_at::<Tcp>(ctx, packet.l4)? };
     (tcp.sport, tcp.dport) = (tcp.dport, tcp.sport);
     if tcp.flags & flag::ACK != 0 {
@@ -80,63 +80,63 @@ fn reset<L: Link>(ctx: &TcContext, packet: &Packet) -> Option<()> {
     tcp.urgent = 0;
     let sum = pseudo_header(&packet.key.src, &packet.key.dst, packet.v4, Proto::TCP, size_of::<Tcp>() as u16);
     if partial {
-        // What completes the sum also turns it around.
+        // The final step that completes the sum also complements it.
         tcp.check = csum::fold(sum);
     } else {
         tcp.check = 0;
-        // SAFETY: the same 20 bytes, as words.
+        // SAFETY: `ptr_at` checked the bounds; the same 20 bytes, as words.
         let words = unsafe { *ptr_at::<[Word; 5]>(ctx, packet.l4)? };
         let sum = words.iter().fold(sum, |sum, word| csum::add(sum, word.0));
-        // SAFETY: `at` checked the bounds.
+        // SAFETY: `ptr_at` checked the bounds.
         unsafe { (*ptr_at::<Tcp>(ctx, packet.l4)?).check = !csum::fold(sum) };
     }
     Some(())
 }
 
-/// How many sequence numbers the segment takes up.
+/// How many sequence numbers the segment occupies.
 #[inline(always)]
 fn segment_len<L: Link>(ctx: &TcContext, packet: &Packet) -> Option<u32> {
     let total = if packet.v4 {
-        // SAFETY: `at` checked the bounds.
+        // SAFETY: `ptr_at` checked the bounds.
         u32::from(u16::from_be(unsafe { (*ptr_at::<Ipv4>(ctx, L::HEADER)?).total_len }))
     } else {
-        // SAFETY: `at` checked the bounds.
+        // SAFETY: `ptr_at` checked the bounds.
         u32::from(u16::from_be(unsafe { (*ptr_at::<Ipv6>(ctx, L::HEADER)?).payload_len }))
             + size_of::<Ipv6>() as u32
     };
-    // SAFETY: `at` checked the bounds.
+    // SAFETY: `ptr_at` checked the bounds.
     let tcp = unsafe { &*ptr_at::<Tcp>(ctx, packet.l4)? };
     let headers = header_len::<L>(packet) as u32 + u32::from(tcp.offset >> 4) * 4;
     let control = u32::from(tcp.flags & flag::SYN != 0) + u32::from(tcp.flags & flag::FIN != 0);
     Some(total.saturating_sub(headers) + control)
 }
 
-/// Cuts the packet (or pads it) to `len` bytes.
+/// Truncates the packet to `len` bytes, or pads it.
 #[inline(always)]
 fn resize(ctx: &TcContext, len: usize) -> Option<()> {
-    // SAFETY: the context the kernel gave; no pointer into the packet outlives this call.
+    // SAFETY: the kernel's context; no pointer into the packet is used after this call.
     let failed = unsafe { bpf_skb_change_tail(ctx.as_ptr().cast::<__sk_buff>(), len as u32, 0) };
     if failed == 0 { Some(()) } else { None }
 }
 
-/// Makes the IP header the answer's: the VIP writes to the client, `payload` bytes of transport.
+/// Rewrites the IP header for the answer: from VIP to client, with `payload` bytes of transport.
 #[inline(always)]
 fn swap_addresses<L: Link>(ctx: &TcContext, packet: &Packet, payload: u16) -> Option<()> {
     if packet.v4 {
-        // SAFETY: `at` checked the bounds.
+        // SAFETY: `ptr_at` checked the bounds.
         let ip = unsafe { &mut *ptr_at::<Ipv4>(ctx, L::HEADER)? };
         let len = (header_len::<L>(packet) as u16 + payload).to_be();
         let ttl = |ttl: u8| u32::from(u16::from_ne_bytes([ttl, 0]));
         let diff =
             csum::add(csum::diff(u32::from(ip.total_len), u32::from(len)), csum::diff(ttl(ip.ttl), ttl(TTL)));
-        // The answer is whole even where what it answers was a fragment.
+        // The answer is not a fragment, even if the packet was.
         let whole = ip.fragment & DONT_FRAGMENT;
         let diff = csum::add(diff, csum::diff(u32::from(ip.fragment), u32::from(whole)));
         (ip.total_len, ip.ttl, ip.fragment) = (len, TTL, whole);
         (ip.src, ip.dst) = (ip.dst, ip.src);
         ip.check = csum::apply(ip.check, diff);
     } else {
-        // SAFETY: `at` checked the bounds.
+        // SAFETY: `ptr_at` checked the bounds.
         let ip = unsafe { &mut *ptr_at::<Ipv6>(ctx, L::HEADER)? };
         ip.payload_len = payload.to_be();
         ip.hop_limit = TTL;
@@ -145,20 +145,21 @@ fn swap_addresses<L: Link>(ctx: &TcContext, packet: &Packet, payload: u16) -> Op
     Some(())
 }
 
-/// Port unreachable, quoting the IP header and the first 8 bytes behind it.
+/// ICMP port unreachable, quoting the IP header and the first 8 bytes behind it.
 #[inline(always)]
 fn unreachable<L: Link>(ctx: &TcContext, packet: &Packet) -> Option<()> {
-    // SCTP's whole common header: the kernel does not cut a packet inside of a checksum that it will complete.
+    // For SCTP the whole common header: the kernel does not truncate a packet inside a checksum that it will
+    // complete.
     let is_sctp = packet.key.proto == Proto::SCTP;
     let quoted = header_len::<L>(packet) + size_of::<Udp>() + if is_sctp { 4 } else { 0 };
     let outer = if packet.v4 { size_of::<Ipv4>() } else { size_of::<Ipv6>() };
     let front = outer + size_of::<Icmp>();
-    // SAFETY: `at` checked the bounds.
+    // SAFETY: `ptr_at` checked the bounds.
     let no_sum = packet.key.proto != Proto::UDP
         || packet.v4 && unsafe { (*ptr_at::<Udp>(ctx, packet.l4)?).check } == 0;
     let partial = !no_sum && is_partial(ctx, packet.l4 + 6)?;
     resize(ctx, L::HEADER + quoted)?;
-    // SAFETY: the context the kernel gave; no pointer into the packet outlives this call.
+    // SAFETY: the kernel's context; no pointer into the packet is used after this call.
     let failed =
         unsafe { bpf_skb_adjust_room(ctx.as_ptr().cast::<__sk_buff>(), front as i32, BPF_ADJ_ROOM_MAC, 0) };
     if failed != 0 {
@@ -175,35 +176,36 @@ fn unreachable<L: Link>(ctx: &TcContext, packet: &Packet) -> Option<()> {
         (1, 4, pseudo_header(&src, &dst, false, Proto::ICMPV6, message))
     };
     let icmp_at = L::HEADER + outer;
-    // SAFETY: `at` checked the bounds.
+    // SAFETY: `ptr_at` checked the bounds.
     let icmp = unsafe { &mut *ptr_at::<Icmp>(ctx, icmp_at)? };
     *icmp = Icmp { kind, code, check: 0, rest: 0 };
 
     sum = csum::add(sum, u32::from(u16::from_ne_bytes([kind, code])));
     let mut at_word = icmp_at + size_of::<Icmp>();
     let end = at_word + header_len::<L>(packet);
-    // A value of its own for the verifier (the mask holds any end): kernel 6.1 follows the loop where it cannot
-    // go, into `end` with umin above umax, and then refuses pointers made from it: "R1 invalid mem access 'scalar'".
+    // A separate value for the verifier (the mask covers any end): kernel 6.1 follows the loop along an impossible
+    // path, on which `end` has umin above umax, and then rejects pointers made from it: "R1 invalid mem access
+    // 'scalar'".
     let udp_at = black_box(end) & 0x7f;
     let mut i = 0;
     // 15 words are the longest IPv4 header.
     while i < 15 && at_word < end {
-        // SAFETY: `at` checked the bounds.
+        // SAFETY: `ptr_at` checked the bounds.
         sum = csum::add(sum, unsafe { (*ptr_at::<Word>(ctx, at_word)?).0 });
         at_word += 4;
         i += 1;
     }
-    // SAFETY: `at` checked the bounds.
+    // SAFETY: `ptr_at` checked the bounds.
     let udp = unsafe { *ptr_at::<[Word; 2]>(ctx, udp_at)? };
     let udp_sum = csum::add(udp[0].0, udp[1].0);
     sum = csum::add(sum, udp_sum);
     if is_sctp {
-        // SAFETY: `at` checked the bounds.
+        // SAFETY: `ptr_at` checked the bounds.
         sum = csum::add(sum, unsafe { (*ptr_at::<Word>(ctx, udp_at + 8)?).0 });
     }
     if partial {
-        // Whoever completes the quoted datagram's checksum sums up just these 8 bytes, the seed in its place,
-        // and writes the complement there (skb_checksum_help): count with what will stand there then.
+        // The kernel will complete the quoted datagram's checksum (skb_checksum_help): it sums up just these 8 bytes
+        // with the seed in place, and writes the complement there. Use the value that will be there then.
         let seed = if cfg!(target_endian = "little") { udp[1].0 >> 16 } else { udp[1].0 & 0xffff };
         let completed = match !csum::fold(udp_sum) {
             0 => 0xffff,
@@ -211,18 +213,18 @@ fn unreachable<L: Link>(ctx: &TcContext, packet: &Packet) -> Option<()> {
         };
         sum = csum::add(sum, csum::diff(seed, u32::from(completed)));
     }
-    // SAFETY: `at` checked the bounds.
+    // SAFETY: `ptr_at` checked the bounds.
     unsafe { (*ptr_at::<Icmp>(ctx, icmp_at)?).check = !csum::fold(sum) };
     Some(())
 }
 
 #[inline(always)]
 fn outer_v4<L: Link>(ctx: &TcContext, src: &Addr, dst: &Addr, message: u16) -> Option<()> {
-    // SAFETY: `at` checked the bounds.
+    // SAFETY: `ptr_at` checked the bounds.
     let ip = unsafe { &mut *ptr_at::<Ipv4>(ctx, L::HEADER)? };
     *ip = Ipv4 {
         version_ihl: 0x45,
-        // Internetwork control (RFC 1812, 4.3.2.5).
+        // Precedence "internetwork control" (RFC 1812, 4.3.2.5).
         tos: 0xc0,
         total_len: (size_of::<Ipv4>() as u16 + message).to_be(),
         id: 0,
@@ -233,7 +235,7 @@ fn outer_v4<L: Link>(ctx: &TcContext, src: &Addr, dst: &Addr, message: u16) -> O
         src: src.v4_be(),
         dst: dst.v4_be(),
     };
-    // SAFETY: the same 20 bytes, as words.
+    // SAFETY: `ptr_at` checked the bounds; the same 20 bytes, as words.
     let words = unsafe { *ptr_at::<[Word; 5]>(ctx, L::HEADER)? };
     let sum = words.iter().fold(0, |sum, word| csum::add(sum, word.0));
     ip.check = !csum::fold(sum);
@@ -242,7 +244,7 @@ fn outer_v4<L: Link>(ctx: &TcContext, src: &Addr, dst: &Addr, message: u16) -> O
 
 #[inline(always)]
 fn outer_v6<L: Link>(ctx: &TcContext, src: &Addr, dst: &Addr, message: u16) -> Option<()> {
-    // SAFETY: `at` checked the bounds.
+    // SAFETY: `ptr_at` checked the bounds.
     let ip = unsafe { &mut *ptr_at::<Ipv6>(ctx, L::HEADER)? };
     *ip = Ipv6 {
         version_class_flow: 0x6000_0000_u32.to_be(),

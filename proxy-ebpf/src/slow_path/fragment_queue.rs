@@ -33,10 +33,10 @@ use crate::{
     slow_path::fragment_table,
 };
 
-/// What [`enqueue`] says of a fragment that it has kept; no state of an entry.
+/// Result of [`enqueue`]: the fragment is queued. Not a state of an entry.
 pub const QUEUED: u64 = 0;
 
-/// The element of a ticket. The reference is to memory that other CPUs may overwrite: see above.
+/// The element of a ticket. The reference is to memory that other CPUs may overwrite, as the module head describes.
 #[inline(always)]
 fn element(ticket: u64) -> Option<&'static mut Held> {
     // SAFETY: a live map value; the aliasing is described above.
@@ -45,11 +45,11 @@ fn element(ticket: u64) -> Option<&'static mut Held> {
 
 #[inline(always)]
 fn ticket_of(element: &Held) -> u64 {
-    // SAFETY: a reference; volatile because other CPUs write it.
+    // SAFETY: a valid reference; volatile because other CPUs write it.
     unsafe { (&raw const element.ticket).read_volatile() }
 }
 
-/// Bytes of the part of a frame that begins at `at`, as the verifier wants it: from 1 to `HELD_BYTES`.
+/// Bytes of the part of a frame that begins at `at`, in a form that the verifier bounds: 1 to `HELD_BYTES`.
 #[inline(always)]
 fn part_len(len: u32, at: u32) -> u32 {
     let rest = len - at;
@@ -57,8 +57,8 @@ fn part_len(len: u32, at: u32) -> u32 {
     (black_box(part.wrapping_sub(1)) & (HELD_BYTES as u32 - 1)) + 1
 }
 
-/// Keeps a fragment until the first comes. Returns [`QUEUED`], or the state it has to follow: that of the first, which
-/// came meanwhile, or PASS, because it could not be kept.
+/// Queues a fragment until the first one arrives. Returns [`QUEUED`], or the state that the fragment has to follow:
+/// that of the first, if it arrived meanwhile, or PASS if the fragment could not be queued.
 #[inline(never)]
 pub fn enqueue<L: Link>(ctx: &TcContext, key: &FragmentKey, entry: &mut Fragment) -> u64 {
     let len = ctx.len();
@@ -81,7 +81,7 @@ pub fn enqueue<L: Link>(ctx: &TcContext, key: &FragmentKey, entry: &mut Fragment
     Fragment::PASS
 }
 
-/// Copies the frame to the elements of `ticket` and those that follow.
+/// Copies the frame to the elements from `ticket` on.
 #[inline(always)]
 fn store_frame<L: Link>(ctx: &TcContext, key: &FragmentKey, ticket: u64) -> bool {
     let len = ctx.len();
@@ -103,7 +103,7 @@ fn store_frame<L: Link>(ctx: &TcContext, key: &FragmentKey, ticket: u64) -> bool
             element.since = clock::now();
             element.header_len = L::HEADER as u32;
         }
-        // SAFETY: the context the kernel gave, and as many bytes of a map value.
+        // SAFETY: the kernel's context, and as many bytes of a map value.
         let failed = unsafe {
             bpf_skb_load_bytes(ctx.as_ptr().cast(), at, element.bytes.as_mut_ptr().cast(), part_len(len, at))
         };
@@ -120,7 +120,7 @@ fn store_frame<L: Link>(ctx: &TcContext, key: &FragmentKey, ticket: u64) -> bool
     true
 }
 
-/// Hangs the fragment of `ticket` on the datagram's list; returns as [`enqueue`] does.
+/// Links the fragment of `ticket` into the datagram's list; returns the same as [`enqueue`].
 #[inline(always)]
 fn link(entry: &mut Fragment, ticket: u64, span: u32) -> u64 {
     let Some(element) = element(ticket) else {
@@ -145,7 +145,7 @@ fn link(entry: &mut Fragment, ticket: u64, span: u32) -> u64 {
     Fragment::PASS
 }
 
-/// Elements that the list which begins at `ticket` takes. What was overwritten has ended it.
+/// How many elements the list that begins at `ticket` occupies. An overwritten element ends a list.
 #[inline(always)]
 fn queued_elements(ticket: u64) -> u32 {
     match element(ticket) {
@@ -154,26 +154,26 @@ fn queued_elements(ticket: u64) -> u32 {
     }
 }
 
-/// What the steps of [`release`] share.
+/// State shared by the iterations of [`release`].
 #[repr(C)]
 struct Release {
     skb: *mut __sk_buff,
-    /// The fragment that the skb is being made into, and where in it.
+    /// The fragment that is being written into the skb, and the position in it.
     ticket: u64,
     part: u64,
     at: u64,
     /// Flags of the redirect.
     flags: u64,
     header_len: u64,
-    /// What bpf_redirect returned for the last one, [`UNSENT`] before.
+    /// What bpf_redirect returned for the last fragment; [`UNSENT`] before.
     action: i64,
 }
 
-/// No action of tc.
+/// Not an action of tc.
 const UNSENT: i64 = i64::MIN;
 
-/// Sends the first fragment `key` and the list that waited for it through the hook again. `None`: the first stays as
-/// it is, and the others are lost.
+/// Sends the first fragment `key` and the list that waited for it through the hook again. `None`: the first continues
+/// as it is, and the others are lost.
 #[inline(never)]
 pub fn release<L: Link>(ctx: &TcContext, key: &FragmentKey, list: u64) -> Option<Verdict> {
     let skb = ctx.as_ptr().cast::<__sk_buff>();
@@ -186,32 +186,33 @@ pub fn release<L: Link>(ctx: &TcContext, key: &FragmentKey, list: u64) -> Option
         header_len: L::HEADER as u64,
         action: UNSENT,
     };
-    // `key` is memory that the hook uses anew for what is sent: not to be read from here on.
-    // SAFETY: the context the kernel gave; no pointer into the packet outlives this call.
+    // `key` is scratch memory that the hook reuses for what is sent: it must not be read from here on.
+    // SAFETY: the kernel's context; no pointer into the packet is used after this call.
     if unsafe { bpf_clone_redirect(skb, ifindex(ctx), release.flags) } != 0 {
         count(Counter::FragmentLost);
         return None;
     }
-    // Writable and in one piece: bpf_skb_change_tail cannot make longer what has pages.
+    // Makes the skb writable and linear: bpf_skb_change_tail cannot extend one that has pages.
     // SAFETY: as above.
     unsafe { bpf_skb_pull_data(skb, ctx.len()) };
     let release_part: unsafe extern "C" fn(u32, *mut Release) -> i64 = release_part;
-    // A loop of the kernel's: the verifier follows one step of it, not all.
-    // SAFETY: `release_part` takes what it is given here, which outlives the call.
+    // bpf_loop, so that the verifier follows one iteration instead of all.
+    // SAFETY: `release_part` gets the type that it expects, which outlives the call.
     unsafe { bpf_loop(HELD_OF_DATAGRAM, release_part as *mut c_void, (&raw mut release).cast(), 0) };
     if release.action == UNSENT {
-        // Where a list leads that was overwritten, nobody knows.
+        // The list was overwritten; its other fragments cannot be found.
         return Some(Counter::FragmentLost.into());
     }
     Some(Verdict::redirect(release.action))
 }
 
-/// Copies one part of a held fragment into the skb, and sends it when that was the last. Returns 1 to end.
+/// Copies one part of a queued fragment into the skb, and sends the skb after the last part. Returns 1 to end the
+/// loop.
 ///
 /// # Safety
-/// `release` is what [`release`] has; the skb is the program's context.
+/// `release` points to the state of [`release`]; its skb is the program's context.
 unsafe extern "C" fn release_part(_nth: u32, release: *mut Release) -> i64 {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     let release = unsafe { &mut *release };
     let (Some(head), Some(element)) = (element(release.ticket), element(release.ticket + release.part))
     else {
@@ -222,7 +223,7 @@ unsafe extern "C" fn release_part(_nth: u32, release: *mut Release) -> i64 {
     if ticket_of(head) != release.ticket || u64::from(head.header_len) != release.header_len || at >= len {
         return 1;
     }
-    // SAFETY: the context the kernel gave; no pointer into the packet outlives this call.
+    // SAFETY: the kernel's context; no pointer into the packet is used after this call.
     if at == 0 && unsafe { bpf_skb_change_tail(release.skb, len, 0) } != 0 {
         return 1;
     }
@@ -246,8 +247,8 @@ unsafe extern "C" fn release_part(_nth: u32, release: *mut Release) -> i64 {
     }
     let (next, device) = (head.next, head.ifindex);
     if next == 0 {
-        // The last one needs no copy.
-        // SAFETY: takes numbers.
+        // The last fragment needs no clone.
+        // SAFETY: takes numbers only.
         release.action = unsafe { bpf_redirect(device, release.flags) };
         return 1;
     }

@@ -29,8 +29,8 @@ use crate::{
     slow_path::{fragment_queue, fragment_table},
 };
 
-/// A first fragment, before anything is decided about it. Not 0: the list of those that were waiting for it, which
-/// nobody else has now.
+/// Registers a first fragment, before a verdict on it. Non-zero: the list of fragments that were waiting for it, now
+/// owned by the caller.
 #[inline(never)]
 pub fn first(key: &FragmentKey) -> u64 {
     let Some(entry) = fragment_table::find_or_create(key) else {
@@ -54,7 +54,7 @@ pub fn first(key: &FragmentKey) -> u64 {
     0
 }
 
-/// Notes what became of a first fragment, which is read from the packet.
+/// Records the verdict on a first fragment: `went` if it continues, with the address that the packet has now.
 #[inline(never)]
 pub fn record_verdict<L: Link>(ctx: &TcContext, key: &FragmentKey, went: bool) {
     let mut new =
@@ -71,13 +71,13 @@ pub fn record_verdict<L: Link>(ctx: &TcContext, key: &FragmentKey, went: bool) {
         // SAFETY: a live map value. Nothing was hung on the entry since `first`.
         unsafe { (&raw mut entry.state).write_volatile(new.state) };
     } else if new.state != Fragment::PASS {
-        // Of a flow whose Service or backend is gone: told by its ports alone.
+        // Of a flow whose Service or backend is gone: its addresses alone do not match any more.
         let _full = FRAGMENTS.insert(key, &new, u64::from(BPF_ANY));
     }
 }
 
-/// A first fragment that ends inside its transport header (RFC 1858, RFC 7112): no sender makes one but to deceive
-/// whoever looks at headers.
+/// Drops a first fragment that ends inside its transport header (RFC 1858, RFC 7112), where it may be for shunt: such
+/// fragments exist only to evade inspection.
 #[inline(never)]
 pub fn tiny(key: &FragmentKey) -> Verdict {
     if !fragment_table::may_match(key) {
@@ -89,7 +89,7 @@ pub fn tiny(key: &FragmentKey) -> Verdict {
     Counter::FragmentTiny.into()
 }
 
-/// A fragment that is not the first.
+/// Handles a fragment that is not the first.
 #[inline(never)]
 pub fn later<L: Link>(ctx: &TcContext, key: &FragmentKey) -> Verdict {
     let Some(entry) = fragment_table::find_or_create(key) else {
@@ -97,7 +97,7 @@ pub fn later<L: Link>(ctx: &TcContext, key: &FragmentKey) -> Verdict {
     };
     let mut now = fragment_table::state(entry);
     if !fragment_table::is_fresh(entry) && fragment_table::replace_state(entry, now, 0) {
-        // An earlier datagram's.
+        // The entry is an earlier datagram's.
         entry.since = clock::now();
         now = 0;
     }
@@ -114,7 +114,7 @@ pub fn later<L: Link>(ctx: &TcContext, key: &FragmentKey) -> Verdict {
             Ok(()) => Verdict::NEXT,
             Err(reason) => reason.into(),
         },
-        // Another CPU is looking at the first: ask again a moment later.
+        // Another CPU is processing the first fragment: run the hook again a moment later.
         Fragment::UNDECIDED if clock::now().wrapping_sub(entry.since) < 2 => repeat_hook(ctx, key),
         _ => Verdict::NEXT,
     }
@@ -122,32 +122,32 @@ pub fn later<L: Link>(ctx: &TcContext, key: &FragmentKey) -> Verdict {
 
 #[inline(always)]
 fn repeat_hook(ctx: &TcContext, key: &FragmentKey) -> Verdict {
-    // SAFETY: takes numbers.
+    // SAFETY: takes numbers only.
     Verdict::redirect(unsafe { bpf_redirect(ifindex(ctx), fragment_table::same_hook_flags(key)) })
 }
 
-/// The address that the hook translates, as it stands in the packet.
+/// The address that the hook translates, read from the packet.
 #[inline(always)]
 fn address<L: Link>(ctx: &TcContext, key: &FragmentKey) -> Option<Addr> {
     let egress = key.half == Half::Egress as u8;
     if key.src.is_v4() {
-        // SAFETY: `at` checked the bounds.
+        // SAFETY: `ptr_at` checked the bounds.
         let ip = unsafe { &*ptr_at::<Ipv4>(ctx, L::HEADER)? };
         Some(Addr::from_v4_be(if egress { ip.src } else { ip.dst }))
     } else {
-        // SAFETY: `at` checked the bounds.
+        // SAFETY: `ptr_at` checked the bounds.
         let ip = unsafe { &*ptr_at::<Ipv6>(ctx, L::HEADER)? };
         Some(Addr::from_v6_be(if egress { ip.src } else { ip.dst }))
     }
 }
 
-/// Writes the address into a later fragment. No transport checksum: the one of the whole datagram is in the first.
+/// Writes the address into a later fragment. The transport checksum of the datagram is in the first fragment.
 #[inline(always)]
 fn translate<L: Link>(ctx: &TcContext, key: &FragmentKey, to: &Addr) -> Result<(), DropReason> {
     let egress = key.half == Half::Egress as u8;
     if key.src.is_v4() {
         let ip = ptr_at::<Ipv4>(ctx, L::HEADER).ok_or(Counter::RewriteFailed)?;
-        // SAFETY: `at` checked the bounds.
+        // SAFETY: `ptr_at` checked the bounds.
         let ip = unsafe { &mut *ip };
         let old = if egress { ip.src } else { ip.dst };
         ip.check = csum::apply(ip.check, csum::diff(old, to.v4_be()));
@@ -158,9 +158,10 @@ fn translate<L: Link>(ctx: &TcContext, key: &FragmentKey, to: &Addr) -> Result<(
         }
         return Ok(());
     }
-    // Nothing in such a packet makes up for the new address: the sum that the device may have made of it changes.
+    // No checksum in the packet makes up for the new address: the sum that a device may have computed over it
+    // changes.
     let offset = L::HEADER + if egress { 8 } else { 24 };
-    // SAFETY: the context the kernel gave; no pointer into the packet outlives this call.
+    // SAFETY: the kernel's context; no pointer into the packet is used after this call.
     let failed = unsafe {
         bpf_skb_store_bytes(
             ctx.as_ptr().cast::<__sk_buff>(),

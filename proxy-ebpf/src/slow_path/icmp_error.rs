@@ -35,7 +35,7 @@ const V4_REDIRECT: u8 = 5;
 
 const V6_REDIRECT: u8 = 137;
 
-/// What becomes of the ICMP message in `packet`; most are about nobody's flow and pass byte for byte.
+/// Handles the ICMP message in `packet`. Most are not about a flow and pass unchanged.
 #[inline(never)]
 pub fn handle<L: Link>(ctx: &TcContext, packet: &mut SlowPacket) -> SlowStep {
     let v4 = packet.headers.src.is_v4();
@@ -61,7 +61,7 @@ pub fn handle<L: Link>(ctx: &TcContext, packet: &mut SlowPacket) -> SlowStep {
     let Some(entry) = entry::lookup(&quote.reply_tuple) else {
         return SlowStep::Pass;
     };
-    // A masquerade half without a port has sent nothing out yet that an error could be about.
+    // A masquerade half without a port has not sent any packet that an error could be about.
     if entry.has(CtEntry::IDENTITY) || entry.port == 0 {
         return SlowStep::Pass;
     }
@@ -74,14 +74,14 @@ pub fn handle<L: Link>(ctx: &TcContext, packet: &mut SlowPacket) -> SlowStep {
     }
 }
 
-/// Whether packets with this tuple are of a flow that differs on both sides of the node.
+/// Whether packets with this tuple belong to a flow that is translated.
 #[inline(always)]
 fn is_translated(key: &CtKey) -> bool {
     entry::lookup(key).is_some_and(|entry| !entry.has(CtEntry::IDENTITY))
 }
 
-/// Where the packet in an IPv6 redirect's Redirected Header option begins (RFC 4861, 4.5 and 4.6.3): behind at most two
-/// others; 0 where there is none.
+/// Offset of the packet in an IPv6 redirect's Redirected Header option (RFC 4861, 4.5 and 4.6.3), behind at most two
+/// other options; 0 if there is none.
 #[inline(always)]
 fn redirected_packet(ctx: &TcContext, message: u32, quote: &mut QuotedPacket) -> u32 {
     const REDIRECTED_HEADER: u8 = 4;
@@ -101,7 +101,7 @@ fn redirected_packet(ctx: &TcContext, message: u32, quote: &mut QuotedPacket) ->
     0
 }
 
-/// Reads the packet quoted at `at`. False: cut short before its ports, or of a protocol without.
+/// Reads the packet quoted at `at`. False: truncated before its ports, or of a protocol without ports.
 #[inline(always)]
 fn read_quote(ctx: &TcContext, at: u32, v4: bool, quote: &mut QuotedPacket, ingress: bool) -> bool {
     if at == 0
@@ -124,7 +124,7 @@ fn read_quote(ctx: &TcContext, at: u32, v4: bool, quote: &mut QuotedPacket, ingr
     true
 }
 
-/// Writes what `entry` says into the quote, and into the message's own header where it names the same address.
+/// Applies `entry` to the quote, and to the message's own header if that has the same address.
 #[inline(always)]
 fn translate<L: Link>(ctx: &TcContext, packet: &mut SlowPacket, entry: &CtEntry) -> Result<(), DropReason> {
     let ingress = packet.key.half == Half::Ingress as u8;
@@ -132,7 +132,7 @@ fn translate<L: Link>(ctx: &TcContext, packet: &mut SlowPacket, entry: &CtEntry)
     let old = if ingress { quote.headers.src } else { quote.headers.dst };
     let (port, peer) = (entry.port(), entry.peer_port);
     let (sport, dport) = if ingress { (port, peer) } else { (peer, port) };
-    // What the checksums of the transport header and of the message have to make up for.
+    // The changes that the checksums of the quoted transport header and of the message have to include.
     let transport_diff = write_ports(ctx, quote, sport, dport)?;
     let addr_diff = write_addr(ctx, quote, ingress, &old, &entry.addr)?;
     let mut diff = csum::add(transport_diff, addr_diff);
@@ -142,11 +142,11 @@ fn translate<L: Link>(ctx: &TcContext, packet: &mut SlowPacket, entry: &CtEntry)
     let check = match quote.reply_tuple.proto {
         Proto::TCP => 16,
         Proto::UDP => 6,
-        // SCTP's knows neither addresses nor, since they stay, ports.
+        // SCTP's checksum covers neither addresses nor, because they stay, ports.
         _ => 0,
     };
     let at = quote.headers.l4 + check;
-    // Only the ports are sure to be quoted.
+    // Only the ports are guaranteed to be quoted.
     if check != 0 && at + 2 <= packet.headers.end {
         let is_udp = quote.reply_tuple.proto == Proto::UDP;
         diff =
@@ -157,7 +157,7 @@ fn translate<L: Link>(ctx: &TcContext, packet: &mut SlowPacket, entry: &CtEntry)
         if old.is_v4() {
             write_v4_addr::<L>(ctx, ingress, old.v4_be(), entry.addr.v4_be())?;
         } else {
-            // ICMPv6 sums up a pseudo-header too.
+            // ICMPv6's checksum includes a pseudo-header.
             diff = csum::add(diff, write_v6_addr::<L>(ctx, ingress, &old, &entry.addr)?);
         }
     }
@@ -197,8 +197,8 @@ fn write_addr(
     }
 }
 
-/// Applies a difference to the checksum at this offset; returns what that adds to the sum around it. One that may be
-/// absent (`optional`: UDP's) and is zero stays zero.
+/// Applies a difference to the checksum at this offset; returns how that changes the sum around it. With `optional`
+/// (UDP) a zero checksum means none and stays zero.
 #[inline(always)]
 fn update_checksum(
     ctx: &TcContext,

@@ -25,13 +25,13 @@ use crate::{
     slow_path::step::SlowStep,
 };
 
-/// Reads a packet into `packet`. [`SlowStep::NewFlow`]: it is to be looked up, which is not so for what is none of ours, and not
-/// for the fragments that follow their first. Not a part of [`ingress`] and [`egress`], so that calls do not nest as
-/// deep as the stack ends.
+/// Stage 1 of both hooks: reads the packet. [`SlowStep::Continue`] means that its flow is to be looked up, which does
+/// not apply to ICMP errors, later fragments and packets that are not for shunt. Not part of [`ingress`] and
+/// [`egress`], which keeps the deepest chain of calls within the stack limit.
 #[inline(always)]
 pub fn receive<L: Link>(ctx: &TcContext, packet: &mut SlowPacket, half: Half) -> SlowStep {
     match read::read::<L>(ctx, packet, half) {
-        SlowStep::NewFlow if packet.headers.part != fragment_part::WHOLE => {
+        SlowStep::Continue if packet.headers.part != fragment_part::WHOLE => {
             receive_fragment::<L>(ctx, packet)
         }
         SlowStep::IcmpError => icmp_error::handle::<L>(ctx, packet),
@@ -39,7 +39,7 @@ pub fn receive<L: Link>(ctx: &TcContext, packet: &mut SlowPacket, half: Half) ->
     }
 }
 
-/// A fragment: its datagram's first is to be looked up, the others follow it.
+/// A fragment: the first one of a datagram continues, the others follow its verdict.
 #[inline(always)]
 fn receive_fragment<L: Link>(ctx: &TcContext, packet: &mut SlowPacket) -> SlowStep {
     let verdict = if packet.headers.part == fragment_part::LATER {
@@ -49,17 +49,18 @@ fn receive_fragment<L: Link>(ctx: &TcContext, packet: &mut SlowPacket) -> SlowSt
     } else {
         let waiting = fragments::first(&packet.fragment);
         if waiting == 0 {
-            return SlowStep::NewFlow;
+            return SlowStep::Continue;
         }
         match fragment_queue::release::<L>(ctx, &packet.fragment, waiting) {
             Some(verdict) => verdict,
-            None => return SlowStep::NewFlow,
+            None => return SlowStep::Continue,
         }
     };
     packet.done(verdict)
 }
 
-/// Notes what became of a packet, for the fragments that follow it. To be called for everything that was looked up.
+/// Last stage of both hooks: records the verdict on a first fragment, for those that follow it. To be called for
+/// every packet that continued after [`receive`].
 #[inline(always)]
 pub fn record_verdict<L: Link>(ctx: &TcContext, packet: &SlowPacket, went: bool) {
     if packet.headers.part == fragment_part::FIRST {
@@ -67,7 +68,7 @@ pub fn record_verdict<L: Link>(ctx: &TcContext, packet: &SlowPacket, went: bool)
     }
 }
 
-/// The ingress hook's part for what [`arrive`]d. A subprogram, likewise.
+/// Stage 2 at ingress: translates a packet of a known flow. A subprogram, for the verifier.
 #[inline(never)]
 pub fn ingress<L: Link>(ctx: &TcContext, packet: &mut SlowPacket, flow: &mut FlowContext) -> SlowStep {
     let tcp_flags = packet.tcp_flags as u8;
@@ -88,14 +89,14 @@ pub fn ingress<L: Link>(ctx: &TcContext, packet: &mut SlowPacket, flow: &mut Flo
     }
     flow.request = packet.key;
     flow.tcp_flags = packet.tcp_flags;
-    SlowStep::NewFlow
+    SlowStep::Continue
 }
 
-/// The egress hook's part, likewise.
+/// Stage 2 at egress, likewise.
 #[inline(never)]
 pub fn egress<L: Link>(ctx: &TcContext, packet: &mut SlowPacket) -> SlowStep {
     let Some(entry) = entry::lookup(&packet.key) else {
-        return SlowStep::NewFlow;
+        return SlowStep::Continue;
     };
     if entry.has(CtEntry::REPLY) {
         entry::touch(&packet.key, packet.tcp_flags as u8, entry);
@@ -107,7 +108,7 @@ pub fn egress<L: Link>(ctx: &TcContext, packet: &mut SlowPacket) -> SlowStep {
     translate_known::<L>(ctx, packet, entry)
 }
 
-/// A packet of a recorded flow.
+/// Translates a packet of a known flow.
 #[inline(always)]
 fn translate_known<L: Link>(ctx: &TcContext, packet: &mut SlowPacket, entry: &CtEntry) -> SlowStep {
     if entry.has(CtEntry::IDENTITY) {
@@ -121,7 +122,7 @@ fn translate_known<L: Link>(ctx: &TcContext, packet: &mut SlowPacket, entry: &Ct
     }
 }
 
-/// Rewrites the packet that [`ingress`] read, when a new flow was decided about.
+/// Rewrites the packet that [`receive`] read, for a flow that was just created.
 #[inline(never)]
 pub fn translate<L: Link>(ctx: &TcContext, to: &Rewrite) -> Result<(), DropReason> {
     let packet = slow_packet().ok_or(Counter::RewriteFailed)?;

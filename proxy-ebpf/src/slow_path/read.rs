@@ -16,7 +16,7 @@ use crate::{
     slow_path::step::SlowStep,
 };
 
-/// A subprogram: how a packet that is not plain was read need not be followed apart from here.
+/// A subprogram, so that the verifier does not follow the branches of parsing any further.
 #[inline(never)]
 pub fn read<L: Link>(ctx: &TcContext, packet: &mut SlowPacket, half: Half) -> SlowStep {
     let v4 = skb(ctx).protocol as u16 == ETH_P_IP;
@@ -35,7 +35,7 @@ pub fn read<L: Link>(ctx: &TcContext, packet: &mut SlowPacket, half: Half) -> Sl
     }
     let whole = packet.has_transport == 0 || read_transport(ctx, packet);
     if packet.headers.part == fragment_part::WHOLE {
-        return if whole { SlowStep::NewFlow } else { SlowStep::Pass };
+        return if whole { SlowStep::Continue } else { SlowStep::Pass };
     }
     packet.tiny = u32::from(!whole);
     packet.fragment = FragmentKey {
@@ -46,17 +46,17 @@ pub fn read<L: Link>(ctx: &TcContext, packet: &mut SlowPacket, half: Half) -> Sl
         half: packet.key.half,
         reserved: 0,
     };
-    SlowStep::NewFlow
+    SlowStep::Continue
 }
 
-/// Other protocols have no flows, but a ClusterIP refuses them. Their fragments pass.
+/// Other protocols have no flows, but a ClusterIP rejects them. Their fragments pass.
 #[inline(always)]
 fn read_other_protocol(packet: &SlowPacket) -> SlowStep {
     let is_icmp = matches!(packet.key.proto, Proto::ICMP | Proto::ICMPV6);
-    if is_icmp || packet.headers.part != fragment_part::WHOLE { SlowStep::Pass } else { SlowStep::NewFlow }
+    if is_icmp || packet.headers.part != fragment_part::WHOLE { SlowStep::Pass } else { SlowStep::Continue }
 }
 
-/// Ports and flags. False: cut short.
+/// Reads ports and flags. False: truncated.
 #[inline(always)]
 fn read_transport(ctx: &TcContext, packet: &mut SlowPacket) -> bool {
     let l4 = packet.headers.l4;

@@ -2,17 +2,18 @@
 
 use crate::base::{scratch::SlowPacket, verdict::Verdict};
 
-/// What is left to do with a packet at a hook.
+/// The result of a stage.
 #[derive(Clone, Copy)]
 #[repr(u32)]
 pub enum SlowStep {
-    /// Goes on as it is now.
+    /// The packet continues as it is now.
     Pass,
-    /// Belongs to no recorded flow; at ingress `flow` has what a decision needs.
-    NewFlow,
-    /// An ICMP message that may be about a flow's packet: [`arrive`] sees to it.
+    /// Undecided: the next stage takes over. After [`super::ingress`] and [`super::egress`], the packet has no known
+    /// flow.
+    Continue,
+    /// An ICMP message that may be about a packet of a flow; [`super::receive`] handles it.
     IcmpError,
-    /// Is dropped or was sent elsewhere: `packet.verdict`.
+    /// Dropped, or sent elsewhere: `packet.verdict`.
     Done,
 }
 
@@ -20,12 +21,12 @@ impl SlowPacket {
     #[inline(always)]
     pub fn verdict(&self, step: SlowStep) -> Verdict {
         match step {
-            SlowStep::NewFlow | SlowStep::Pass | SlowStep::IcmpError => Verdict::NEXT,
+            SlowStep::Continue | SlowStep::Pass | SlowStep::IcmpError => Verdict::NEXT,
             SlowStep::Done => self.verdict,
         }
     }
 
-    /// The step that leads to this verdict.
+    /// The step for this verdict.
     #[inline(always)]
     pub fn done(&mut self, verdict: Verdict) -> SlowStep {
         if verdict.is_next() {

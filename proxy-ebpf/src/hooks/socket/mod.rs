@@ -22,6 +22,7 @@ use crate::{
         globals,
         maps::{NODE_CONFIG, SOCK_BACKEND, SOCK_REVNAT},
         scratch::SelectedBackend,
+        verdict::DropReason,
     },
     hooks::socket::sock_addr::fields,
     load_balancing::{
@@ -39,27 +40,27 @@ use crate::{
 
 use self::sock_addr::Family;
 
-/// Return codes of sock_addr programs.
+/// Return values of sock_addr programs.
 const ALLOW: i32 = 1;
 
 const REFUSE: i32 = 0;
 
 const ECONNREFUSED: i32 = 111;
 
-/// A destination that a process request_key for.
+/// The destination that a process requests, and the socket it uses.
 struct Destination {
     addr: Addr,
     port: Port,
     proto: u8,
     /// The socket's cookie.
     cookie: u64,
-    /// Its network namespace's.
+    /// The cookie of its network namespace.
     netns: u64,
-    /// Address roles under which NodePorts are served to this socket.
+    /// Address roles at which this socket may use NodePorts.
     roles: u32,
 }
 
-/// `None`: a socket or protocol that is not ours to translate.
+/// Reads the destination. `None`: a socket or protocol that is not translated.
 #[inline(always)]
 fn destination<F: Family>(ctx: &SockAddrContext) -> Option<Destination> {
     let fields = fields(ctx);
@@ -67,7 +68,7 @@ fn destination<F: Family>(ctx: &SockAddrContext) -> Option<Destination> {
     if !matches!(proto, Proto::TCP | Proto::UDP) {
         return None;
     }
-    // SAFETY: the context the kernel gave.
+    // SAFETY: the kernel's context.
     let netns = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     let only = globals::socket_netns();
     if only != 0 && only != netns {
@@ -78,16 +79,16 @@ fn destination<F: Family>(ctx: &SockAddrContext) -> Option<Destination> {
         addr: F::load(fields),
         port: Port::from_be(fields.user_port as u16),
         proto,
-        // SAFETY: the context the kernel gave.
+        // SAFETY: the kernel's context.
         cookie: unsafe { bpf_get_socket_cookie(ctx.as_ptr()) },
         netns,
         roles,
     })
 }
 
-/// Whether a load balancer's address with source ranges lets the socket's new flow in. An unbound socket of the node
-/// is judged by the node's primary address; a pod's by its packets, which show its address. Who is not let in is left
-/// alone here: its packets are dropped by the packet hooks.
+/// Whether a load balancer address with source ranges accepts the socket's new flow. For an unbound socket of the
+/// node its primary address is checked. A pod's socket is never accepted: its packets have its address, and the
+/// packet hooks check that. A socket that is not accepted is left alone here; the packet hooks drop its packets.
 #[inline(always)]
 fn source_allowed(frontend: &Frontend, dest: &Destination, mut source: Addr) -> bool {
     if dest.netns != globals::host_netns() {
@@ -102,6 +103,7 @@ fn source_allowed(frontend: &Frontend, dest: &Destination, mut source: Addr) -> 
     source_ranges::allow(frontend, &source)
 }
 
+/// The connect hooks.
 #[inline(always)]
 pub fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
     let Some(dest) = destination::<F>(ctx) else {
@@ -115,31 +117,14 @@ pub fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
     if frontend.has(Frontend::SOURCE_RANGES) && !source_allowed(frontend, &dest, F::bound(fields(ctx))) {
         return ALLOW;
     }
-    let mut selected = SelectedBackend::NONE;
-    // Who it is has no address yet: the namespace stands in for it.
-    let client = socket::netns_addr(dest.netns);
-    match select_backend(frontend, Origin::Node, &client, &mut selected) {
-        Ok(()) => {
-            let peer = SockPeer {
-                addr: selected.backend.addr,
-                port: selected.backend.port,
-                reserved: 0,
-                backend: selected.id,
-                service: frontend.service,
-            };
-            flow_created(&dest, &client, frontend, &selected);
-            translate::<F>(ctx, &dest, &peer)
-        }
-        Err(Counter::NoLocalEndpoints) => ALLOW,
-        Err(reason) => {
-            if dest.proto == Proto::UDP {
-                return ALLOW;
-            }
-            reject(&dest, frontend.service, reason)
-        }
+    match select(&dest, frontend) {
+        Ok(peer) => translate::<F>(ctx, &dest, &peer),
+        Err(reason) if dest.proto == Proto::UDP || reason == Counter::NoLocalEndpoints => ALLOW,
+        Err(reason) => reject(&dest, frontend.service, reason),
     }
 }
 
+/// The sendmsg hooks, for unconnected UDP sockets.
 #[inline(always)]
 pub fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
     let Some(dest) = destination::<F>(ctx) else {
@@ -152,9 +137,9 @@ pub fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
         }
         return without_frontend(&dest, Proto::UDP);
     };
-    // One socket stays with its backend per frontend: a resolver matches answers to one server.
+    // A socket keeps its backend per frontend: a resolver expects answers from one server.
     let request_key = SockKey::new(dest.cookie, dest.addr, dest.port, dest.proto);
-    // SAFETY: an LRU value may be reused for another key while it is read; what is read is checked below.
+    // SAFETY: an LRU value may be reused for another key while it is read; the result is checked below.
     if let Some(peer) = unsafe { SOCK_BACKEND.get(request_key) } {
         let peer = *peer;
         if let Some(backend) = backend::active(peer.backend)
@@ -167,20 +152,9 @@ pub fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
     if frontend.has(Frontend::SOURCE_RANGES) && !source_allowed(frontend, &dest, F::source(fields(ctx))) {
         return ALLOW;
     }
-    let mut selected = SelectedBackend::NONE;
-    // Who it is has no address yet: the namespace stands in for it.
-    let client = socket::netns_addr(dest.netns);
-    match select_backend(frontend, Origin::Node, &client, &mut selected) {
-        Ok(()) => {
-            let peer = SockPeer {
-                addr: selected.backend.addr,
-                port: selected.backend.port,
-                reserved: 0,
-                backend: selected.id,
-                service: frontend.service,
-            };
+    match select(&dest, frontend) {
+        Ok(peer) => {
             let _full = SOCK_BACKEND.insert(request_key, peer, 0);
-            flow_created(&dest, &client, frontend, &selected);
             translate::<F>(ctx, &dest, &peer)
         }
         Err(Counter::NoLocalEndpoints) => ALLOW,
@@ -188,7 +162,8 @@ pub fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
     }
 }
 
-/// To no frontend: another port of a ClusterIP is refused to `refused`, TCP when it connects and UDP when it sends.
+/// A destination that is not a frontend. Another port of a ClusterIP is rejected for protocol `refused`: TCP at
+/// connect, UDP at send.
 #[inline(always)]
 fn without_frontend(dest: &Destination, refused: u8) -> i32 {
     if dest.proto != refused || !cluster_ip::is_cluster_ip(&dest.addr) {
@@ -197,12 +172,16 @@ fn without_frontend(dest: &Destination, refused: u8) -> i32 {
     reject(dest, 0, Counter::NoServicePort)
 }
 
-/// A socket's flow to a Service began.
+/// Selects a backend for the socket's new flow, which is counted and reported.
 #[inline(always)]
-fn flow_created(dest: &Destination, client: &Addr, frontend: &Frontend, selected: &SelectedBackend) {
+fn select(dest: &Destination, frontend: &Frontend) -> Result<SockPeer, DropReason> {
+    let mut selected = SelectedBackend::NONE;
+    // The socket has no address yet: its network namespace is the client.
+    let client = socket::netns_addr(dest.netns);
+    select_backend(frontend, Origin::Node, &client, &mut selected)?;
     service_stats::count_flow(frontend.service);
     events::socket_request(&SocketRequest {
-        client,
+        client: &client,
         addr: &dest.addr,
         port: dest.port,
         proto: dest.proto,
@@ -210,10 +189,17 @@ fn flow_created(dest: &Destination, client: &Addr, frontend: &Frontend, selected
         to: Some((&selected.backend, selected.id)),
         reason: 0,
     });
+    Ok(SockPeer {
+        addr: selected.backend.addr,
+        port: selected.backend.port,
+        reserved: 0,
+        backend: selected.id,
+        service: frontend.service,
+    })
 }
 
-/// One UDP socket may ask a frontend first and then a backend under its own address: the latest question wins, and
-/// its answer is shown as what it is.
+/// Forgets the frontend that a backend's address stood for: a UDP socket may use a frontend first and then one of its
+/// backends directly, and is then shown the backend's own address.
 #[inline(always)]
 fn forget_frontend(dest: &Destination, bits: u32) {
     if dest.proto == Proto::UDP && bits & port_bits::backend(Proto::UDP) != 0 {
@@ -222,8 +208,9 @@ fn forget_frontend(dest: &Destination, bits: u32) {
     }
 }
 
-/// Whether the socket is connected to the port it sends to. A connected IPv6 socket of a v4-mapped peer comes here
-/// with every datagram (udpv6_sendmsg hands it to IPv4 with the peer as its destination): no question of its own.
+/// Whether the socket is connected to the port it sends to. A connected IPv6 socket with a v4-mapped peer enters this
+/// hook with every datagram (udpv6_sendmsg passes it to IPv4 with the peer as its destination); that is not a new
+/// request.
 #[inline(always)]
 fn is_peer(ctx: &SockAddrContext, dest: &Destination) -> bool {
     const ESTABLISHED: u32 = 1;
@@ -237,7 +224,7 @@ fn is_peer(ctx: &SockAddrContext, dest: &Destination) -> bool {
     state == ESTABLISHED && port == dest.port.be()
 }
 
-/// Writes the backend into the context and remembers which frontend it stands for.
+/// Writes the backend into the context and records the frontend that it stands for.
 #[inline(always)]
 fn translate<F: Family>(ctx: &SockAddrContext, dest: &Destination, peer: &SockPeer) -> i32 {
     let key = SockKey::new(dest.cookie, peer.addr, peer.port, dest.proto);
@@ -263,13 +250,13 @@ fn reject(dest: &Destination, service: u32, reason: Counter) -> i32 {
         reason: reason as u32,
     });
     if globals::has_set_retval() {
-        // SAFETY: takes a number; sets what the system call returns.
+        // SAFETY: takes a number only; sets the return value of the system call.
         unsafe { bpf_set_retval(-ECONNREFUSED) };
     }
     REFUSE
 }
 
-/// recvmsg and getpeername: where a backend was put in for a frontend, the process sees the frontend.
+/// The recvmsg and getpeername hooks: show the process the frontend in place of the backend.
 #[inline(always)]
 pub fn show_frontend<F: Family>(ctx: &SockAddrContext) -> i32 {
     // SAFETY: the context is valid while the program runs.
@@ -278,11 +265,11 @@ pub fn show_frontend<F: Family>(ctx: &SockAddrContext) -> i32 {
     if !matches!(proto, Proto::TCP | Proto::UDP) {
         return ALLOW;
     }
-    // SAFETY: the context the kernel gave.
+    // SAFETY: the kernel's context.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let key = SockKey::new(cookie, F::load(fields), Port::from_be(fields.user_port as u16), proto);
-    // SAFETY: an LRU value may be reused for another key while it is read: the process would be shown another
-    // frontend for one datagram.
+    // SAFETY: an LRU value may be reused for another key while it is read; the process would see another frontend for
+    // one datagram.
     if let Some(frontend) = unsafe { SOCK_REVNAT.get(key) } {
         let frontend = *frontend;
         F::store(fields, &frontend.addr);

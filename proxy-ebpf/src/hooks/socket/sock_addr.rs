@@ -3,20 +3,21 @@
 use aya_ebpf::{bindings::bpf_sock_addr, programs::SockAddrContext};
 use proxy_common::Addr;
 
-/// How a family's address is read from and written to the context.
+/// Reads and writes the addresses of one family in the context.
 pub trait Family {
     fn load(ctx: &bpf_sock_addr) -> Addr;
     fn store(ctx: &mut bpf_sock_addr, addr: &Addr);
-    /// The address that a connecting socket is bound to; unspecified where it is not.
+    /// The address that a connecting socket is bound to; unspecified if unbound.
     fn bound(ctx: &bpf_sock_addr) -> Addr;
-    /// The source of a datagram: the address that its socket is bound to or that came with it; unspecified without.
+    /// The source address of a datagram: its socket's, or the one that came with it (IP_PKTINFO); unspecified
+    /// without.
     fn source(ctx: &bpf_sock_addr) -> Addr;
 }
 
-/// AF_INET sockets' hooks.
+/// The hooks of AF_INET sockets.
 pub struct V4;
 
-/// AF_INET6 sockets' hooks, which see IPv4 destinations in v4-mapped form, just as [`Addr`] holds them.
+/// The hooks of AF_INET6 sockets, which see IPv4 destinations in v4-mapped form, as [`Addr`] stores them.
 pub struct V6;
 
 impl Family for V4 {
@@ -32,7 +33,7 @@ impl Family for V4 {
 
     #[inline(always)]
     fn bound(ctx: &bpf_sock_addr) -> Addr {
-        // SAFETY: sock_addr programs always have a socket; the verifier checks what is read of it.
+        // SAFETY: sock_addr programs always have a socket; the verifier checks which fields are read.
         Addr::from_v4_be(unsafe { (*ctx.__bindgen_anon_1.sk).src_ip4 })
     }
 
@@ -51,8 +52,8 @@ impl Family for V6 {
     #[inline(always)]
     fn store(ctx: &mut bpf_sock_addr, addr: &Addr) {
         let [a, b, c, d] = addr.words();
-        // SAFETY: fields of the context. Volatile, so that the compiler does not merge them: the verifier
-        // refuses wider stores than 4 bytes here on some kernels.
+        // SAFETY: fields of the context. Volatile, so that the compiler does not merge the stores: some kernels'
+        // verifiers reject stores wider than 4 bytes here.
         unsafe {
             (&raw mut ctx.user_ip6[0]).write_volatile(a);
             (&raw mut ctx.user_ip6[1]).write_volatile(b);

@@ -16,10 +16,10 @@ use crate::{
     },
 };
 
-/// Bytes of the Ethernet header.
+/// Length of the Ethernet header.
 pub const ETHERNET: usize = 14;
 
-/// One of the two IP families: all offsets are constants.
+/// An IP family, for which all offsets are constants.
 pub trait Family {
     const V4: bool;
     /// Offset of the transport header.
@@ -48,18 +48,19 @@ pub struct Endpoints {
     pub dport: Port,
 }
 
-/// `None`: not plain TCP or UDP (options, fragments, extension headers, the last hop), or cut short.
+/// Parses a plain TCP or UDP packet. `None`: options, fragments, extension headers, an expiring hop limit, or
+/// truncated.
 #[inline(always)]
 pub fn parse<F: Family>(ctx: &XdpContext) -> Option<Packet> {
     let (src, dst, proto) = if F::V4 {
-        // SAFETY: `at` checked the bounds.
+        // SAFETY: `ptr_at` checked the bounds.
         let ip = unsafe { &*ptr_at::<Ipv4>(ctx, ETHERNET)? };
         if ip.version_ihl != 0x45 || ip.fragment & FRAGMENT_MASK != 0 || ip.ttl <= 1 {
             return None;
         }
         (Addr::from_v4_be(ip.src), Addr::from_v4_be(ip.dst), ip.proto)
     } else {
-        // SAFETY: `at` checked the bounds.
+        // SAFETY: `ptr_at` checked the bounds.
         let ip = unsafe { &*ptr_at::<Ipv6>(ctx, ETHERNET)? };
         let (src, dst) = (Addr::from_v6_be(ip.src), Addr::from_v6_be(ip.dst));
         if ip.version_class_flow as u8 >> 4 != 6 || ip.hop_limit <= 1 || src.is_v4() || dst.is_v4() {
@@ -69,12 +70,12 @@ pub fn parse<F: Family>(ctx: &XdpContext) -> Option<Packet> {
     };
     let (sport, dport, tcp_flags) = match proto {
         Proto::TCP => {
-            // SAFETY: `at` checked the bounds.
+            // SAFETY: `ptr_at` checked the bounds.
             let tcp = unsafe { &*ptr_at::<Tcp>(ctx, F::L4)? };
             (tcp.sport, tcp.dport, tcp.flags)
         }
         Proto::UDP => {
-            // SAFETY: `at` checked the bounds.
+            // SAFETY: `ptr_at` checked the bounds.
             let udp = unsafe { &*ptr_at::<Udp>(ctx, F::L4)? };
             (udp.sport, udp.dport, 0)
         }
@@ -84,25 +85,26 @@ pub fn parse<F: Family>(ctx: &XdpContext) -> Option<Packet> {
     Some(Packet { key, l4: F::L4, tcp_flags, v4: F::V4, echo: false })
 }
 
-/// Length of the IP packet as its header says.
+/// Length of the IP packet according to its header.
 #[inline(always)]
 pub fn ip_len<F: Family>(ctx: &XdpContext) -> Option<u32> {
     Some(if F::V4 {
-        // SAFETY: `at` checked the bounds.
+        // SAFETY: `ptr_at` checked the bounds.
         bounded(u16::from_be(unsafe { (*ptr_at::<Ipv4>(ctx, ETHERNET)?).total_len }))
     } else {
-        // SAFETY: `at` checked the bounds.
+        // SAFETY: `ptr_at` checked the bounds.
         let payload = u16::from_be(unsafe { (*ptr_at::<Ipv6>(ctx, ETHERNET)?).payload_len });
         bounded(payload) + size_of::<Ipv6>() as u32
     })
 }
 
-/// Tells the verifier what the compiler knows of 16 bits: Debian's kernels 6.1 to 6.18.15 forget a swapped register's
-/// bounds ("math between pkt pointer and register with unbounded min value is not allowed").
+/// Bounds a value for the verifier to the 16 bits that the compiler knows it has: Debian's kernels 6.1 to 6.18.15
+/// lose the bounds of a byte-swapped register ("math between pkt pointer and register with unbounded min value is not
+/// allowed").
 #[inline(always)]
 fn bounded(bits: u16) -> u32 {
     let mut word = u64::from(bits);
-    // SAFETY: changes this register and nothing else.
+    // SAFETY: changes this register only.
     unsafe { core::arch::asm!("{0} &= 65535", inout(reg) word, options(pure, nomem, nostack)) };
     word as u32
 }
@@ -113,8 +115,8 @@ fn checksum_offset<F: Family>(proto: u8) -> usize {
     if proto == Proto::TCP { F::L4 + 16 } else { F::L4 + 6 }
 }
 
-/// Whether the transport checksum may be the pseudo-header's sum alone (CHECKSUM_PARTIAL), or is missing where it
-/// must not be: a whole checksum looks so once in 65536 packets, and tc knows how to tell.
+/// Whether the transport checksum may be just the pseudo-header's sum (CHECKSUM_PARTIAL), or is missing although
+/// mandatory. A complete checksum looks like that once in 65536 packets; tc can tell.
 #[inline(always)]
 pub fn maybe_partial<F: Family>(ctx: &XdpContext, packet: &Packet) -> bool {
     let proto = packet.key.proto;
@@ -122,18 +124,18 @@ pub fn maybe_partial<F: Family>(ctx: &XdpContext, packet: &Packet) -> bool {
     else {
         return true;
     };
-    // SAFETY: `at` checked the bounds.
+    // SAFETY: `ptr_at` checked the bounds.
     let [field] = unsafe { *field };
     let transport = len.wrapping_sub((F::L4 - ETHERNET) as u32) as u16;
     let seed = csum::fold(pseudo_header(&packet.key.src, &packet.key.dst, F::V4, proto, transport));
     field == seed || field == 0 && !F::V4 && proto == Proto::UDP
 }
 
-/// Writes both ends, and one hop less where the packet is forwarded from here.
+/// Writes both ends, and decrements the hop limit if the packet is forwarded.
 #[inline(always)]
 pub fn rewrite<F: Family>(ctx: &XdpContext, old: &CtKey, to: &Endpoints, forwarded: bool) -> Option<()> {
     let addrs = if F::V4 {
-        // SAFETY: `at` checked the bounds.
+        // SAFETY: `ptr_at` checked the bounds.
         let ip = unsafe { &mut *ptr_at::<Ipv4>(ctx, ETHERNET)? };
         let addrs = csum::add(
             csum::diff(old.src.v4_be(), to.src.v4_be()),
@@ -149,7 +151,7 @@ pub fn rewrite<F: Family>(ctx: &XdpContext, old: &CtKey, to: &Endpoints, forward
         ip.check = csum::apply(ip.check, header);
         addrs
     } else {
-        // SAFETY: `at` checked the bounds.
+        // SAFETY: `ptr_at` checked the bounds.
         let ip = unsafe { &mut *ptr_at::<Ipv6>(ctx, ETHERNET)? };
         (ip.src, ip.dst) = (to.src.words(), to.dst.words());
         if forwarded {
@@ -158,9 +160,9 @@ pub fn rewrite<F: Family>(ctx: &XdpContext, old: &CtKey, to: &Endpoints, forward
         csum::add(csum::diff4(old.src.words(), to.src.words()), csum::diff4(old.dst.words(), to.dst.words()))
     };
     let (old_ports, new_ports) = (ports_word(old.sport, old.dport), ports_word(to.sport, to.dport));
-    // SAFETY: `at` checked the bounds.
+    // SAFETY: `ptr_at` checked the bounds.
     unsafe { (*ptr_at::<Ports>(ctx, F::L4)?).word = new_ports };
-    // SAFETY: `at` checked the bounds.
+    // SAFETY: `ptr_at` checked the bounds.
     let [field] = unsafe { &mut *ptr_at::<[u16; 1]>(ctx, checksum_offset::<F>(old.proto))? };
     let is_udp = old.proto == Proto::UDP;
     if is_udp && *field == 0 {
@@ -171,7 +173,8 @@ pub fn rewrite<F: Family>(ctx: &XdpContext, old: &CtKey, to: &Endpoints, forward
     Some(())
 }
 
-/// Translates a packet for the host's stack and says so in its metadata; untouched where there is no room for that.
+/// Translates a packet for the host's stack and marks it in its metadata. Without room for metadata the packet stays
+/// unchanged.
 #[inline(always)]
 pub fn rewrite_and_mark<F: Family>(ctx: &XdpContext, old: &CtKey, to: &Endpoints) -> Option<()> {
     if !metadata::push(ctx, metadata::TRANSLATED) {

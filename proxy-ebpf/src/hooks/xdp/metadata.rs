@@ -12,22 +12,23 @@ use crate::base::globals;
 /// Bytes of metadata.
 pub const LEN: usize = 20;
 
-/// The destination is rewritten: tc lets the packet go on.
+/// The destination is rewritten: tc lets the packet continue.
 pub const TRANSLATED: u32 = 0x5348_0001;
 
-/// Generic XDP lets the packet pass as it is.
+/// Generic XDP passed the packet unchanged.
 pub const UNTOUCHED: u32 = 0x5348_0002;
 
-/// Each node's own: an skb may carry another node's metadata with it from one network namespace to the next.
+/// The word for a meaning. Different on each node, because an skb may keep another node's metadata when it moves
+/// between network namespaces.
 #[inline(always)]
 pub fn word(meaning: u32) -> u32 {
     meaning ^ (globals::host_netns() as u32) << 2
 }
 
-/// Puts a word in front of the frame. False: there is no room, or the driver has no metadata.
+/// Puts a word in front of the frame. False: no room, or a driver without metadata.
 #[inline(always)]
 pub fn push(ctx: &XdpContext, meaning: u32) -> bool {
-    // SAFETY: the context the kernel gave; pointers into the packet are made anew after this.
+    // SAFETY: the kernel's context; pointers into the packet are made anew after this.
     if unsafe { bpf_xdp_adjust_meta(ctx.ctx, -(LEN as i32)) } != 0 {
         return false;
     }
@@ -39,19 +40,19 @@ pub fn push(ctx: &XdpContext, meaning: u32) -> bool {
     if meta + LEN > data {
         return false;
     }
-    // SAFETY: checked just now.
+    // SAFETY: just checked.
     unsafe { *((meta + LEN - 4) as *mut u32) = word(meaning) };
     true
 }
 
-/// Takes it away again.
+/// Removes the word.
 #[inline(always)]
 pub fn pop(ctx: &XdpContext) {
-    // SAFETY: the context the kernel gave; no pointer into the packet outlives this call.
+    // SAFETY: the kernel's context; no pointer into the packet is used after this call.
     unsafe { bpf_xdp_adjust_meta(ctx.ctx, LEN as i32) };
 }
 
-/// In generic mode every packet that passes is tagged, so that a forgotten header can be told.
+/// Marks a packet that generic XDP passes unchanged, so that `ingress_xdp` can detect a lost header.
 #[inline(always)]
 pub fn mark_untouched(ctx: &XdpContext) {
     push(ctx, UNTOUCHED);

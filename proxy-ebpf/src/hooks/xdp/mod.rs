@@ -48,7 +48,7 @@ pub fn receive_generic(ctx: &XdpContext) -> XdpVerdict {
 /// The XDP hook of an uplink.
 #[inline(always)]
 pub fn receive(ctx: &XdpContext) -> XdpVerdict {
-    // SAFETY: `at` checked the bounds.
+    // SAFETY: `ptr_at` checked the bounds.
     let Some(kind) = ptr_at::<[u16; 7]>(ctx, 0).map(|words| unsafe { (*words)[6] }) else {
         return XdpVerdict::Pass;
     };
@@ -87,8 +87,8 @@ fn receive_ip<F: Family>(ctx: &XdpContext) -> XdpVerdict {
         NewFlow::Pass => XdpVerdict::Pass,
         NewFlow::LeaveToTc => XdpVerdict::LeaveToTc,
         NewFlow::Created => {
-            // Here and not where it begins: the verifier would follow the trace for each way through there
-            // ("BPF program is too large. Processed 1000001 insn").
+            // Here and not in `decide`: the verifier would follow the trace for each path through it ("BPF program is
+            // too large. Processed 1000001 insn").
             trace::decision(flow, &Ok(()));
             events::flow_created(flow, Hook::Xdp);
             if flow.xdp_flag == 0 { XdpVerdict::LeaveToTc } else { translate_created::<F>(ctx) }
@@ -96,7 +96,7 @@ fn receive_ip<F: Family>(ctx: &XdpContext) -> XdpVerdict {
     }
 }
 
-/// Copies to per-CPU memory what the stages behind need to know of a packet.
+/// Copies what the following stages need to know of a packet to per-CPU memory.
 #[inline(always)]
 fn save_context<F: Family>(ctx: &XdpContext, packet: &Packet) -> Option<&'static mut FlowContext> {
     let flow = flow_context()?;
@@ -107,7 +107,7 @@ fn save_context<F: Family>(ctx: &XdpContext, packet: &Packet) -> Option<&'static
     Some(flow)
 }
 
-/// The packet that has just begun a flow, parsed again.
+/// Parses the packet again that has just created a flow, and translates it.
 #[inline(always)]
 fn translate_created<F: Family>(ctx: &XdpContext) -> XdpVerdict {
     let Some(packet) = frame::parse::<F>(ctx) else {
@@ -119,7 +119,7 @@ fn translate_created<F: Family>(ctx: &XdpContext) -> XdpVerdict {
     }
 }
 
-/// A packet of a flow that is in this lane.
+/// Translates a packet of a flow that XDP serves.
 #[inline(always)]
 fn known_flow<F: Family>(ctx: &XdpContext, packet: &Packet, entry: &mut CtEntry) -> XdpVerdict {
     if frame::maybe_partial::<F>(ctx, packet) {
@@ -137,8 +137,8 @@ fn known_flow<F: Family>(ctx: &XdpContext, packet: &Packet, entry: &mut CtEntry)
     }
 }
 
-/// Translates a packet to a backend of this node. A subprogram for the stack: what is called to begin a flow needs most
-/// of it ("combined stack size of 5 calls is 528. Too large").
+/// Translates a packet to a backend of this node. A subprogram for the stack, most of which flow creation needs
+/// ("combined stack size of 5 calls is 528. Too large").
 #[inline(never)]
 fn deliver_locally<F: Family>(ctx: &XdpContext, key: &CtKey, entry: &CtEntry) -> XdpVerdict {
     let to = Endpoints { src: key.src, sport: entry.peer_port, dst: entry.addr, dport: entry.port() };
@@ -151,8 +151,8 @@ fn deliver_locally<F: Family>(ctx: &XdpContext, key: &CtKey, entry: &CtEntry) ->
     }
 }
 
-/// Rewrites both ends of a packet of a flow whose source is translated, and sends it out. A subprogram that reads
-/// `flow`: inlined, the compiler spills registers it never wrote ("R1 !read_ok").
+/// Rewrites both ends of a packet of a flow with a translated source, and sends it. A subprogram that reads `flow`:
+/// inlined, the compiler spills registers that it never wrote ("R1 !read_ok").
 #[inline(never)]
 fn forward<F: Family>(ctx: &XdpContext, flow: &mut FlowContext, entry: &CtEntry) -> XdpVerdict {
     let (old, from_client) = (&flow.request, entry.has(CtEntry::REQUEST));
@@ -187,19 +187,19 @@ fn forward<F: Family>(ctx: &XdpContext, flow: &mut FlowContext, entry: &CtEntry)
     }
 }
 
-/// What a packet of no known flow is to the lane.
+/// The decision on a packet of no known flow.
 #[repr(u32)]
 enum NewFlow {
-    /// None of the lane's.
+    /// Not for XDP.
     Pass,
-    /// To one of its frontends, but tc's to refuse or drop.
+    /// To a frontend that XDP serves, but tc has to reject or drop it.
     LeaveToTc,
-    /// A flow has begun: of this lane, if `flow.xdp_flag` says so.
+    /// A flow was created; XDP serves it if `flow.xdp_flag` is set.
     Created,
 }
 
-/// Decides about the packet with tuple `flow.request`, as `new_flow::decide` does. What that would refuse or drop is
-/// left to it before anything is counted or a backend's turn is taken. A subprogram for the verifier's sake.
+/// Decides on the packet with tuple `flow.request`, like `new_flow::decide`. What that would reject or drop is left
+/// to it before anything is counted or a backend is selected. A subprogram, for the verifier.
 #[inline(never)]
 fn decide(ctx: &XdpContext, flow: &mut FlowContext) -> NewFlow {
     let (dst, dport, proto) = (&flow.request.dst, flow.request.dport, flow.request.proto);
@@ -221,7 +221,7 @@ fn decide(ctx: &XdpContext, flow: &mut FlowContext) -> NewFlow {
         return NewFlow::LeaveToTc;
     }
     flow.xdp_flag = if can_serve(ctx, flow) { CtEntry::XDP } else { 0 };
-    // Recorded in any case: the backend's turn is taken, and tc finds the flow.
+    // Recorded in any case: the backend has had its turn, and tc finds the flow.
     if create_flow(flow).is_err() {
         return NewFlow::LeaveToTc;
     }
@@ -231,8 +231,8 @@ fn decide(ctx: &XdpContext, flow: &mut FlowContext) -> NewFlow {
     NewFlow::Created
 }
 
-/// Gives the flow that has begun its source where it needs one, as the first egress hook would. Where that fails
-/// `forward` finds the source pending, and the packet is tc's.
+/// Completes the source translation of the flow that was just created, if it needs one, as the first egress hook
+/// would. If that fails, `forward` finds the source pending and leaves the packet to tc.
 #[inline(always)]
 fn complete_snat(ctx: &XdpContext, flow: &mut FlowContext) {
     if flow.target.masquerade == 0 {
@@ -247,21 +247,22 @@ fn complete_snat(ctx: &XdpContext, flow: &mut FlowContext) {
     }
 }
 
-/// Whether the flow that is about to begin can be served here from its first packet to its last.
+/// Whether XDP can serve the flow that is about to be created from its first packet to its last.
 #[inline(always)]
 fn can_serve(ctx: &XdpContext, flow: &mut FlowContext) -> bool {
     let local = flow.selected.backend.has(Backend::LOCAL);
     match (local, flow.target.masquerade != 0) {
-        // To the node's own stack a device's checksum may say more than an XDP program can mend (CHECKSUM_COMPLETE
-        // in generic mode); where a packet is forwarded the stack forgets it.
-        // SAFETY: a map's memory for as long as this program runs; see `entry::lookup` for what may become of it meanwhile.
+        // A packet for the node's own stack may have a device's checksum that an XDP program cannot update
+        // (CHECKSUM_COMPLETE in generic mode); forwarding discards it.
+        // SAFETY: map memory, valid while the program runs (RCU); `entry::lookup` says what another CPU may do to it.
         (true, false) => unsafe { NODE_ADDRS.get(flow.target.addr) }.is_none(),
         (false, true) => {
             let (addr, port) = (flow.target.addr, flow.target.port);
             flow.fib.set_destination(&addr, port, addr.is_v4());
             !matches!(fib::lookup(ctx, &mut flow.fib), NextHop::Unknown)
         }
-        // Its source is translated where it leaves for its own pod, or its reply misses this node.
+        // A hairpin, whose source is translated by the pod's device, or a flow whose reply does not come back through
+        // this node.
         _ => false,
     }
 }
