@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use tests::{
     manifest::{Endpoint, Service},
     net::{
-        Cluster, Netns, Plan,
+        Cluster, Lane, Netns, Plan,
         cluster::eventually,
         plan::{BOTH, Dual, Family, vip},
         shunt,
@@ -179,6 +179,8 @@ impl Sources {
         .with_context(|| format!("the kernel says {said:?}"))?;
         let kernel = said.context("no route")?;
         match shape.source {
+            // The XDP lane passes by netfilter: there are no marks.
+            Source::OfRoute(_) if shape.is_marked() && Lane::of_environment().is_some() => Ok(kernel),
             Source::OfRoute(source) if self.how == How::Asked => Ok(source.parse()?),
             _ => Ok(kernel),
         }
@@ -187,8 +189,7 @@ impl Sources {
     /// Makes the node what the shape says. The outer result is about that, the inner one about the source.
     fn try_shape(&self, shape: &Shape, explain: bool) -> Result<Result<(), String>> {
         self.reset()?;
-        let is_marked = shape.lines.iter().any(|line| line.contains("fwmark"));
-        if is_marked {
+        if shape.is_marked() {
             self.cluster.node(0).netns().nft(MARK)?;
         }
         self.ip(&shape.lines.join("\n"))?;
@@ -201,7 +202,7 @@ impl Sources {
             }
         }
         // The test run of an explanation meets no rules of netfilter that could mark it.
-        if explain && !is_marked {
+        if explain && !shape.is_marked() {
             let told = self.explained(shape)?;
             if told != want {
                 return Ok(Err(format!("shunt explain says {told} instead of {want}")));

@@ -35,6 +35,13 @@ pub struct Shape {
     pub source: Source,
 }
 
+impl Shape {
+    /// Whether packets are marked by [`MARK`].
+    pub fn is_marked(&self) -> bool {
+        self.lines.iter().any(|line| line.contains("fwmark"))
+    }
+}
+
 const fn v4(name: &'static str, to: To, source: Source, lines: &'static [&'static str]) -> Shape {
     Shape { name, family: Family::V4, lines, to, source }
 }
