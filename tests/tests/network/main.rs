@@ -64,6 +64,7 @@ mod s3_2_health_check;
 mod s3_3_metrics;
 mod same_tuple;
 mod shown;
+mod source_address;
 mod source_ports;
 mod statistics;
 mod symmetric_replies;
