@@ -7,7 +7,7 @@ mod tests {
         path::{Path, PathBuf},
     };
 
-    use crate::net::cluster::repository;
+    use crate::net::repository::repository;
 
     /// Every page of the repository.
     fn pages() -> Vec<PathBuf> {
