@@ -11,6 +11,7 @@ use proxy_common::{
 
 use crate::{
     base::{
+        globals,
         maps::{BACKEND_ADDRS, DEVICES, NODE_CONFIG},
         scratch::{FlowContext, Target},
         verdict::{DropReason, Verdict},
@@ -148,6 +149,20 @@ fn mid_stream_reason() -> DropReason {
     } else {
         Counter::NoFlow
     }
+}
+
+/// With `--symmetric-replies`: notes the device that the packet arrived on, if it is an uplink whose ifindex fits into an entry.
+#[inline(always)]
+pub fn note_uplink(flow: &mut FlowContext) {
+    flow.uplink = if globals::symmetric_replies() { uplink(flow.ifindex) } else { 0 };
+}
+
+/// A subprogram, for the stack of the hooks.
+#[inline(never)]
+fn uplink(ifindex: u32) -> u32 {
+    // SAFETY: map memory, valid while the program runs (RCU); `entry::lookup` says what another CPU may do to it.
+    let is_uplink = unsafe { DEVICES.get(ifindex) }.is_some_and(|device| device.flags & Device::UPLINK != 0);
+    if is_uplink && ifindex <= u32::from(u16::MAX) { ifindex } else { 0 }
 }
 
 /// Selects the target of a new flow to a frontend: `flow.target`.

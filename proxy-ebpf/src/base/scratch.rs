@@ -69,6 +69,8 @@ pub struct FlowContext {
     pub is_slow: u32,
     /// The device that the packet arrived on.
     pub ifindex: u32,
+    /// The same, if replies are to leave by it; else 0.
+    pub uplink: u32,
     /// Why the packet is rejected or dropped: a `DropReason` by number.
     pub reason: u32,
     /// `CtEntry::XDP` if XDP serves the flow, else 0.

@@ -5,12 +5,12 @@
 //! race releases what it reserved and follows the winner.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
-use proxy_common::{Addr, Counter, CtEntry, CtKey, Device, Half, Proto, tcp};
+use proxy_common::{Addr, Counter, CtEntry, CtKey, Half, Proto, tcp};
 
 use crate::{
     base::{
-        clock, globals,
-        maps::{CONNTRACK, DEVICES, EEXIST},
+        clock,
+        maps::{CONNTRACK, EEXIST},
         scratch::{FlowContext, Rewrite},
         verdict::DropReason,
     },
@@ -40,7 +40,7 @@ pub fn create_flow(flow: &mut FlowContext) -> Result<(), DropReason> {
             tcp::advance_datagram(0, true)
         },
         peer_port: flow.request.sport,
-        device: if globals::symmetric_replies() && !direct { uplink(flow.ifindex) } else { 0 },
+        device: flow.uplink as u16,
         flags: CtEntry::REPLY
             | if direct { 0 } else { CtEntry::SERVICE }
             | if masquerade { CtEntry::MASQUERADED } else { 0 }
@@ -110,14 +110,6 @@ pub fn create_flow(flow: &mut FlowContext) -> Result<(), DropReason> {
             Ok(())
         }
     }
-}
-
-/// The device by its ifindex, if it is an uplink whose ifindex fits into an entry. A subprogram, for the stack.
-#[inline(never)]
-fn uplink(ifindex: u32) -> u16 {
-    // SAFETY: map memory, valid while the program runs (RCU); `entry::lookup` says what another CPU may do to it.
-    let is_uplink = unsafe { DEVICES.get(ifindex) }.is_some_and(|device| device.flags & Device::UPLINK != 0);
-    if is_uplink && ifindex <= u32::from(u16::MAX) { ifindex as u16 } else { 0 }
 }
 
 /// Inserts the reply half for a free middle tuple: with the client's own port, or with another if that is taken.

@@ -69,7 +69,8 @@ pub fn lookup(key: &CtKey) -> Option<&'static mut CtEntry> {
 
 /// Whether a SYN on the tuple of this entry creates a new flow in its place: the old flow is closed, its backend is gone or,
 /// before the handshake is complete, has left this Service, or another proxy translated it (whose end may have gone unseen).
-#[inline(always)]
+/// A subprogram: only a SYN of a known flow comes here, and its code must not enlarge the hooks' stack frames.
+#[inline(never)]
 pub fn may_replace(key: &CtKey, entry: &CtEntry) -> bool {
     if !entry.has(CtEntry::REQUEST) {
         return false;
@@ -82,8 +83,8 @@ pub fn may_replace(key: &CtKey, entry: &CtEntry) -> bool {
 }
 
 /// Whether the frontend that this request half names still leads to the backend: its address may meanwhile belong to a pod of
-/// another Service. A subprogram, for its loop and its stack; only a repeated SYN comes here.
-#[inline(never)]
+/// another Service.
+#[inline(always)]
 fn is_still_served(key: &CtKey, id: u32) -> bool {
     let bits = frontend::port_flags(key.dport);
     frontend::find(&key.dst, key.dport, key.proto, bits, frontend::PACKET_ROLES)

@@ -7,8 +7,8 @@ use proxy_common::{Counter, CtEntry, CtKey, Frontend, FrontendKey, Half, node::p
 use crate::{
     base::{
         maps::{flow_context, slow_packet},
-        scratch::{FlowContext, Rewrite},
-        verdict::Verdict,
+        scratch::{FlowContext, Rewrite, SlowPacket},
+        verdict::{DropReason, Verdict},
     },
     conntrack::{
         entry,
@@ -118,7 +118,14 @@ fn slow_path_packet<L: Link>(ctx: &TcContext) -> Verdict {
         SlowStep::Continue => {}
         done => return packet.verdict(done),
     }
-    match slow_path::egress::<L>(ctx, packet) {
+    let mut step = slow_path::egress::<L>(ctx, packet);
+    if matches!(step, SlowStep::NeedsSource) {
+        step = match complete_source(ctx, packet) {
+            Ok(()) => slow_path::egress::<L>(ctx, packet),
+            Err(reason) => packet.done(snat::verdict(reason)),
+        };
+    }
+    match step {
         SlowStep::Continue => {
             let from_node = is_from_node(ctx);
             let mut verdict =
@@ -140,6 +147,12 @@ fn slow_path_packet<L: Link>(ctx: &TcContext) -> Verdict {
             verdict
         }
     }
+}
+
+#[inline(always)]
+fn complete_source(ctx: &TcContext, packet: &SlowPacket) -> Result<(), DropReason> {
+    let entry = entry::lookup(&packet.key).ok_or(Counter::NoFreeSource)?;
+    snat::complete(ctx, &packet.key, ifindex(ctx), entry)
 }
 
 /// A packet of the node itself that the socket hooks did not translate. For a frontend: a connected UDP socket to a

@@ -85,6 +85,7 @@ fn slow_path_packet<L: Link>(ctx: &TcContext) -> Result<&'static mut FlowContext
 fn unknown_flow<L: Link>(ctx: &TcContext, flow: &mut FlowContext) -> Verdict {
     flow.ifindex = ifindex(ctx);
     flow.xdp_flag = 0;
+    new_flow::note_uplink(flow);
     let action = match new_flow::decide(flow) {
         Action::Create => new_flow::create(flow),
         action => action,

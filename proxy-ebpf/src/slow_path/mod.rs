@@ -18,10 +18,10 @@ use crate::{
         scratch::{FlowContext, Rewrite, SlowPacket, fragment_part},
         verdict::DropReason,
     },
-    conntrack::{entry, node_flow, snat},
+    conntrack::{entry, node_flow},
     load_balancing::prefilter,
     observe::service_stats,
-    packet::{access::ifindex, link::Link, rewrite::rewrite_slow},
+    packet::{link::Link, rewrite::rewrite_slow},
     respond::symmetric_reply,
     slow_path::step::SlowStep,
 };
@@ -105,10 +105,8 @@ pub fn egress<L: Link>(ctx: &TcContext, packet: &mut SlowPacket) -> SlowStep {
     }
     if entry.has(CtEntry::REPLY) {
         entry::touch(&packet.key, packet.tcp_flags as u8, entry);
-    } else if entry.port == 0
-        && let Err(reason) = snat::complete(ctx, &packet.key, ifindex(ctx), entry)
-    {
-        return packet.done(snat::verdict(reason));
+    } else if entry.port == 0 {
+        return SlowStep::NeedsSource;
     }
     translate_known::<L>(ctx, packet, entry)
 }

@@ -13,6 +13,8 @@ pub enum SlowStep {
     Continue,
     /// An ICMP message that may be about a packet of a flow; [`super::receive`] handles it.
     IcmpError,
+    /// The flow has no source yet: the hook calls `conntrack::snat`, from where the stack suffices, and this stage again.
+    NeedsSource,
     /// Dropped, or sent elsewhere: `packet.verdict`.
     Done,
 }
@@ -21,7 +23,9 @@ impl SlowPacket {
     #[inline(always)]
     pub fn verdict(&self, step: SlowStep) -> Verdict {
         match step {
-            SlowStep::Continue | SlowStep::Pass | SlowStep::IcmpError => Verdict::NEXT,
+            SlowStep::Continue | SlowStep::Pass | SlowStep::IcmpError | SlowStep::NeedsSource => {
+                Verdict::NEXT
+            }
             SlowStep::Done => self.verdict,
         }
     }

@@ -88,6 +88,10 @@ fn receive_ip<F: Family>(ctx: &XdpContext) -> XdpVerdict {
         NewFlow::Pass => XdpVerdict::Pass,
         NewFlow::LeaveToTc => XdpVerdict::LeaveToTc,
         NewFlow::Created => {
+            // Not in `decide`, for the stack: the search for a port goes deep.
+            if flow.xdp_flag != 0 {
+                complete_snat(ctx, flow);
+            }
             // Here and not in `decide`: the verifier would follow the trace for each path through it ("BPF program is
             // too large. Processed 1000001 insn").
             trace::decision(flow, &Ok(()));
@@ -104,6 +108,7 @@ fn save_context<F: Family>(ctx: &XdpContext, packet: &Packet) -> Option<&'static
     flow.request = packet.key;
     flow.tcp_flags = u32::from(packet.tcp_flags);
     flow.ifindex = fib::ingress_ifindex(ctx);
+    new_flow::note_uplink(flow);
     fib::prepare::<F>(ctx, packet, &mut flow.fib)?;
     Some(flow)
 }
@@ -230,9 +235,6 @@ fn decide(ctx: &XdpContext, flow: &mut FlowContext) -> NewFlow {
     // Recorded in any case: the backend has had its turn, and tc finds the flow.
     if create_flow(flow).is_err() {
         return NewFlow::LeaveToTc;
-    }
-    if flow.xdp_flag != 0 {
-        complete_snat(ctx, flow);
     }
     NewFlow::Created
 }
