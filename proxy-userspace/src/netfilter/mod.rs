@@ -8,13 +8,15 @@ mod chain;
 pub mod legacy;
 mod legacy_table;
 pub mod nftables;
+mod registers;
+mod xt_match;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
 };
 
-pub use self::chain::{Chain, FORWARD, Kind, POSTROUTING, PREROUTING, Rule, Table};
+pub use self::chain::{Chain, FORWARD, INPUT, Kind, POSTROUTING, PREROUTING, Rule, Table};
 
 /// All chains of all families and both kinds.
 pub fn chains() -> io::Result<Vec<Chain>> {
