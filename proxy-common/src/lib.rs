@@ -18,6 +18,7 @@ pub mod frontend;
 pub mod node;
 pub mod observe;
 pub mod socket;
+pub mod source_addr;
 pub mod source_range;
 pub mod tcp;
 
@@ -30,6 +31,7 @@ pub use frontend::{Backend, BackendMeta, Frontend, FrontendKey, FrontendKind, Na
 pub use node::{Agent, Device, NodeConfig, Prefix};
 pub use observe::{DropKey, EventKind, FlowEvent, Hook, Monitor, ServiceStats};
 pub use socket::{SockKey, SockPeer};
+pub use source_addr::SourceAddrKey;
 pub use source_range::SourceRange;
 
 /// Version of the layouts below; maps are pinned under `<bpffs>/v<SCHEMA>/`.
@@ -50,6 +52,7 @@ pub mod map {
     pub const NODE_ADDRS: &str = "NODE_ADDRS";
     pub const NODE_CONFIG: &str = "NODE_CONFIG";
     pub const DEVICES: &str = "DEVICES";
+    pub const SOURCE_ADDRS: &str = "SOURCE_ADDRS";
     pub const COUNTERS: &str = "COUNTERS";
     pub const SOCK_REVNAT: &str = "SOCK_REVNAT";
     pub const SOCK_BACKEND: &str = "SOCK_BACKEND";
@@ -72,7 +75,7 @@ pub mod map {
     /// Pinned maps without entries to list.
     pub const WITHOUT_ENTRIES: [&str; 3] = [EVENTS, INGRESS, GLOBALS];
     /// Every other map, in the order of `shunt map list`.
-    pub const ALL: [&str; 25] = [
+    pub const ALL: [&str; 26] = [
         FRONTENDS,
         SLOTS,
         BACKENDS,
@@ -86,6 +89,7 @@ pub mod map {
         NODE_ADDRS,
         NODE_CONFIG,
         DEVICES,
+        SOURCE_ADDRS,
         COUNTERS,
         SOCK_REVNAT,
         SOCK_BACKEND,

@@ -2,7 +2,7 @@
 //! use, without touching the system's sources, lists or packages.
 //!
 //! Debian is where rust-src comes from when rustup's server is out of reach, and where the kernels of the vm
-//! tests come from.
+//! tests and their qemu come from.
 
 use std::{
     fs,
@@ -102,6 +102,27 @@ impl PrivateApt {
         fs::create_dir_all(into)?;
         process::run(Command::new("dpkg-deb").arg("-x").arg(deb.path()).arg(into))?;
         fs::remove_dir_all(&downloads)?;
+        Ok(())
+    }
+
+    /// Downloads a package with those of its dependencies that this machine lacks and unpacks all files below `into`;
+    /// nothing is installed, and what would conflict with an installed package is no obstacle.
+    pub fn unpack_with_dependencies(&self, package: &str, into: &Path) -> Result<()> {
+        let archives = self.dir.join("cache/archives");
+        fs::copy("/var/lib/dpkg/status", self.dir.join("status")).context("copying dpkg's status")?;
+        let log = self.dir.join("apt.log");
+        let mut command = self.command("apt-get");
+        // It takes dpkg's lock, and so wants root, also where it installs nothing.
+        command.args(["-o", "Debug::NoLocking=true", "-q", "-y", "--download-only"]);
+        process::run_logged(command.args(["install", "--no-install-recommends", package]), &log)?;
+        fs::create_dir_all(into)?;
+        for entry in fs::read_dir(&archives)? {
+            let file = entry?.path();
+            if file.extension().is_some_and(|extension| extension == "deb") {
+                process::run(Command::new("dpkg-deb").arg("-x").arg(&file).arg(into))?;
+                fs::remove_file(&file)?;
+            }
+        }
         Ok(())
     }
 }

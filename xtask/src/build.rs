@@ -5,11 +5,10 @@ use std::{fs, path::PathBuf};
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use crate::{
-    process,
-    setup::{self, Need},
-    workspace::Workspace,
-};
+use crate::{process, setup, workspace::Workspace};
+
+/// The package that holds shunt alone.
+pub const SHUNT: &str = "proxy-userspace";
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -22,9 +21,9 @@ pub struct Args {
 }
 
 pub fn run(workspace: &Workspace, args: &Args) -> Result<()> {
-    setup::ensure(workspace, Need::Build)?;
+    setup::build(workspace)?;
     if args.is_static {
-        return static_build(workspace, args.release).map(drop);
+        return static_build(workspace, args.release, &["-p", SHUNT]).map(drop);
     }
     cargo_build(workspace, args.release, &[])
 }
@@ -39,12 +38,11 @@ pub fn cargo_build(workspace: &Workspace, release: bool, selection: &[&str]) -> 
     process::run(cargo.args(selection))
 }
 
-/// Builds shunt without any need of shared libraries and says where it is. The crates are those of the ordinary build:
-/// only the last step, main.rs and the linker's, is done once more, with the static C library. (`cargo rustc` would
-/// choose other features for one package alone and compile everything anew.)
-pub fn static_build(workspace: &Workspace, release: bool) -> Result<PathBuf> {
+/// Builds shunt without any need of shared libraries and says where it is. The crates are those of the build of
+/// `selection`: only the last step, main.rs and the linker's, is done once more, with the static C library.
+pub fn static_build(workspace: &Workspace, release: bool, selection: &[&str]) -> Result<PathBuf> {
     let mut cargo = workspace.cargo();
-    cargo.args(["build", "--message-format=json-render-diagnostics"]);
+    cargo.args(["build", "--message-format=json-render-diagnostics"]).args(selection);
     if release {
         cargo.arg("--release");
     }

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     apt::{self, PrivateApt},
-    setup::say,
+    progress::say,
     workspace::Workspace,
 };
 

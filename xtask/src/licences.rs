@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, fs, iter::Peekable};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::{advisories, process, setup::say, workspace::Workspace};
+use crate::{advisories, process, progress::say, workspace::Workspace};
 
 pub fn check(workspace: &Workspace) -> Result<()> {
     if let Some(deny) = advisories::installed(workspace, "cargo-deny") {

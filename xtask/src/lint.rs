@@ -1,5 +1,5 @@
-//! `cargo xtask lint`: format, clippy for user space and for the eBPF crate, licences, the map schema,
-//! the programs' stacks, advisories.
+//! `cargo xtask lint`: format, imports, clippy for user space and for the eBPF crate, licences, the map schema, the
+//! programs' stacks, advisories.
 //!
 //! Every check runs, also when an earlier one failed; all failures are named at the end. What could not be
 //! checked is named, too: advisories, where their database is out of reach.
@@ -7,45 +7,93 @@
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use clap::ValueEnum as _;
 
 use crate::{
     advisories::{self, Outcome},
-    licences, process, schema,
-    setup::{self, Need, say},
-    stack,
+    imports, licences, process,
+    progress::say,
+    schema, setup, stack,
     workspace::Workspace,
 };
 
-type Check = fn(&Workspace) -> Result<()>;
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What to check; everything without
+    #[arg(value_enum)]
+    checks: Vec<Check>,
+}
 
-pub fn run(workspace: &Workspace) -> Result<()> {
-    setup::ensure(workspace, Need::Build)?;
-    let checks: [(&str, Check); 6] = [
-        ("format", format),
-        ("schema", schema::check),
-        ("licences", licences::check),
-        ("user space", user_space),
-        ("eBPF", ebpf),
-        // Behind user space, whose check has made the object.
-        ("stack", stack::check),
-    ];
+/// In the order they run: the quick ones first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Check {
+    /// rustfmt
+    Format,
+    /// No circle of files, no circle of proxy-userspace's modules, the datapath's floors
+    Imports,
+    /// The layout of the maps against the version in SCHEMA
+    Schema,
+    /// Licences and sources of all crates
+    Licences,
+    /// clippy for user space
+    User,
+    /// clippy for the eBPF crate
+    Ebpf,
+    /// The stack of every program, as kernel 6.1 counts it
+    Stack,
+    /// Known vulnerabilities
+    Advisories,
+}
+
+impl Check {
+    /// Whether it compiles the eBPF crate.
+    fn builds(self) -> bool {
+        matches!(self, Self::User | Self::Ebpf | Self::Stack)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Format => "format",
+            Self::Imports => "imports",
+            Self::Schema => "schema",
+            Self::Licences => "licences",
+            Self::User => "user space",
+            Self::Ebpf => "eBPF",
+            Self::Stack => "stack",
+            Self::Advisories => "advisories",
+        }
+    }
+
+    fn run(self, workspace: &Workspace) -> Result<Outcome> {
+        match self {
+            Self::Format => format(workspace)?,
+            Self::Imports => imports::check(workspace)?,
+            Self::Schema => schema::check(workspace)?,
+            Self::Licences => licences::check(workspace)?,
+            Self::User => user_space(workspace)?,
+            Self::Ebpf => ebpf(workspace)?,
+            Self::Stack => stack::check(workspace)?,
+            Self::Advisories => return advisories::check(workspace),
+        }
+        Ok(Outcome::Clean)
+    }
+}
+
+pub fn run(workspace: &Workspace, args: &Args) -> Result<()> {
+    let checks = if args.checks.is_empty() { Check::value_variants() } else { &args.checks };
+    if checks.iter().any(|check| check.builds()) {
+        setup::build(workspace)?;
+    }
     let mut failed = Vec::new();
-    for (name, check) in checks {
-        let start = Instant::now();
-        match check(workspace) {
-            Ok(()) => say(name, format_args!("clean ({} s)", start.elapsed().as_secs())),
+    for check in checks {
+        let (name, start) = (check.name(), Instant::now());
+        match check.run(workspace) {
+            Ok(Outcome::Clean) => say(name, format_args!("clean ({} s)", start.elapsed().as_secs())),
+            Ok(Outcome::Unchecked(why)) => say(name, format_args!("NOT CHECKED: {why}")),
             Err(error) => {
                 say(name, format_args!("{error:#}"));
                 failed.push(name);
             }
-        }
-    }
-    match advisories::check(workspace) {
-        Ok(Outcome::Clean) => say("advisories", "clean"),
-        Ok(Outcome::Unchecked(why)) => say("advisories", format_args!("NOT CHECKED: {why}")),
-        Err(error) => {
-            say("advisories", format_args!("{error:#}"));
-            failed.push("advisories");
         }
     }
     if !failed.is_empty() {

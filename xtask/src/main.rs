@@ -7,11 +7,14 @@ mod advisories;
 mod apt;
 mod build;
 mod image;
+mod imports;
 mod instruction;
 mod kernels;
 mod licences;
 mod lint;
 mod process;
+mod progress;
+mod qemu;
 mod run;
 mod schema;
 mod setup;
@@ -41,8 +44,8 @@ enum Task {
     Build(build::Args),
     /// Build the container image, as an OCI layout; no engine is needed.
     Image(image::Args),
-    /// Check format, clippy (user space, then eBPF), licences, the map schema and the programs' stacks.
-    Lint,
+    /// Check format, imports, clippy (user space, then eBPF), licences, the map schema and the programs' stacks.
+    Lint(lint::Args),
     /// Record the layout of the map types for the version in proxy-common's SCHEMA.
     Schema(schema::Args),
     /// Run the tests: every level, or those named.
@@ -69,7 +72,7 @@ fn work() -> anyhow::Result<ExitCode> {
         Task::Setup(args) => setup::run(&workspace, &args)?,
         Task::Build(args) => build::run(&workspace, &args)?,
         Task::Image(args) => image::run(&workspace, &args)?,
-        Task::Lint => lint::run(&workspace)?,
+        Task::Lint(args) => lint::run(&workspace, &args)?,
         Task::Schema(args) => schema::write(&workspace, &args)?,
         Task::Test(args) => return test::run(&workspace, &args),
         Task::Run(args) => run::run(&workspace, args)?,

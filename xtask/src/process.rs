@@ -3,13 +3,18 @@
 use std::{
     env,
     ffi::OsStr,
-    path::PathBuf,
+    fs::{self, File},
+    io::Write as _,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
+
+/// Lines of a log that a failure repeats.
+const TAIL: usize = 12;
 
 /// Runs with inherited output; an exit status other than 0 is an error.
 pub fn run(command: &mut Command) -> Result<()> {
@@ -39,6 +44,29 @@ pub fn run_for(command: &mut Command, limit: Duration) -> Result<()> {
         }
         thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// Runs with all output appended to the file `log`; a failure repeats the last lines of it.
+pub fn run_logged(command: &mut Command, log: &Path) -> Result<()> {
+    if let Some(dir) = log.parent() {
+        fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+    }
+    let open = || File::options().create(true).append(true).open(log);
+    let mut file = open().with_context(|| format!("opening {}", log.display()))?;
+    writeln!(file, "$ {}", line(command))?;
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(file)
+        .stderr(open()?)
+        .status()
+        .with_context(|| format!("starting `{}`", line(command)))?;
+    if !status.success() {
+        let text = String::from_utf8_lossy(&fs::read(log)?).into_owned();
+        let lines: Vec<_> = text.lines().collect();
+        let tail = &lines[lines.len().saturating_sub(TAIL)..];
+        bail!("`{}` failed: {status}; the end of {}:\n{}", line(command), log.display(), tail.join("\n"));
+    }
+    Ok(())
 }
 
 /// Runs quietly and returns its standard output.
@@ -95,6 +123,17 @@ mod tests {
     fn a_failure_names_the_command_and_its_words() {
         let error = output(Command::new("sh").args(["-c", "echo gone >&2; exit 3"])).unwrap_err().to_string();
         assert!(error.contains("sh -c") && error.contains("gone"), "{error}");
+    }
+
+    #[test]
+    fn a_logged_command_is_silent_and_its_failure_repeats_the_end_of_the_log() {
+        let log = env::temp_dir().join(format!("shunt-xtask-log-{}/run.log", std::process::id()));
+        run_logged(Command::new("sh").args(["-c", "seq 100; echo also >&2"]), &log).unwrap();
+        let error = run_logged(Command::new("sh").args(["-c", "echo gone >&2; exit 3"]), &log).unwrap_err();
+        let error = error.to_string();
+        assert!(error.ends_with("\n$ sh -c echo gone >&2; exit 3\ngone"), "{error}");
+        assert!(error.contains("\nalso\n") && !error.contains("\n50\n"), "{error}");
+        fs::remove_dir_all(log.parent().unwrap()).unwrap();
     }
 
     #[test]

@@ -9,9 +9,14 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     build, process,
-    setup::{self, Need},
+    progress::say,
+    setup::{self, packages},
     workspace::Workspace,
 };
+
+/// shunt and the demo, without what only the suites need.
+const DEMO: &[&str] =
+    &["-p", build::SHUNT, "-p", "tests", "--bin", "shunt", "--bin", "shunt-demo", "--no-default-features"];
 
 const KUBECONFIG: &str = "KUBECONFIG";
 
@@ -39,24 +44,23 @@ pub struct BenchArgs {
 pub fn run(workspace: &Workspace, args: RunArgs) -> Result<()> {
     let found = if names_source(&args.args) { None } else { kubeconfig() };
     if found.is_none() && !names_source(&args.args) {
-        setup::say(
+        say(
             "run",
             "no --manifests, no --kubeconfig, no --config, no KUBECONFIG, no ~/.kube/config: starting the demo",
         );
         return demo(workspace, DemoArgs { args: args.args });
     }
-    setup::ensure(workspace, Need::Run)?;
-    build::cargo_build(workspace, false, &["-p", "proxy-userspace"])?;
+    setup::build(workspace)?;
+    setup::bpffs()?;
+    build::cargo_build(workspace, false, &["-p", build::SHUNT])?;
     let mut all = vec!["run".to_owned()];
     match found {
         // By name: sudo keeps neither KUBECONFIG nor the home directory.
         Some(Found::File(path)) => {
-            setup::say("run", format_args!("against the cluster of {path}"));
+            say("run", format_args!("against the cluster of {path}"));
             all.extend(["--kubeconfig".to_owned(), path]);
         }
-        Some(Found::List(list)) => {
-            setup::say("run", format_args!("against the cluster of KUBECONFIG={list}"))
-        }
+        Some(Found::List(list)) => say("run", format_args!("against the cluster of KUBECONFIG={list}")),
         None => {}
     }
     all.extend(args.args);
@@ -64,16 +68,23 @@ pub fn run(workspace: &Workspace, args: RunArgs) -> Result<()> {
 }
 
 pub fn demo(workspace: &Workspace, args: DemoArgs) -> Result<()> {
-    setup::ensure(workspace, Need::Run)?;
-    build::cargo_build(workspace, false, &["-p", "proxy-userspace", "-p", "tests", "--bins"])?;
+    ready(workspace)?;
+    build::cargo_build(workspace, false, DEMO)?;
     become_root(&workspace.binary("debug", "shunt-demo"), &args.args)
 }
 
 /// With optimisations: the bench times user space too.
 pub fn bench(workspace: &Workspace, args: BenchArgs) -> Result<()> {
-    setup::ensure(workspace, Need::Run)?;
+    ready(workspace)?;
     build::cargo_build(workspace, true, &["-p", "proxy-userspace", "-p", "tests", "--bins"])?;
     become_root(&workspace.binary("release", "shunt-bench"), &args.args)
+}
+
+/// What a cluster of namespaces needs, before minutes of compiling.
+fn ready(workspace: &Workspace) -> Result<()> {
+    setup::programs(workspace, packages::NAMESPACES)?;
+    setup::bpffs()?;
+    setup::build(workspace)
 }
 
 /// Whether the arguments say where Services come from.

@@ -8,7 +8,7 @@ use std::{fmt::Write as _, fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{setup::say, workspace::Workspace};
+use crate::{progress::say, workspace::Workspace};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {

@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::{
     instruction::{self, Instruction, Names},
     process,
-    setup::say,
+    progress::say,
     workspace::Workspace,
 };
 

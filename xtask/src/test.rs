@@ -14,7 +14,12 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     build, kernels, process,
-    setup::{self, Need, say},
+    progress::say,
+    qemu,
+    setup::{
+        self,
+        packages::{self, Program},
+    },
     workspace::Workspace,
 };
 
@@ -68,6 +73,16 @@ impl Level {
         }
     }
 
+    /// The programs of the system that its tests call.
+    fn programs(self) -> &'static [Program] {
+        match self {
+            Self::Unit | Self::Compile => &[],
+            Self::Packet | Self::Api => packages::NAMESPACES,
+            Self::Network => packages::NETWORK_TESTS,
+            Self::Vm => packages::VM_TESTS,
+        }
+    }
+
     fn needs_root(self) -> bool {
         matches!(self, Self::Packet | Self::Network | Self::Api)
     }
@@ -93,14 +108,21 @@ struct Sum {
 
 pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let levels = if args.levels.is_empty() { &Level::ALL[..] } else { &args.levels };
-    let runs = |level: &Level| level.needs_root() || *level == Level::Vm;
-    let need = if levels.iter().any(runs) { Need::Run } else { Need::Build };
-    setup::ensure(workspace, need)?;
+    setup::build(workspace)?;
+    for level in levels {
+        // What is missing is the failure of those tests that call it; the others are run.
+        if let Err(error) = setup::programs(workspace, level.programs()) {
+            eprintln!("{}: {error:#}", level.name());
+        }
+    }
+    if levels.iter().any(|level| level.needs_root()) {
+        setup::bpffs()?;
+    }
     // The network and vm suites start the real `shunt`, which is not theirs for cargo to build.
     build::cargo_build(workspace, false, &[])?;
     if levels.contains(&Level::Network) {
         // Of the tests in containers and in an empty chroot.
-        build::static_build(workspace, false)?;
+        build::static_build(workspace, false, &[])?;
     }
     let mut total = Sum::default();
     for level in levels {
@@ -129,6 +151,7 @@ fn run_level(workspace: &Workspace, level: Level, args: &Args) -> Result<Sum> {
     }
     if level == Level::Vm {
         kernels::fetch_all(workspace)?;
+        qemu::fetch(workspace)?;
     }
     say("test", level.name());
     let nextest = process::which("cargo-nextest").is_some();
@@ -139,7 +162,7 @@ fn run_level(workspace: &Workspace, level: Level, args: &Args) -> Result<Sum> {
         cargo.args(["test", "--no-fail-fast"]).args(level.selection());
     }
     cargo.args(only);
-    cargo.env("SHUNT_BIN", workspace.binary("debug", "shunt"));
+    cargo.env("SHUNT_BIN", workspace.binary("debug", "shunt")).env("PATH", workspace.path()?);
     match args.xdp {
         Some(Lane::Native) => cargo.env("SHUNT_TEST_XDP", "native"),
         Some(Lane::Generic) => cargo.env("SHUNT_TEST_XDP", "generic"),

@@ -1,7 +1,9 @@
 //! Where things are in this repository, and how its cargo is called.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsString,
+    fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -38,6 +40,14 @@ impl Workspace {
     /// does not move with CARGO_TARGET_DIR.
     pub fn tools(&self) -> PathBuf {
         self.root.join("target/tools")
+    }
+
+    /// PATH with the programs of the system's administrator, which a user's may lack, and those below target/tools.
+    pub fn path(&self) -> Result<OsString> {
+        let given = env::var_os("PATH").unwrap_or_default();
+        let more = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
+        let all = env::split_paths(&given).chain(more).chain([self.tools().join("bin")]);
+        env::join_paths(all).context("a directory of PATH has a colon in its name")
     }
 
     /// A program of a profile's output directory.

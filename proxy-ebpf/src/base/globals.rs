@@ -28,6 +28,10 @@ static CSUM_IPV6: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
 static SET_RETVAL: Global<u32> = Global::new(0);
 
+/// Flags with which bpf_fib_lookup names the source of a route (6.7), as far as this kernel knows them; 0 where it cannot.
+#[unsafe(no_mangle)]
+static FIB_SOURCE: Global<u32> = Global::new(0);
+
 /// The limit on half-open flows: slots in HALF_OPEN's ring. 0 is unlimited.
 #[unsafe(no_mangle)]
 static HALF_OPEN_MAX: Global<u32> = Global::new(32_768);
@@ -78,6 +82,11 @@ pub fn trace() -> u32 {
 #[inline(always)]
 pub fn csum_ipv6() -> u64 {
     CSUM_IPV6.load()
+}
+
+#[inline(always)]
+pub fn fib_source() -> u32 {
+    FIB_SOURCE.load()
 }
 
 #[inline(always)]

@@ -1,6 +1,10 @@
 //! Protocol headers as they are laid out in a packet, and the constants that go with them. Data only: `packet/` reads
 //! and writes them.
 
+/// Address families, as the kernel numbers them.
+pub const AF_INET: u8 = 2;
+pub const AF_INET6: u8 = 10;
+
 /// `packed(2)`, because headers behind an Ethernet header are only 2-byte aligned: it makes every load defined
 /// behaviour.
 #[repr(C, packed(2))]

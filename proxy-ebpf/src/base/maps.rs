@@ -60,6 +60,10 @@ pub static NODE_CONFIG: Array<NodeConfig> = Array::pinned(1, 0);
 #[map]
 pub static DEVICES: HashMap<u32, Device> = HashMap::pinned(16_384, BPF_F_NO_PREALLOC);
 
+/// The key without its prefix length is what `SourceAddrKey` holds behind it.
+#[map]
+pub static SOURCE_ADDRS: LpmTrie<[u32; 5], Addr> = LpmTrie::pinned(16_384, 0);
+
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(COUNTERS_LEN, 0);
 

@@ -176,10 +176,6 @@ pub struct SlowPacket {
     pub ports: u32,
 }
 
-/// `family` of a lookup.
-pub const AF_INET: u8 = 2;
-pub const AF_INET6: u8 = 10;
-
 /// `struct bpf_fib_lookup`, with its unions as XDP uses them.
 #[repr(C)]
 pub struct FibLookup {
@@ -214,5 +210,13 @@ impl FibLookup {
         } else {
             self.dst = dst.words();
         }
+    }
+
+    /// The mark to look up with (6.10): it lies where the lookup puts the addresses of the next hop.
+    #[inline(always)]
+    pub fn set_mark(&mut self, mark: u32) {
+        let [low, high] = [mark as u16, (mark >> 16) as u16];
+        let halves = if cfg!(target_endian = "little") { [low, high] } else { [high, low] };
+        (self.from_mac[0], self.from_mac[1]) = (halves[0], halves[1]);
     }
 }

@@ -7,3 +7,4 @@ pub mod half_open;
 pub mod node_flow;
 pub mod ports;
 pub mod snat;
+pub mod source_addr;

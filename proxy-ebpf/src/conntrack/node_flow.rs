@@ -33,11 +33,21 @@ pub fn may_replace(proto: u8, entry: &CtEntry) -> bool {
     entry.has(CtEntry::NODE_FLOW) && entry::is_closed(proto, entry)
 }
 
-/// Records the flow of the packet with tuple `flow.request`, if it is one of the two kinds and not known. True: the packet
-/// is to be rewritten as `flow.rewrite` says. A packet is never dropped here: what cannot be recorded passes.
+/// What is left to do with the packet of a flow that was recorded, or not.
+#[repr(u32)]
+pub enum Recorded {
+    /// It passes as it is; also where its flow is none of the two kinds or found no room.
+    Pass,
+    /// It is rewritten as `flow.rewrite` says.
+    Translate,
+    /// Another flow has its tuple, and SCTP's checksum does not let its port change.
+    Drop,
+}
+
+/// Records the flow of the packet with tuple `flow.request`, if it is one of the two kinds and not known.
 #[inline(never)]
-pub fn record(flow: &mut FlowContext) -> bool {
-    is_relevant(flow) && create(flow)
+pub fn record(flow: &mut FlowContext) -> Recorded {
+    if is_relevant(flow) { create(flow) } else { Recorded::Pass }
 }
 
 #[inline(never)]
@@ -70,9 +80,9 @@ fn is_relevant(flow: &FlowContext) -> bool {
         && unsafe { BACKEND_ADDRS.get(FrontendKey::new(key.dst, key.dport, key.proto)) }.is_some()
 }
 
-/// Records both halves, the ingress half first: it reserves the tuple on the wire. True: with another source port.
+/// Records both halves, the ingress half first: it reserves the tuple on the wire.
 #[inline(never)]
-fn create(flow: &mut FlowContext) -> bool {
+fn create(flow: &mut FlowContext) -> Recorded {
     let now = clock::now();
     let (proto, flags) = (flow.request.proto, flow.tcp_flags as u8);
     flow.reply = CtKey::new(
@@ -107,7 +117,7 @@ fn create(flow: &mut FlowContext) -> bool {
         count(Counter::FlowUnrecorded);
     }
     if outcome > AGAIN {
-        return false;
+        return if outcome == TAKEN { Recorded::Drop } else { Recorded::Pass };
     }
     let port = flow.reply.dport;
     flow.entry.port = u64::from(port.be());
@@ -136,12 +146,12 @@ fn create(flow: &mut FlowContext) -> bool {
                         let _gone = CONNTRACK.remove(&flow.reply);
                     }
                     count(Counter::FlowUnrecorded);
-                    return false;
+                    return Recorded::Pass;
                 }
             }
         }
     }
-    flow.rewrite.port != flow.request.sport
+    if flow.rewrite.port == flow.request.sport { Recorded::Pass } else { Recorded::Translate }
 }
 
 const NEW: u32 = 0;
@@ -150,6 +160,8 @@ const AGAIN: u32 = 1;
 /// Nothing to record.
 const KNOWN: u32 = 2;
 const UNRECORDED: u32 = 3;
+/// By another flow, and the port cannot change.
+const TAKEN: u32 = 4;
 
 /// Inserts the ingress half under `flow.reply`, with another port where the tuple is taken.
 #[inline(always)]
@@ -175,7 +187,7 @@ fn reserve(flow: &mut FlowContext) -> u32 {
     }
     // SCTP's checksum covers the ports, and nothing here can compute it.
     if flow.request.proto == Proto::SCTP {
-        return UNRECORDED;
+        return TAKEN;
     }
     flow.entry.flags &= !CtEntry::IDENTITY;
     match ports::reserve_source(flow) {

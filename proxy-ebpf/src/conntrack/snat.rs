@@ -1,5 +1,5 @@
-//! Source translation (SNAT), completed by the first egress hook that a flow meets: it takes an address of its device and
-//! reserves a port of the node.
+//! Source translation (SNAT), completed by the first egress hook that a flow meets: it takes the address that the kernel
+//! would choose and reserves a port of the node.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use proxy_common::{Addr, Counter, CtEntry, CtKey, Half, Proto, node::port_bits};
@@ -7,21 +7,27 @@ use proxy_common::{Addr, Counter, CtEntry, CtKey, Half, Proto, node::port_bits};
 use crate::{
     base::{
         atomic,
-        maps::{CONNTRACK, DEVICES, NODE_CONFIG, flow_context},
+        maps::{CONNTRACK, flow_context},
         scratch::FlowContext,
         verdict::{DropReason, Verdict},
     },
-    conntrack::{entry, ports},
+    conntrack::{entry, ports, source_addr},
     load_balancing::frontend,
+    packet::access::RouteContext,
 };
 
 /// Completes the pending masquerade half `entry` with key `key`, for a packet that leaves by device `ifindex`. Two
 /// CPUs may do so for one flow at the same time; the first to publish its port wins. A subprogram, so that the
 /// verifier follows it once.
 #[inline(never)]
-pub fn complete(key: &CtKey, ifindex: u32, entry: &mut CtEntry) -> Result<(), DropReason> {
+pub fn complete<C: RouteContext>(
+    ctx: &C,
+    key: &CtKey,
+    ifindex: u32,
+    entry: &mut CtEntry,
+) -> Result<(), DropReason> {
     let flow = flow_context().ok_or(Counter::NoFreeSource)?;
-    let addr = address(ifindex, key.src.is_v4()).ok_or(Counter::NoFreeSource)?;
+    let addr = source_addr::select(ctx, key, ifindex, &mut flow.fib).ok_or(Counter::NoFreeSource)?;
     reserve(key, entry, addr, flow)?;
     let port = u64::from(flow.reply.dport.be());
     // Both CPUs of a race write the same address: one flow leaves by one device.
@@ -40,22 +46,6 @@ pub fn complete(key: &CtKey, ifindex: u32, entry: &mut CtEntry) -> Result<(), Dr
 #[inline(always)]
 pub fn verdict(reason: DropReason) -> Verdict {
     if matches!(reason, Counter::NoFreeSource) { Verdict::rejected(reason as u32) } else { reason.into() }
-}
-
-/// The source address: the device's, else the node's primary one. Over a tunnel the node's own address would fail the
-/// peer's strict rp_filter.
-#[inline(always)]
-fn address(ifindex: u32, v4: bool) -> Option<Addr> {
-    // SAFETY: map memory, valid while the program runs (RCU); `entry::lookup` says what another CPU may do to it.
-    if let Some(device) = unsafe { DEVICES.get(ifindex) } {
-        let own = if v4 { device.source_v4 } else { device.source_v6 };
-        if !own.is_unspecified() {
-            return Some(own);
-        }
-    }
-    let config = NODE_CONFIG.get(0)?;
-    let primary = if v4 { config.primary_v4 } else { config.primary_v6 };
-    if primary.is_unspecified() { None } else { Some(primary) }
 }
 
 /// Reserves a port of the node towards this backend by inserting the unmasquerade half: the client's own port if it is free,

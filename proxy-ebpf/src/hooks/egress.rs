@@ -7,10 +7,14 @@ use proxy_common::{Counter, CtEntry, CtKey, Frontend, FrontendKey, Half, node::p
 use crate::{
     base::{
         maps::{flow_context, slow_packet},
-        scratch::Rewrite,
+        scratch::{FlowContext, Rewrite},
         verdict::Verdict,
     },
-    conntrack::{entry, node_flow, snat},
+    conntrack::{
+        entry,
+        node_flow::{self, Recorded},
+        snat,
+    },
     load_balancing::{cluster_ip, frontend, prefilter, source_ranges},
     new_flow,
     observe::service_stats,
@@ -69,10 +73,17 @@ fn plain_packet<L: Link>(ctx: &TcContext, packet: &Packet) -> Verdict {
     flow.tcp_flags = u32::from(packet.tcp_flags);
     // From here on nothing is read from the parsed packet, as in `ingress.rs`.
     let verdict = if may_match { unknown_flow_of_node(&flow.request) } else { unknown_flow(&flow.request) };
-    if verdict.is_next() && may_be_node_flow && node_flow::record(flow) {
-        return new_flow::translate_source::<L>(ctx, flow);
+    if verdict.is_next() && may_be_node_flow { node_flow_of::<L>(ctx, flow) } else { verdict }
+}
+
+/// A packet that may begin a flow of the node's own addresses, with tuple `flow.request`.
+#[inline(always)]
+fn node_flow_of<L: Link>(ctx: &TcContext, flow: &mut FlowContext) -> Verdict {
+    match node_flow::record(flow) {
+        Recorded::Pass => Verdict::NEXT,
+        Recorded::Translate => new_flow::translate_source::<L>(ctx, flow),
+        Recorded::Drop => Counter::SctpPort.into(),
     }
-    verdict
 }
 
 /// Translates a packet of a known flow.
@@ -85,7 +96,7 @@ fn known_flow<L: Link>(ctx: &TcContext, packet: &Packet, entry: &mut CtEntry) ->
         }
         service_stats::count_reply(ctx, entry.service);
     } else if entry.port == 0
-        && let Err(reason) = snat::complete(&packet.key, ifindex(ctx), entry)
+        && let Err(reason) = snat::complete(ctx, &packet.key, ifindex(ctx), entry)
     {
         return snat::verdict(reason);
     }
@@ -118,9 +129,7 @@ fn slow_path_packet<L: Link>(ctx: &TcContext) -> Verdict {
             {
                 flow.request = packet.key;
                 flow.tcp_flags = packet.tcp_flags;
-                if node_flow::record(flow) {
-                    verdict = new_flow::translate_source::<L>(ctx, flow);
-                }
+                verdict = node_flow_of::<L>(ctx, flow);
             }
             slow_path::record_verdict::<L>(ctx, packet, verdict.is_next());
             verdict

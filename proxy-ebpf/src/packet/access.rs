@@ -3,7 +3,7 @@
 use core::{hint::black_box, mem::size_of, ptr};
 
 use aya_ebpf::{
-    EbpfContext as _,
+    EbpfContext,
     bindings::__sk_buff,
     helpers::{bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes},
     programs::{TcContext, XdpContext},
@@ -36,6 +36,43 @@ impl PacketData for XdpContext {
             ((&raw const (*self.ctx).data).read_volatile(), (&raw const (*self.ctx).data_end).read_volatile())
         };
         (data as usize, end as usize)
+    }
+}
+
+/// Inputs of a route lookup that are not in the packet.
+pub trait RouteContext: EbpfContext {
+    /// The device the packet came in by; 0 where the node itself made it.
+    fn ingress_ifindex(&self) -> u32;
+    fn mark(&self) -> u32;
+}
+
+impl RouteContext for TcContext {
+    #[inline(always)]
+    fn ingress_ifindex(&self) -> u32 {
+        let skb = black_box(self.skb.skb);
+        // SAFETY: as in `skb`.
+        unsafe { (*skb).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn mark(&self) -> u32 {
+        let skb = black_box(self.skb.skb);
+        // SAFETY: as in `skb`.
+        unsafe { (*skb).mark }
+    }
+}
+
+impl RouteContext for XdpContext {
+    #[inline(always)]
+    fn ingress_ifindex(&self) -> u32 {
+        // SAFETY: a field of the context, which is valid while the program runs.
+        unsafe { (&raw const (*self.ctx).ingress_ifindex).read_volatile() }
+    }
+
+    /// There is no skb yet that could have one.
+    #[inline(always)]
+    fn mark(&self) -> u32 {
+        0
     }
 }
 

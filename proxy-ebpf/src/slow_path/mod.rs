@@ -106,7 +106,7 @@ pub fn egress<L: Link>(ctx: &TcContext, packet: &mut SlowPacket) -> SlowStep {
     if entry.has(CtEntry::REPLY) {
         entry::touch(&packet.key, packet.tcp_flags as u8, entry);
     } else if entry.port == 0
-        && let Err(reason) = snat::complete(&packet.key, ifindex(ctx), entry)
+        && let Err(reason) = snat::complete(ctx, &packet.key, ifindex(ctx), entry)
     {
         return packet.done(snat::verdict(reason));
     }

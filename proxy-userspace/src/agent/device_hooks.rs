@@ -10,7 +10,7 @@ use std::{
 
 use proxy_common::Device;
 
-use super::{device_entries, device_watch::DeviceWatch, xdp_devices::XdpDevices};
+use super::{device_entries, device_watch::DeviceWatch, source_addrs::SourceAddrs, xdp_devices::XdpDevices};
 use crate::{
     config::Config,
     datapath::{
@@ -44,6 +44,7 @@ pub struct Latency {
 #[derive(Debug)]
 pub struct DeviceHooks {
     watch: DeviceWatch,
+    sources: SourceAddrs,
     attacher: Attacher,
     xdp: XdpDevices,
     hooked: BTreeMap<u32, Hooked>,
@@ -76,6 +77,7 @@ impl DeviceHooks {
     pub fn open(config: &Config, pins: Pins, method: Method) -> io::Result<Self> {
         Ok(Self {
             watch: DeviceWatch::open(config)?,
+            sources: SourceAddrs::default(),
             xdp: XdpDevices::new(pins.clone(), config.xdp)?,
             attacher: Attacher::new(pins, method)?,
             hooked: BTreeMap::new(),
@@ -103,6 +105,8 @@ impl DeviceHooks {
     /// The maps are complete: hooks every device, and unhooks what an earlier run left on others.
     pub fn attach_all(&mut self, loaded: &mut Loaded) -> Result<Outcome, MapError> {
         self.is_attaching = true;
+        self.sources.distrust();
+        self.refresh_sources(loaded)?;
         let with_xdp = self.wanted().into_iter().filter(|(_, wanted)| wanted.with_xdp);
         // Before the tc programs are replaced by those that do not know what XDP has translated.
         self.xdp.detach_leftovers(&with_xdp.map(|(ifindex, _)| ifindex).collect());
@@ -148,11 +152,15 @@ impl DeviceHooks {
                 self.forget(loaded, *ifindex)?;
             }
         }
-        if !self.watch.refresh(&happened)? {
-            return Ok(Outcome::default());
+        if happened.sources {
+            self.sources.changed();
         }
-        self.since.get_or_insert(began);
-        Ok(self.reconcile(loaded)?)
+        let mut outcome = Outcome::default();
+        if self.watch.refresh(&happened)? {
+            self.since.get_or_insert(began);
+            outcome = self.reconcile(loaded)?;
+        }
+        Ok(self.follow_sources(loaded, outcome)?)
     }
 
     /// Reads all devices again and compares what is attached with what should be.
@@ -177,8 +185,31 @@ impl DeviceHooks {
         }
         let devices = self.hooked.iter().map(|(ifindex, hooked)| (*ifindex, hooked.device));
         device_entries::repair(loaded, devices)?;
+        self.sources.distrust();
         let outcome = self.reconcile(loaded)?;
+        let outcome = self.follow_sources(loaded, outcome)?;
         Ok(Outcome { addresses: true, ..outcome })
+    }
+
+    /// Reads the kernel's choice of source addresses again, if that is due. New devices are hooked first.
+    fn follow_sources(&mut self, loaded: &mut Loaded, mut outcome: Outcome) -> Result<Outcome, MapError> {
+        let Some(due) = self.sources.due().filter(|_| self.is_attaching) else { return Ok(outcome) };
+        if outcome.retry_in == Some(Duration::ZERO) {
+            return Ok(outcome);
+        }
+        if due.is_zero() && self.refresh_sources(loaded)? {
+            let hooked = self.reconcile(loaded)?;
+            outcome.retry_in = outcome.retry_in.into_iter().chain(hooked.retry_in).min();
+        }
+        outcome.retry_in = outcome.retry_in.into_iter().chain(self.sources.due()).min();
+        Ok(outcome)
+    }
+
+    /// Returns whether the source of a device changed.
+    fn refresh_sources(&mut self, loaded: &mut Loaded) -> Result<bool, MapError> {
+        let egress = self.watch.egress();
+        let (netlink, devices) = self.watch.netlink();
+        self.sources.refresh(netlink, devices, &egress, &mut loaded.store)
     }
 
     /// A device was removed: removes its pins and its entry.
@@ -226,8 +257,9 @@ impl DeviceHooks {
 
     /// What every device should have attached.
     fn wanted(&mut self) -> Vec<(u32, Hooked)> {
-        let (watch, xdp) = (&self.watch, &mut self.xdp);
+        let (watch, sources, xdp) = (&self.watch, &self.sources, &mut self.xdp);
         let each = watch.select().map(|(link, hook, mut device)| {
+            sources.describe(link.index, &mut device);
             let with_xdp = xdp.wants(link, watch.devices.xdp_eligibility(link, hook, &device));
             if with_xdp {
                 device.flags |= xdp.flags(link.index);
@@ -323,7 +355,8 @@ impl DeviceHooks {
 
     /// Tries again what failed.
     pub fn retry(&mut self, loaded: &mut Loaded) -> Result<Outcome, MapError> {
-        self.reconcile(loaded)
+        let outcome = self.reconcile(loaded)?;
+        self.follow_sources(loaded, outcome)
     }
 }
 

@@ -14,6 +14,7 @@ use crate::{
             select::{Filter, Hook, Preferred},
         },
         netlink::Socket,
+        source_addrs::Egress,
     },
     node::NodeAddress,
 };
@@ -89,6 +90,18 @@ impl DeviceWatch {
         }
         self.preferred = Preferred::ask();
         Ok(())
+    }
+
+    /// The hooked devices, and the device that routes name for each.
+    pub(super) fn egress(&self) -> Vec<Egress> {
+        let is_hooked = |link: &&Link| matches!(self.devices.hook(link, &self.filter), Hook::L2 | Hook::L3);
+        let hooked = self.devices.links.values().filter(is_hooked);
+        hooked.map(|link| Egress { hooked: link.index, routed: self.devices.routed(link) }).collect()
+    }
+
+    /// A socket for requests, and the devices.
+    pub(super) fn netlink(&mut self) -> (&mut Socket, &Devices) {
+        (&mut self.netlink, &self.devices)
     }
 
     /// How every device is to be hooked, and its entry in DEVICES.

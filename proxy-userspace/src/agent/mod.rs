@@ -21,6 +21,7 @@ mod process_limits;
 mod programs;
 mod schedule;
 mod shutdown;
+mod source_addrs;
 mod start;
 mod status;
 mod sync;

@@ -46,11 +46,17 @@ use crate::{
 /// Makes tests use the clsact qdisc on kernels that have tcx.
 const FORCE_CLSACT: &str = "SHUNT_FORCE_CLSACT";
 
+/// Makes tests use SOURCE_ADDRS on kernels whose bpf_fib_lookup names sources.
+const FORCE_SOURCE_TABLE: &str = "SHUNT_FORCE_SOURCE_TABLE";
+
 impl Agent {
     pub(super) async fn start(mut config: Config) -> Result<Self, AgentError> {
         let began = Instant::now();
         let source = Source::open(&config.source, &config.node_name)?;
-        let features = Features::probe().map_err(|source| DatapathError::Privilege { source })?;
+        let mut features = Features::probe().map_err(|source| DatapathError::Privilege { source })?;
+        if is_forced(FORCE_SOURCE_TABLE) {
+            features.fib_source = 0;
+        }
         features.lacking().map_err(DatapathError::Kernel)?;
         if config.socket_lb != SocketLb::Off {
             cgroup_attach::check_cgroup(&config.cgroup)?;
@@ -109,9 +115,13 @@ impl Agent {
     }
 }
 
+/// Whether a test asks for the replacement of a feature that the kernel has.
+fn is_forced(variable: &str) -> bool {
+    std::env::var_os(variable).is_some_and(|value| value == "1")
+}
+
 fn attach_method(features: &Features) -> Method {
-    let forced = std::env::var_os(FORCE_CLSACT).is_some_and(|value| value == "1");
-    if features.tcx && !forced { Method::Tcx } else { Method::Clsact }
+    if features.tcx && !is_forced(FORCE_CLSACT) { Method::Tcx } else { Method::Clsact }
 }
 
 fn register(descriptor: OwnedFd) -> Result<AsyncFd<OwnedFd>, DeviceError> {

@@ -26,6 +26,8 @@ pub struct Features {
     pub tcx: bool,
     /// `bpf_l4_csum_replace` takes BPF_F_IPV6.
     pub csum_ipv6: bool,
+    /// Flags with which `bpf_fib_lookup` names the source of a route, as far as they are known; 0 where it cannot.
+    pub fib_source: u32,
 }
 
 /// A feature without which shunt cannot work on this kernel.
@@ -56,7 +58,13 @@ const fn call(helper: i32) -> u64 {
 
 const EXIT: u64 = insn(0x95, 0, 0, 0, 0);
 
+/// Flags of `bpf_fib_lookup`: no neighbour is needed (6.3), the source is wanted (6.7), the mark counts (6.10).
+const BPF_FIB_LOOKUP_SKIP_NEIGH: u32 = 1 << 2;
+const BPF_FIB_LOOKUP_SRC: u32 = 1 << 4;
+const BPF_FIB_LOOKUP_MARK: u32 = 1 << 5;
+
 const BPF_FUNC_L4_CSUM_REPLACE: i32 = 11;
+const BPF_FUNC_FIB_LOOKUP: i32 = 69;
 const BPF_FUNC_GET_NETNS_COOKIE: i32 = 122;
 const BPF_FUNC_SET_RETVAL: i32 = 187;
 
@@ -81,6 +89,7 @@ impl Features {
             set_retval: loads(CGROUP_SOCK_ADDR, connect4, &retval),
             tcx,
             csum_ipv6: csum_takes_ipv6(),
+            fib_source: fib_source(),
         })
     }
 
@@ -121,6 +130,32 @@ fn csum_takes_ipv6() -> bool {
         .is_ok_and(|retval| retval == 0)
 }
 
+/// Unknown flags are refused when the helper runs, before it looks at the device, which does not exist.
+fn fib_source() -> u32 {
+    const AF_INET: i32 = 2;
+    const PARAMS: i16 = 64;
+    let takes = |flags: u32| {
+        let mut program: Vec<u64> = (1..=PARAMS / 8).map(|word| insn(0x7a, 10, 0, -8 * word, 0)).collect();
+        program.extend([
+            // *(u8 *)(r10 - 64) = family; *(u32 *)(r10 - 56) = ifindex; r2 = r10 - 64
+            insn(0x72, 10, 0, -PARAMS, AF_INET),
+            insn(0x62, 10, 0, 8 - PARAMS, i32::MAX),
+            insn(0xbf, 2, 10, 0, 0),
+            insn(0x07, 2, 0, 0, i32::from(-PARAMS)),
+            mov_imm(3, PARAMS.into()),
+            mov_imm(4, flags as i32),
+            call(BPF_FUNC_FIB_LOOKUP),
+            EXIT,
+        ]);
+        prog::load(SCHED_CLS, 0, &program)
+            .and_then(|prog| prog::test_run(prog.as_fd(), &[0; 64]))
+            .is_ok_and(|retval| retval as i32 == -libc::ENODEV)
+    };
+    let source = BPF_FIB_LOOKUP_SKIP_NEIGH | BPF_FIB_LOOKUP_SRC;
+    let candidates = [source | BPF_FIB_LOOKUP_MARK, source];
+    candidates.into_iter().find(|flags| takes(*flags)).unwrap_or(0)
+}
+
 /// `uname -r`.
 pub fn kernel_release() -> String {
     std::fs::read_to_string("/proc/sys/kernel/osrelease")
@@ -158,12 +193,18 @@ pub fn jiffies_per_second() -> io::Result<u32> {
 mod tests {
     use super::*;
 
-    const ALL: Features =
-        Features { atomic_fetch: true, netns_cookie: true, set_retval: true, tcx: true, csum_ipv6: true };
+    const ALL: Features = Features {
+        atomic_fetch: true,
+        netns_cookie: true,
+        set_retval: true,
+        tcx: true,
+        csum_ipv6: true,
+        fib_source: BPF_FIB_LOOKUP_SKIP_NEIGH | BPF_FIB_LOOKUP_SRC,
+    };
 
     #[test]
     fn only_what_is_needed_is_demanded() {
-        let plain = Features { set_retval: false, tcx: false, csum_ipv6: false, ..ALL };
+        let plain = Features { set_retval: false, tcx: false, csum_ipv6: false, fib_source: 0, ..ALL };
         assert_eq!(plain.lacking(), Ok(()));
         let old = Features { atomic_fetch: false, ..plain };
         let text = old.lacking().unwrap_err().to_string();

@@ -141,8 +141,14 @@ mod tests {
     use super::*;
     use crate::check::finding::Level;
 
-    const ALL: Features =
-        Features { atomic_fetch: true, netns_cookie: true, set_retval: true, tcx: true, csum_ipv6: true };
+    const ALL: Features = Features {
+        atomic_fetch: true,
+        netns_cookie: true,
+        set_retval: true,
+        tcx: true,
+        csum_ipv6: true,
+        fib_source: 4,
+    };
 
     fn worst(findings: &[Finding]) -> Level {
         findings.iter().map(|finding| finding.level).max().unwrap()
@@ -151,7 +157,10 @@ mod tests {
     #[test]
     fn only_required_features_fail() {
         assert_eq!(worst(&evaluate(Ok(ALL))), Level::Ok);
-        assert_eq!(worst(&evaluate(Ok(Features { tcx: false, csum_ipv6: false, ..ALL }))), Level::Ok);
+        assert_eq!(
+            worst(&evaluate(Ok(Features { tcx: false, csum_ipv6: false, fib_source: 0, ..ALL }))),
+            Level::Ok
+        );
         assert_eq!(worst(&evaluate(Ok(Features { set_retval: false, ..ALL }))), Level::Warn);
         for lacking in [Features { atomic_fetch: false, ..ALL }, Features { netns_cookie: false, ..ALL }] {
             assert_eq!(worst(&evaluate(Ok(lacking))), Level::Fail);

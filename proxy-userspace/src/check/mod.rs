@@ -56,7 +56,7 @@ pub fn print_findings_into(out: &mut impl Write, findings: &[Finding], colour: b
         }
     }
     let count = |level| findings.iter().filter(|finding| finding.level == level).count();
-    writeln!(out, "{} ok, {} to know, {} to fix", count(Level::Ok), count(Level::Warn), count(Level::Fail))
+    writeln!(out, "{} ok, {} warn, {} fail", count(Level::Ok), count(Level::Warn), count(Level::Fail))
 }
 
 #[cfg(test)]
@@ -73,7 +73,7 @@ mod tests {
             String::from_utf8(out).unwrap(),
             "ok    bpffs             at /sys/fs/bpf\n\
              fail  cgroup2           not mounted\n                        fix: mount it\n\
-             1 ok, 0 to know, 1 to fix\n"
+             1 ok, 0 warn, 1 fail\n"
         );
         assert_eq!(serde_json::to_value(&findings[1]).unwrap()["level"], "fail");
     }

@@ -71,6 +71,8 @@ pub struct Globals {
     pub trace: u32,
     pub csum_ipv6: u64,
     pub set_retval: u32,
+    /// Flags of `bpf_fib_lookup` that name a route's source; 0: sources come from SOURCE_ADDRS alone.
+    pub fib_source: u32,
     /// Not 0: SERVICE_STATS is updated.
     pub stats: u32,
     /// Not 0: `--symmetric-replies`.
@@ -92,6 +94,7 @@ impl Globals {
             trace: config.trace.into(),
             csum_ipv6: if features.csum_ipv6 { BPF_F_IPV6 } else { 0 },
             set_retval: features.set_retval.into(),
+            fib_source: features.fib_source,
             stats: (config.sizes.stats > 1).into(),
             symmetric: config.symmetric_replies.into(),
         })
@@ -227,6 +230,7 @@ pub fn load(
         .override_global("TRACE", &globals.trace, true)
         .override_global("CSUM_IPV6", &globals.csum_ipv6, true)
         .override_global("SET_RETVAL", &globals.set_retval, true)
+        .override_global("FIB_SOURCE", &globals.fib_source, true)
         .override_global("SYMMETRIC", &globals.symmetric, true)
         .override_global("STATS", &globals.stats, true)
         .override_global("HALF_OPEN_MAX", &half_open_max(map_sizes), true)

@@ -14,6 +14,7 @@ pub mod netlink;
 pub mod nf_conntrack;
 pub mod pins;
 pub mod sock_diag;
+pub mod source_addrs;
 pub mod xdp;
 
 use std::{

@@ -116,12 +116,7 @@ impl Walk {
         let before = self.tuple;
         let key = before.key(Half::Egress);
         copy::flow(&self.sandbox, key)?;
-        let own = if before.is_v4() { device.source_v4 } else { device.source_v6 };
-        let sources = if own.is_unspecified() {
-            copy::source_addresses(&self.sandbox, before.is_v4())?
-        } else {
-            vec![own]
-        };
+        let sources = copy::source_addresses(&self.sandbox, before.is_v4())?;
         let to = before.destination();
         copy::backend_tuples(&self.sandbox, &before, to.addr, to.port, &sources)?;
         let ingress_device = self.ingress_device.unwrap_or(0);

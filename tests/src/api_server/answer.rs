@@ -8,11 +8,12 @@ use std::{
 use serde_json::{Value, json};
 
 use super::{
-    Shared,
-    connection::Request,
     events,
     grants::Asked,
+    refusal::refuse,
+    request::Request,
     selector::Selector,
+    shared::Shared,
     store::{Fault, State},
 };
 
@@ -181,26 +182,6 @@ fn send_list(out: &mut impl Write, list: List) -> io::Result<bool> {
     )?;
     out.flush()?;
     Ok(stays)
-}
-
-pub(super) fn refuse(
-    out: &mut impl Write,
-    code: u16,
-    reason: &str,
-    message: &str,
-    retry_after: Option<u64>,
-) -> io::Result<bool> {
-    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason,
-        "message": message, "code": code});
-    let text = status.to_string();
-    let header = retry_after.map(|seconds| format!("Retry-After: {seconds}\r\n")).unwrap_or_default();
-    write!(
-        out,
-        "HTTP/1.1 {code} {reason}\r\nContent-Type: application/json\r\n{header}Content-Length: {}\r\n\r\n{text}",
-        text.len()
-    )?;
-    out.flush()?;
-    Ok(true)
 }
 
 fn hang(shared: &Shared) -> io::Result<bool> {

@@ -1,17 +1,15 @@
 //! What a scenario asks of an API server, be it the harness's or a real one: scenarios that need no fault on demand run
-//! against either ([`of_environment`]).
+//! against either ([`super::of_environment`]).
 
 use std::{
-    env, fmt,
+    fmt,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use super::{ApiServer, Certificates, RealServer, TOKEN};
-use crate::net::Netns;
+use super::{certificates::Certificates, request::TOKEN, server::ApiServer};
 
 /// The convention of envtest: a directory with `etcd` and `kube-apiserver`.
 pub const ASSETS: &str = "KUBEBUILDER_ASSETS";
@@ -104,29 +102,6 @@ pub fn kubeconfig(url: &str, ca: &str, user: &str) -> String {
          clusters: [{{name: test, cluster: {{server: \"{url}\"{ca}}}}}]\n\
          users: [{{name: test, user: {{{user}}}}}]\n"
     )
-}
-
-/// Where the real programs lie, if that is said.
-fn assets() -> Option<PathBuf> {
-    env::var_os(ASSETS).filter(|dir| !dir.is_empty()).map(PathBuf::from)
-}
-
-/// The server of this run, at this machine's loopback address: a real one where `KUBEBUILDER_ASSETS` names the programs,
-/// the harness's otherwise.
-pub fn of_environment() -> Result<Box<dyn Api>> {
-    Ok(match assets() {
-        Some(dir) => Box::new(RealServer::local(&dir)?),
-        None => Box::new(ApiServer::local_tls()?),
-    })
-}
-
-/// The same in a namespace, at 192.168.8.100:6443.
-pub fn of_environment_in(netns: Arc<Netns>) -> Result<Box<dyn Api>> {
-    let addr = "192.168.8.100:6443".parse()?;
-    Ok(match assets() {
-        Some(dir) => Box::new(RealServer::start_in(&dir, netns, addr)?),
-        None => Box::new(ApiServer::start_at(Some(netns), addr, Some(Certificates::new()?))?),
-    })
 }
 
 impl Api for ApiServer {

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use serde_json::Value;
 
-use super::{Shared, answer::refuse, connection::Request, grants::Asked};
+use super::{grants::Asked, refusal::refuse, request::Request, shared::Shared};
 
 /// Answers a request that writes an Event.
 pub(super) fn answer(

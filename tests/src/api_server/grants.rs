@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::connection::Request;
+use super::request::Request;
 
 /// The manifest that is deployed: who the agent is and what it may ask.
 pub(super) const MANIFEST: &str = concat!(

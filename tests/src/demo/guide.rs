@@ -1,42 +1,6 @@
-//! How a user gets into the demo's machines: a small script for each, and what to try with them.
-
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
-
-use anyhow::Result;
+//! What the demo says when its cluster is up: what there is, and what to try with the scripts of [`super::entrances`].
 
 use super::stage::Stage;
-use crate::net::shunt;
-
-/// Writes one script per node, pod and for outside: `node-1 COMMAND...` runs the command there.
-pub fn write_entrances(stage: &Stage) -> Result<()> {
-    let dir = stage.cluster.files().join("in");
-    fs::create_dir_all(&dir)?;
-    let shunt = shunt::binary()?;
-    for node in stage.cluster.nodes() {
-        // Into the node's cgroup first: the socket hooks are there. bpffs must stay visible: nsenter, not `ip netns`.
-        let body = format!(
-            "echo $$ > {cgroup}/cgroup.procs\n\
-             if [ \"$1\" = shunt ]; then shift; set -- {shunt} \"$@\" --bpffs {bpffs}; fi\n\
-             exec nsenter --net={netns} \"$@\"\n",
-            cgroup = node.cgroup().display(),
-            shunt = shunt.display(),
-            bpffs = node.bpffs().display(),
-            netns = node.netns().path().display(),
-        );
-        write(&dir.join(node.name()), &body)?;
-    }
-    let pods = stage.control.pods().map(|pod| (pod.name(), pod.place()));
-    for (name, place) in pods.chain([("outside", stage.cluster.outside())]) {
-        write(&dir.join(name), &format!("exec nsenter --net={} \"$@\"\n", place.netns().path().display()))?;
-    }
-    Ok(())
-}
-
-fn write(path: &Path, body: &str) -> Result<()> {
-    fs::write(path, format!("#!/bin/sh\n{body}"))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
-    Ok(())
-}
 
 /// Says what there is and what to try.
 pub fn print(stage: &Stage) {

@@ -6,9 +6,11 @@
 pub mod allocate;
 pub mod control;
 pub mod endpoints;
+pub mod entrances;
 pub mod guide;
 pub mod interrupt;
 pub mod objects;
 pub mod stage;
+pub mod step;
 pub mod steps;
 pub mod walk;

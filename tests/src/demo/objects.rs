@@ -172,7 +172,7 @@ pub fn default_namespace() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::{cluster::repository, scratch::Scratch};
+    use crate::net::{repository::repository, scratch::Scratch};
 
     #[test]
     fn the_examples_are_understood() {

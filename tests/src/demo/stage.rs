@@ -10,10 +10,10 @@ use anyhow::{Context, Result, bail};
 
 use super::{
     control::Control,
-    guide,
+    entrances,
     objects::{Directory, Objects},
 };
-use crate::net::{Cluster, Plan, cluster::repository, plan::Family};
+use crate::net::{Cluster, Plan, plan::Family, repository::repository};
 
 /// The port of the plain HTTP server that node-2 itself runs, which `mysvc` leads to.
 pub const NODE_SERVER: u16 = 9999;
@@ -44,7 +44,7 @@ impl Stage {
         let started = Instant::now();
         stage.cluster.start(&[])?;
         println!("shunt was ready on both after {:?}", round(started.elapsed()));
-        guide::write_entrances(&stage)?;
+        entrances::write(&stage.cluster, &stage.control)?;
         Ok(stage)
     }
 
@@ -64,7 +64,7 @@ impl Stage {
 
     fn act_on(&mut self, objects: &Objects) -> Result<()> {
         let result = self.control.reconcile(&self.cluster, objects, |text| println!("  {text}"));
-        guide::write_entrances(self)?;
+        entrances::write(&self.cluster, &self.control)?;
         result
     }
 

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 
 use super::{
     stage::Stage,
-    walk::{Seen, Step},
+    step::{Seen, Step},
 };
 use crate::{
     net::{

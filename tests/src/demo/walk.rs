@@ -7,34 +7,15 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use super::{interrupt, stage::Stage, steps};
+use super::{
+    interrupt,
+    stage::Stage,
+    step::{Seen, Step},
+    steps,
+};
 
 /// A change reaches the datapath within this; a step that looks too early looks again.
 const SETTLE: Duration = Duration::from_secs(1);
-
-/// What a step saw.
-#[derive(Debug)]
-pub struct Seen {
-    pub text: String,
-    pub as_expected: bool,
-}
-
-impl Seen {
-    pub fn new(as_expected: bool, text: impl Into<String>) -> Self {
-        Self { text: text.into(), as_expected }
-    }
-}
-
-/// One step.
-pub struct Step {
-    pub title: &'static str,
-    /// What the user would type.
-    pub command: &'static str,
-    pub expected: &'static str,
-    /// Done once, before looking.
-    pub act: fn(&mut Stage) -> Result<()>,
-    pub look: fn(&Stage) -> Result<Seen>,
-}
 
 /// Walks all steps; fails when one saw something else than was expected.
 pub fn all(stage: &mut Stage) -> Result<()> {

@@ -1,5 +1,7 @@
 //! One endpoint of an EndpointSlice, in both families.
 
+use std::net::IpAddr;
+
 use crate::net::{
     Node, Pod,
     plan::{Dual, Family},
@@ -74,6 +76,15 @@ impl Endpoint {
 
     fn conditions(self, text: &'static str) -> Self {
         Self { conditions: Some(text), ..self }
+    }
+
+    /// Whether new flows go to it while there are others.
+    pub(super) fn is_ready(&self) -> bool {
+        self.conditions.is_none_or(|text| text.contains("ready: true"))
+    }
+
+    pub(super) fn addr(&self, family: Family) -> IpAddr {
+        self.addr.of(family)
     }
 
     /// An item of `endpoints:`.

@@ -3,10 +3,25 @@
 mod endpoint;
 mod service;
 
+use std::net::SocketAddr;
+
 pub use endpoint::Endpoint;
 pub use service::Service;
 
 use crate::net::{Node, plan::pod_addr};
+
+/// One way to a Service, as whoever serves it sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Front {
+    pub service: String,
+    /// `tcp`, `udp` or `sctp`.
+    pub protocol: String,
+    /// Under the unspecified address a NodePort.
+    pub at: SocketAddr,
+    /// Anything but a ClusterIP.
+    pub is_external: bool,
+    pub backends: Vec<SocketAddr>,
+}
 
 /// A Node: its addresses, its pod ranges and its zone ([`zone`]).
 pub fn node(node: &Node) -> String {

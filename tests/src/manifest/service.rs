@@ -2,7 +2,7 @@
 
 use std::{fmt::Write, net::IpAddr};
 
-use super::Endpoint;
+use super::{Endpoint, Front};
 use crate::net::{
     Node, Pod,
     plan::{BOTH, Dual, Family},
@@ -21,8 +21,9 @@ pub struct Service {
     slice_labels: Vec<String>,
     spec: Vec<String>,
     external_ips: Vec<IpAddr>,
-    /// Items of `status.loadBalancer.ingress`.
+    /// Items of `status.loadBalancer.ingress`, and those that are served.
     ingress: Vec<String>,
+    balancer_ips: Vec<IpAddr>,
     endpoints: Vec<Endpoint>,
 }
 
@@ -50,6 +51,7 @@ impl Service {
             spec: Vec::new(),
             external_ips: Vec::new(),
             ingress: Vec::new(),
+            balancer_ips: Vec::new(),
             endpoints: Vec::new(),
         }
     }
@@ -87,6 +89,7 @@ impl Service {
     /// Type LoadBalancer, with these addresses given to it (ipMode absent, which means VIP).
     pub fn load_balancer(mut self, addr: Dual) -> Self {
         self.ingress.extend(BOTH.map(|family| format!("{{ip: \"{}\"}}", addr.of(family))));
+        self.balancer_ips.extend(BOTH.map(|family| addr.of(family)));
         Self { kind: "LoadBalancer", ..self }
     }
 
@@ -172,6 +175,31 @@ impl Service {
     fn at_least_node_port(self) -> Self {
         let kind = if self.kind == "ClusterIP" { "NodePort" } else { self.kind };
         Self { kind, ..self }
+    }
+
+    /// What it is reached at, and which endpoints stand behind, in its families. Of policies, hints and conditions
+    /// other than ready nothing is known here.
+    pub fn fronts(&self) -> Vec<Front> {
+        let mut fronts = Vec::new();
+        for (port, family) in self.ports.iter().flat_map(|port| BOTH.map(|family| (port, family))) {
+            if !self.families.contains(&family) {
+                continue;
+            }
+            let ready = self.endpoints.iter().filter(|endpoint| endpoint.is_ready());
+            let front = |addr: IpAddr, number: u16, is_external: bool| Front {
+                service: self.name.clone(),
+                protocol: port.protocol.to_lowercase(),
+                at: (addr, number).into(),
+                is_external,
+                backends: ready.clone().map(|endpoint| (endpoint.addr(family), port.target).into()).collect(),
+            };
+            fronts.extend(self.vip.map(|vip| front(vip.of(family), port.port, false)));
+            let of_family = |addr: &&IpAddr| addr.is_ipv4() == (family == Family::V4);
+            let external = self.external_ips.iter().chain(&self.balancer_ips).filter(of_family);
+            fronts.extend(external.map(|addr| front(*addr, port.port, true)));
+            fronts.extend(port.node_port.map(|number| front(family.unspecified(), number, true)));
+        }
+        fronts
     }
 
     /// The Service's document and one EndpointSlice for each family.

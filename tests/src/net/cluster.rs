@@ -3,7 +3,7 @@
 use std::{
     env, fs,
     io::Write,
-    path::{Path, PathBuf},
+    path::Path,
     process::Stdio,
     sync::{
         Arc, Mutex,
@@ -13,10 +13,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::{
-    Netns, Node, Place, Pod, Toward, cgroup, checksums, cni, hop, lane, netns,
+    ForeignTraffic, Netns, Node, Place, Pod, Toward, cgroup, checksums, cni,
+    foreign_traffic::{self, STRANGER},
+    hop, lane, netns,
     plan::{BOTH, Between, Dual, OUTSIDE, Plan, PodNet, pod_addr},
     scratch::{self, Scratch},
     tun::Tunnel,
@@ -33,6 +35,7 @@ const FIRST_POD: u8 = 2;
 /// A cluster. The order of the fields is the order in which they are taken down.
 #[derive(Debug)]
 pub struct Cluster {
+    foreign: Mutex<Option<ForeignTraffic>>,
     nodes: Vec<Node>,
     pods: Mutex<Vec<Pod>>,
     _tunnel: Option<Tunnel>,
@@ -101,10 +104,21 @@ impl Cluster {
             nodes.push(Node::new(&id, index, netns, manifests, plan.xdp)?);
         }
         let outside = Place::inside(outside);
-        let (pods, hop, past_checksum_errors) = Default::default();
+        let (foreign, pods, hop, past_checksum_errors) = Default::default();
         let _tunnel = tunnel;
-        let cluster =
-            Self { nodes, pods, _tunnel, outside, underlay, hop, past_checksum_errors, files, id, plan };
+        let cluster = Self {
+            foreign,
+            nodes,
+            pods,
+            _tunnel,
+            outside,
+            underlay,
+            hop,
+            past_checksum_errors,
+            files,
+            id,
+            plan,
+        };
         let documents: Vec<_> = cluster.nodes.iter().map(manifest::node).collect();
         cluster.apply("nodes.yaml", &documents.join("---\n"))?;
         Ok(cluster)
@@ -166,9 +180,13 @@ impl Cluster {
     pub fn add_pod(&self, node: usize, name: &str) -> Result<Pod> {
         let mut pods = self.pods.lock().expect("no holder panics");
         let taken: Vec<_> = pods.iter().filter(|pod| pod.node() == node).map(Pod::addr).collect();
-        let host = (FIRST_POD..=254)
+        let host = (FIRST_POD..foreign_traffic::POD)
             .find(|host| !taken.contains(&pod_addr(node, *host)))
             .context("the node's pod range is full")?;
+        self.make_pod(&mut pods, node, name, host)
+    }
+
+    fn make_pod(&self, pods: &mut Vec<Pod>, node: usize, name: &str, host: u8) -> Result<Pod> {
         let mut netns = Netns::new(name)?;
         if self.plan.published {
             netns.publish(&format!("{}-pod-{name}", self.id))?;
@@ -238,8 +256,42 @@ impl Cluster {
 
     /// Starts `shunt run` on every node and waits until all are ready.
     pub fn start(&self, more: &[&str]) -> Result<()> {
+        if foreign_traffic::is_asked_for() && self.foreign.lock().expect("no holder panics").is_none() {
+            self.start_foreign_traffic(&[], 0)?;
+        }
         self.nodes.iter().try_for_each(|node| node.launch_shunt(more))?;
         self.nodes.iter().try_for_each(Node::wait_ready)
+    }
+
+    /// From now on there is foreign traffic on all nodes, with direct flows of their processes to `backends` at this
+    /// port. When the cluster goes away all of it must have been right.
+    pub fn start_foreign_traffic(&self, backends: &[&Pod], port: u16) -> Result<()> {
+        let stranger = Arc::new(Netns::new("stranger")?);
+        self.underlay.ip(&wiring::cable("stranger", &stranger.path()))?;
+        let Dual { v4, v6 } = STRANGER;
+        stranger
+            .ip(&format!("link set eth0 up\naddr add {v4}/24 dev eth0\naddr add {v6}/64 dev eth0 nodad\n"))?;
+        let mut pods = self.pods.lock().expect("no holder panics");
+        let own = (0..self.nodes.len())
+            .map(|node| self.make_pod(&mut pods, node, &format!("foreign-{node}"), foreign_traffic::POD))
+            .collect::<Result<Vec<_>>>()?;
+        let backends: Vec<Pod> = backends.iter().copied().cloned().collect();
+        let traffic = ForeignTraffic::start(stranger, &self.nodes, own, &backends, port)?;
+        *self.foreign.lock().expect("no holder panics") = Some(traffic);
+        Ok(())
+    }
+
+    /// Ends the foreign traffic, where there is any, and fails unless all of it was right.
+    pub fn end_foreign_traffic(&self) -> Result<()> {
+        let Some(traffic) = self.foreign.lock().expect("no holder panics").take() else { return Ok(()) };
+        let mut summary = traffic.finish();
+        // Answers of strangers that servers of the test were given.
+        let pods = self.pods.lock().expect("no holder panics");
+        summary.strays.extend(pods.iter().flat_map(Pod::strays));
+        summary.strays.extend(self.nodes.iter().flat_map(Node::strays));
+        println!("{summary}");
+        ensure!(summary.is_right(), "{summary}");
+        Ok(())
     }
 
     /// Every checksum that a stack of this cluster found wrong so far, as [`checksums::errors`] puts it.
@@ -264,6 +316,9 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if !thread::panicking() {
+            if let Err(error) = self.end_foreign_traffic() {
+                panic!("{error:#}");
+            }
             // Of every test of the suite: whatever was rewritten had the right checksum.
             match self.checksum_errors() {
                 Ok(errors) => assert!(errors.is_empty(), "wrong checksums were received: {errors:#?}"),
@@ -338,10 +393,4 @@ fn forwarding_database(netns: &Netns, lines: &str) -> Result<()> {
         bail!("bridge in {}: {status}\n{lines}", netns.name());
     }
     Ok(())
-}
-
-/// Where the files of the repository lie.
-pub fn repository() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().unwrap_or(here).to_owned()
 }

@@ -59,6 +59,19 @@ pub fn masquerade(netns: &Netns) -> Result<()> {
     ))
 }
 
+/// The same as CNIs with `--random-fully` do it: a port from 1024 to 65535, whoever else has it in mind.
+pub fn masquerade_randomly(netns: &Netns) -> Result<()> {
+    netns.nft(&format!(
+        "table inet cni-masquerade {{
+            chain postrouting {{
+                type nat hook postrouting priority srcnat; policy accept;
+                ip saddr {PODS_V4} ip daddr != {PODS_V4} masquerade random,fully-random
+                ip6 saddr {PODS_V6} ip6 daddr != {PODS_V6} masquerade random,fully-random
+            }}
+        }}"
+    ))
+}
+
 /// Lets new flows to `addr:port` through.
 pub fn allow(netns: &Netns, addr: IpAddr, protocol: &str, port: u16) -> Result<()> {
     let set = if addr.is_ipv4() { "allowed4" } else { "allowed6" };

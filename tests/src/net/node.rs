@@ -120,6 +120,12 @@ impl Node {
         Ok(())
     }
 
+    /// Somebody else's answers that its servers were given.
+    pub fn strays(&self) -> Vec<String> {
+        let servers = self.servers.lock().expect("no holder panics");
+        servers.iter().flat_map(Server::strays).collect()
+    }
+
     /// Writes one manifest in a way that a follower never sees half of it.
     pub fn write_manifest(&self, file: &str, text: &str) -> Result<()> {
         let half = self.manifests.join(format!(".{file}.half"));

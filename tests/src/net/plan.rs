@@ -117,6 +117,16 @@ pub enum Family {
 
 pub const BOTH: [Family; 2] = [Family::V4, Family::V6];
 
+impl Family {
+    /// `0.0.0.0` or `::`.
+    pub fn unspecified(self) -> IpAddr {
+        match self {
+            Self::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            Self::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        }
+    }
+}
+
 /// The underlay's router: every node's default route.
 pub const ROUTER: Dual =
     Dual { v4: Ipv4Addr::new(192, 168, 8, 1), v6: Ipv6Addr::new(0xfd00, 8, 0, 0, 0, 0, 0, 1) };

@@ -73,6 +73,12 @@ impl Pod {
         Ok(())
     }
 
+    /// Somebody else's answers that its servers were given.
+    pub fn strays(&self) -> Vec<String> {
+        let servers = self.0.servers.lock().expect("no holder panics");
+        servers.iter().flat_map(Server::strays).collect()
+    }
+
     /// Ends all servers; connections that are open stay so.
     pub fn stop_serving(&self) {
         self.0.servers.lock().expect("no holder panics").clear();

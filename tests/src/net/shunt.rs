@@ -53,7 +53,7 @@ pub fn binary() -> Result<PathBuf> {
 
 /// The statically linked one: `$SHUNT_STATIC_BIN`, or what `cargo xtask build --static` built.
 pub fn static_binary() -> Result<PathBuf> {
-    let built = super::cluster::repository().join("target/static/debug/shunt");
+    let built = super::repository::repository().join("target/static/debug/shunt");
     let path = env::var_os("SHUNT_STATIC_BIN").map_or(built, PathBuf::from);
     if !path.is_file() {
         bail!("no {}: build it first with `cargo xtask build --static`", path.display());

@@ -31,9 +31,9 @@ use proxy_common::{
 };
 
 use super::{
+    addresses::Last,
     frame::Link,
     run::{self, Outcome, Way, XdpOutcome},
-    world::Last,
 };
 use crate::net::{Netns, scratch};
 
@@ -287,7 +287,7 @@ impl Datapath {
         self.run(Hook::Egress, link, packet, Way { device: self.uplink, came_in: 0, complete: false })
     }
 
-    /// Makes the uplink a wire with neighbours at the other end (but for hosts of [`super::world::UNKNOWN`]), and puts the
+    /// Makes the uplink a wire with neighbours at the other end (but for hosts of [`super::addresses::UNKNOWN`]), and puts the
     /// XDP program on it: only such a device's number may be told to a test run.
     pub fn wire(&mut self) -> Result<()> {
         if self.lane.is_some() {
@@ -295,7 +295,7 @@ impl Datapath {
         }
         self.netns.sysctl("net/ipv4/ip_forward", "1")?;
         self.netns.sysctl("net/ipv6/conf/all/forwarding", "1")?;
-        self.netns.ip(&super::world::wiring())?;
+        self.netns.ip(&super::addresses::wiring())?;
         let gate: &mut SchedClassifier =
             self.ebpf.program_mut("ingress_xdp").context("no ingress_xdp")?.try_into()?;
         gate.load().context("loading ingress_xdp")?;
@@ -318,7 +318,7 @@ impl Datapath {
     /// Gives the neighbours on a wired uplink its own MAC address: a frame that the lane has sent is again one that was
     /// sent to this node, so that a test run can repeat the program over it.
     pub fn mirror(&mut self) -> Result<()> {
-        self.netns.ip(&super::world::mirror())
+        self.netns.ip(&super::addresses::mirror())
     }
 
     /// The XDP program, which is loaded with [`Self::wire`].

@@ -1,6 +1,6 @@
 //! What a datapath's maps hold: addresses, backends, Services and their frontends, written as the controller would.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
 use aya::maps::lpm_trie::Key;
@@ -11,86 +11,8 @@ use proxy_common::{
     node::{port_bits, role},
 };
 
+pub use super::addresses::{FAR_POD, MACS, NARROW, NODE, OUTSIDE, POD, UNKNOWN, UPLINK, VIP, addr, at};
 use super::{datapath::Datapath, frame::Ip};
-
-/// Pods of this node are [`addr`]`(_, 0x01xx)`.
-pub const POD: u16 = 0x0102;
-/// A pod of another node.
-pub const FAR_POD: u16 = 0x0202;
-/// Somebody outside the cluster.
-pub const OUTSIDE: u16 = 0x0902;
-/// The first VIP.
-pub const VIP: u16 = 0x4401;
-/// The node itself: takes NodePort traffic, and is its primary address.
-pub const NODE: u16 = 0xc801;
-/// The uplink's own address, with which translated flows leave it.
-pub const UPLINK: u16 = 0xc802;
-
-/// Another node: a host on the uplink's wire of which no MAC address is known.
-pub const UNKNOWN: u16 = 0x0302;
-/// A pod whose way there takes packets of at most 1280 bytes (locked: forwarding looks at no other route MTU).
-pub const NARROW: u16 = 0x0402;
-/// The uplink's MAC address, and that of whoever is at the other end of its wire.
-pub const MACS: [[u8; 6]; 2] = [[2, 1, 1, 1, 1, 1], [2, 9, 9, 9, 9, 9]];
-
-/// For iproute2: addresses and routes of an uplink whose neighbours are known.
-pub(super) fn wiring() -> String {
-    let mut lines =
-        format!("link set uplink address {}\nlink set pod up\nlink set uplink up\n", text(MACS[0]));
-    for (ip, bits) in [(Ip::V4, 32), (Ip::V6, 128)] {
-        let own = addr(ip, UPLINK);
-        lines += &format!("addr replace {own}/{bits} dev uplink{}\n", if ip.is_v4() { "" } else { " nodad" });
-        for host in [OUTSIDE, OUTSIDE + 1, FAR_POD, NARROW, UNKNOWN, VIP] {
-            let host_addr = addr(ip, host);
-            let narrow = if host == NARROW { " mtu lock 1280" } else { "" };
-            lines += &format!("route replace {host_addr}/{bits} dev uplink{narrow}\n");
-            if host != UNKNOWN {
-                lines += &neighbour(addr(ip, host), MACS[1]);
-            }
-        }
-    }
-    lines
-}
-
-/// For iproute2: the uplink's own MAC address for neighbours of a wired uplink.
-pub(super) fn mirror() -> String {
-    let hosts = [Ip::V4, Ip::V6]
-        .into_iter()
-        .flat_map(|ip| [OUTSIDE, OUTSIDE + 1, FAR_POD, VIP].map(|host| addr(ip, host)));
-    hosts.map(|host| neighbour(host, MACS[0])).collect()
-}
-
-fn neighbour(host: IpAddr, mac: [u8; 6]) -> String {
-    format!("neigh replace {host} lladdr {} dev uplink nud permanent\n", text(mac))
-}
-
-fn text(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
-}
-
-/// An address of the family with this host number. All are 8.0.x.x and 2001:db8:86dd::x, because BPF_PROG_TEST_RUN
-/// reads an EtherType at bytes 12 and 13 whatever the program's device would have: without an Ethernet header these
-/// bytes of a source address then say IPv4 and IPv6.
-pub fn addr(ip: Ip, host: u16) -> IpAddr {
-    let [high, low] = host.to_be_bytes();
-    match ip {
-        Ip::V4 | Ip::V4Options => Ipv4Addr::new(8, 0, high, low).into(),
-        Ip::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0x86dd, 0, 0, 0, 0, host).into(),
-    }
-}
-
-/// That address with a port.
-pub fn at(ip: Ip, host: u16, port: u16) -> SocketAddr {
-    SocketAddr::new(addr(ip, host), port)
-}
-
-/// Last numbers given away.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Last {
-    pub(super) backend: u32,
-    pub(super) service: u32,
-    slot: u32,
-}
 
 /// A Service of one port and family.
 #[derive(Clone, Copy, Debug)]

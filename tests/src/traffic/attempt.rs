@@ -74,6 +74,10 @@ impl Attempt {
         }
     }
 
+    pub fn is_answered(&self) -> bool {
+        matches!(self.outcome, Outcome::Answered(_))
+    }
+
     /// Panics when the attempt was not refused at once.
     #[track_caller]
     pub fn refused(&self) {

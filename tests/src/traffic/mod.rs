@@ -3,6 +3,7 @@
 mod attempt;
 mod bulk;
 mod client;
+#[cfg(feature = "suites")]
 pub mod pieces;
 mod ping;
 mod server;

@@ -6,7 +6,7 @@ use std::{
     net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsRawFd, OwnedFd},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -27,6 +27,7 @@ const TICK: Duration = Duration::from_millis(100);
 pub struct Server {
     listener: Option<TcpListener>,
     datagrams: Option<(Arc<AtomicBool>, thread::JoinHandle<()>)>,
+    strays: Arc<Mutex<Vec<String>>>,
 }
 
 impl Server {
@@ -43,7 +44,7 @@ impl Server {
                 thread::spawn(move || converse(stream, peer, &name));
             }
         });
-        Ok(Self { listener: Some(listener), datagrams: None })
+        Ok(Self { listener: Some(listener), datagrams: None, strays: Arc::default() })
     }
 
     /// Answers each datagram on `addr` (`[::]` for both families).
@@ -62,18 +63,29 @@ impl Server {
     fn answer(socket: UdpSocket, name: &str) -> Result<Self> {
         socket.set_read_timeout(Some(TICK))?;
         let (stop, name) = (Arc::new(AtomicBool::new(false)), name.to_owned());
-        let stopped = stop.clone();
+        let (stopped, strays) = (stop.clone(), Arc::<Mutex<Vec<String>>>::default());
+        let found = strays.clone();
         let thread = thread::spawn(move || {
             let mut buffer = [0; 2048];
             while !stopped.load(Ordering::Relaxed) {
                 let Ok((length, peer)) = socket.recv_from(&mut buffer) else { continue };
                 let said = String::from_utf8_lossy(&buffer[..length]).into_owned();
+                if Answer::parse(&said).is_ok() {
+                    // Answering it would let two servers talk for ever.
+                    found.lock().expect("no holder panics").push(format!("{name} got from {peer}: {said}"));
+                    continue;
+                }
                 let answer = Answer { backend: name.clone(), peer: canonical(peer) };
                 // The caller may be gone; that is its own affair.
                 let _ = socket.send_to(format!("{answer} {said}").as_bytes(), peer);
             }
         });
-        Ok(Self { listener: None, datagrams: Some((stop, thread)) })
+        Ok(Self { listener: None, datagrams: Some((stop, thread)), strays })
+    }
+
+    /// The datagrams that came here and were answers, which are somebody else's: a server asks nobody.
+    pub fn strays(&self) -> Vec<String> {
+        self.strays.lock().expect("no holder panics").clone()
     }
 }
 

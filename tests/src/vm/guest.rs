@@ -27,7 +27,11 @@ use nix::{
 };
 use serde_json::Value;
 
-use super::{END, Ended, Program, REPORT, Report, Seen, Task, image, ipvs};
+use super::{
+    END, Ended, Program, REPORT, Report, Seen, Task,
+    command::{SLOW, ended, ip, wait},
+    image, ipvs,
+};
 use crate::{
     net::{
         Netns, Place, offload,
@@ -39,8 +43,6 @@ use crate::{
 const MANIFESTS: &str = "/run/manifests";
 const RUN_LOG: &str = "/run/shunt.log";
 const HEALTHZ: &str = "127.0.0.1:10256";
-/// Everything is some ten times slower here than on the machine around it.
-pub(super) const SLOW: Duration = Duration::from_secs(60);
 
 /// The program `vm-init`.
 pub fn main() -> ! {
@@ -308,53 +310,12 @@ fn shunt_json(args: &[&str]) -> Result<Vec<Value>> {
         .with_context(|| format!("`shunt {}` wrote {}", args.join(" "), ended.output))
 }
 
-/// Runs to its end, or ends it.
-pub(super) fn ended(command: &mut Command, limit: Duration) -> Result<Ended> {
-    const LOG: &str = "/run/ended.log";
-    let log = File::create(LOG)?;
-    let mut child = command
-        .env("NO_COLOR", "1")
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .spawn()
-        .with_context(|| format!("starting {command:?}"))?;
-    let status = wait(&mut child, limit)?;
-    Ok(Ended { status, output: String::from_utf8_lossy(&fs::read(LOG)?).into_owned() })
-}
-
 fn stop(mut shunt: Child) -> Result<Ended> {
     if shunt.try_wait()?.is_none() {
         kill(Pid::from_raw(shunt.id() as i32), Signal::SIGTERM)?;
     }
     let status = wait(&mut shunt, SLOW)?;
     Ok(Ended { status, output: String::from_utf8_lossy(&fs::read(RUN_LOG)?).into_owned() })
-}
-
-fn wait(child: &mut Child, limit: Duration) -> Result<Option<i32>> {
-    let deadline = Instant::now() + limit;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(status.code());
-        }
-        if Instant::now() > deadline {
-            child.kill()?;
-            child.wait()?;
-            return Ok(None);
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// Lines of iproute2's grammar in the node's namespace.
-pub(super) fn ip(lines: &str) -> Result<()> {
-    for line in lines.lines() {
-        let ended = ended(Command::new("ip").args(line.split_whitespace()), SLOW)?;
-        if ended.status != Some(0) {
-            bail!("ip {line}: {}", ended.output.trim());
-        }
-    }
-    Ok(())
 }
 
 /// One Service on both families with the pod `web` behind it, and the node.

@@ -12,7 +12,7 @@ use shunt::datapath::netlink::{Request, Socket, attributes, read_u16};
 
 use super::{
     Report, Seen,
-    guest::{SLOW, ended, ip},
+    command::{SLOW, ended, ip},
     image,
 };
 

@@ -45,7 +45,7 @@ pub fn boot(series: &str, task: Task, init: &Path) -> Result<Report> {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .with_context(|| format!("cannot run {QEMU}: `cargo xtask setup` installs it"))?;
+        .with_context(|| format!("cannot run {QEMU}: `cargo xtask test vm` unpacks it"))?;
     let console = Machine(qemu).watch(LIMIT)?;
     let line = console.lines().find_map(|line| line.split_once(REPORT)).map(|(_, json)| json);
     match line {

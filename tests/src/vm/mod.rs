@@ -4,6 +4,7 @@
 //! ([`guest`]) is process 1 in there. All that passes between them is one line of JSON on the serial console, the
 //! [`Report`], and the marker behind it. Where kernels come from only `cargo xtask` knows.
 
+mod command;
 mod cpio;
 pub mod guest;
 pub mod image;

@@ -65,7 +65,7 @@ fn decompressed(path: &Path) -> Result<Vec<u8>> {
         .args(["-d", "-c"])
         .arg(path)
         .output()
-        .with_context(|| format!("cannot run {program}: `cargo xtask setup` installs it"))?;
+        .with_context(|| format!("cannot run {program}: `cargo xtask test vm` installs it"))?;
     if !output.status.success() {
         bail!("{program} {}: {}", path.display(), String::from_utf8_lossy(&output.stderr).trim());
     }

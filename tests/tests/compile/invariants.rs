@@ -17,7 +17,7 @@ use shunt::{
     source::{Event, files},
 };
 
-use super::Scenario;
+use super::scenario::Scenario;
 
 /// Tries everything below with one scenario, compiled already.
 pub fn check(scenario: &Scenario, offline: &Offline) -> Result<()> {

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Map, Value, json};
-use tests::net::cluster::repository;
+use tests::net::repository::repository;
 
 use crate::{kustomize, overlay, with};
 

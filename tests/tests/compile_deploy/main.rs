@@ -17,7 +17,7 @@ use k8s_openapi::api::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use tests::net::cluster::repository;
+use tests::net::repository::repository;
 
 /// Every directory of `manifests/overlays`.
 const OVERLAYS: [&str; 6] = ["cleanup", "dev", "kind", "kubeadm", "kubeadm-by-label", "privileged"];

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
-use tests::net::cluster::repository;
+use tests::net::repository::repository;
 
 use crate::kustomize;
 

@@ -9,9 +9,10 @@ use shunt::{
     bpf::{self, link::LinkInfo, prog::ProgInfo},
     config::MapSizes,
     datapath::{
-        attach::{Attacher, Direction, Method},
+        attach::{Attacher, Method},
         clsact,
         devices::select::Hook,
+        direction::Direction,
         load::{Globals, Loaded, load},
         netlink::Socket,
         pins::Pins,
@@ -30,6 +31,7 @@ const GLOBALS: Globals = Globals {
     trace: 0,
     csum_ipv6: 0,
     set_retval: 0,
+    fib_source: 0,
     stats: 1,
     symmetric: 0,
 };

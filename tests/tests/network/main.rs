@@ -1,6 +1,8 @@
 //! The network suite: real sockets in a cluster of network namespaces, the real `shunt` on each node.
 //!
 //! Needs root, iproute2 and nftables, and the built binary (`cargo xtask build`). Each test makes its own cluster.
+//! `SHUNT_TEST_FOREIGN=1` runs foreign traffic under every test that starts `shunt` on a whole cluster (see
+//! [`tests::net::foreign_traffic`]); `SHUNT_TEST_FULL=1` does in full what else is done in as small a number as shows.
 //! `SHUNT_TEST_HOLD=SECONDS` keeps a failed test's cluster that long and says how to enter it.
 
 mod attachment;
@@ -17,7 +19,14 @@ mod distribution;
 mod drops_by_device;
 mod explain;
 mod external_local;
+mod first_backend;
+mod foreign_flows_masquerade;
+mod foreign_flows_moved_address;
+mod foreign_flows_node;
+mod foreign_flows_one_port;
 mod foreign_program;
+mod foreign_traffic;
+mod foreign_world;
 mod fragments;
 mod host_processes;
 mod inspection;
@@ -55,7 +64,10 @@ mod s3_2_health_check;
 mod s3_3_metrics;
 mod same_tuple;
 mod shown;
+mod source_address;
+mod source_ports;
 mod statistics;
+mod symmetric_replies;
 mod takeover;
 mod trio;
 mod unusual_packets;

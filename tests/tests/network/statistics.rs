@@ -36,9 +36,9 @@ fn assert_udp(node: &Node, family: Family, want: &Figures) -> Result<()> {
 /// Asks so often; the bytes of questions and answers as packets.
 fn ask(socket: &UdpClient, count: usize, headers: u64) -> Result<[u64; 2]> {
     let mut bytes = [0, 0];
-    for nth in 0..count {
+    for _ in 0..count {
         let answer: Answer = socket.ask()?;
-        let question = format!("q{nth}");
+        let question = socket.question();
         bytes[0] += headers + question.len() as u64;
         bytes[1] += headers + format!("{answer} {question}").len() as u64;
     }

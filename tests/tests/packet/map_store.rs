@@ -22,6 +22,7 @@ const GLOBALS: Globals = Globals {
     trace: 0,
     csum_ipv6: 0,
     set_retval: 0,
+    fib_source: 0,
     stats: 1,
     symmetric: 0,
 };

@@ -13,10 +13,10 @@ use tests::packet::{
     world::{FAR_POD, OUTSIDE, POD, UPLINK, VIP, at},
 };
 
-const SCTP: u8 = 132;
+pub const SCTP: u8 = 132;
 
 /// A packet whose checksum, a CRC32c over all of SCTP, must arrive as it was sent.
-fn packet(link: Link, ip: Ip, src: SocketAddr, dst: SocketAddr) -> Vec<u8> {
+pub fn packet(link: Link, ip: Ip, src: SocketAddr, dst: SocketAddr) -> Vec<u8> {
     let mut body = Vec::new();
     body.extend(src.port().to_be_bytes());
     body.extend(dst.port().to_be_bytes());

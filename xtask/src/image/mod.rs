@@ -17,7 +17,7 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use object::read::elf::{ElfFile64, ProgramHeader as _};
 
 use self::layout::{Entry, Image};
-use crate::{build, process, setup::say, workspace::Workspace};
+use crate::{build, process, progress::say, setup, workspace::Workspace};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -36,7 +36,10 @@ pub struct Args {
 pub fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     let binary = match &args.binary {
         Some(path) => path.clone(),
-        None => build::static_build(workspace, true)?,
+        None => {
+            setup::build(workspace)?;
+            build::static_build(workspace, true, &["-p", build::SHUNT])?
+        }
     };
     let platform = format!("{}-unknown-linux-gnu", env::consts::ARCH);
     let words = ["metadata", "--format-version=1", "--locked", "--filter-platform", &platform];

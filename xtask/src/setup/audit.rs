@@ -4,8 +4,7 @@ use std::{fs, process::Command};
 
 use anyhow::{Context as _, Result};
 
-use super::say;
-use crate::{process, workspace::Workspace};
+use crate::{process, progress::say, workspace::Workspace};
 
 const PROGRAMS: [(&str, &str); 2] = [("cargo-deny", "0.20.2"), ("cargo-audit", "0.22.2")];
 

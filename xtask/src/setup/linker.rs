@@ -5,8 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use super::say;
-use crate::{process, workspace::Workspace};
+use crate::{process, progress::say, workspace::Workspace};
 
 const VERSION: &str = "0.10.4";
 const LLVM: &str = "rust-llvm-22";
@@ -26,6 +25,10 @@ pub fn install(workspace: &Workspace) -> Result<()> {
     let build = workspace.tools().join("build");
     let mut cargo = workspace.cargo();
     cargo.args(["install", "bpf-linker", "--version", VERSION, "--no-default-features", "--features", LLVM]);
+    // Less than half the time of an optimised build, which is most of a fresh machine's wait. What it does by itself is
+    // optimised, what it calls hardly matters: a link takes ten seconds instead of eight, and the object is the same.
+    cargo.args(["--debug", "--config", "profile.dev.package.bpf-linker.opt-level=2"]);
+    cargo.env("CARGO_PROFILE_DEV_DEBUG", "0");
     cargo.args(["--force", "--quiet"]).arg("--root").arg(workspace.tools()).arg("--target-dir").arg(&build);
     // Flags meant for this workspace's crates would change how the linker is built.
     for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET", "CARGO_TARGET_DIR"] {

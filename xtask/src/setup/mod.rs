@@ -1,25 +1,19 @@
 //! `cargo xtask setup`: makes a fresh machine able to build and test. Every step looks first, says what it
 //! found or did, and may be run again at any time.
+//!
+//! Other tasks call [`build`], [`programs`] and [`bpffs`] for what they are about to do, and no more.
 
 mod audit;
 mod linker;
 mod mounts;
-mod packages;
+pub mod packages;
 mod rust_src;
 mod toolchain;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
-use crate::workspace::Workspace;
-
-/// What a task is about to do, and so what it needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Need {
-    /// Compile everything.
-    Build,
-    /// Compile, and run network namespaces and programs in the kernel as well.
-    Run,
-}
+use self::packages::Program;
+use crate::{progress::say, workspace::Workspace};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -36,32 +30,32 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     toolchain::install(workspace)?;
     rust_src::install(workspace)?;
     linker::install(workspace)?;
-    packages::install()?;
     mounts::mount_bpffs()?;
+    // Last: without them shunt can be built all the same.
+    programs(workspace, packages::NETWORK_TESTS).context("the machine can build, but not run every test")?;
+    programs(workspace, packages::VM_TESTS).context("the machine can build, but not run every test")?;
+    say("packages", "every program that the tests call is here");
     say("ready", "`cargo xtask build`, `cargo xtask demo`, `cargo xtask test`");
     Ok(())
 }
 
-/// The quick check in front of other tasks: silent where all is well, else the steps that are needed.
-pub fn ensure(workspace: &Workspace, need: Need) -> Result<()> {
+/// What compiling needs: silent where it is here.
+pub fn build(workspace: &Workspace) -> Result<()> {
     if !(rust_src::present(workspace)? && linker::present(workspace)) {
         say("setup", "this machine cannot build yet");
         toolchain::install(workspace)?;
         rust_src::install(workspace)?;
         linker::install(workspace)?;
     }
-    if need == Need::Run {
-        if !packages::missing().is_empty() {
-            packages::install()?;
-        }
-        if !mounts::bpffs_mounted()? {
-            mounts::mount_bpffs()?;
-        }
-    }
     Ok(())
 }
 
-/// One line of progress, on standard error: standard output belongs to what a task runs.
-pub fn say(step: &str, what: impl std::fmt::Display) {
-    eprintln!("{step:>12}  {what}");
+/// Programs that a task calls; see [`packages`].
+pub fn programs(workspace: &Workspace, programs: &[Program]) -> Result<()> {
+    packages::install(workspace, programs)
+}
+
+/// What pins maps and links.
+pub fn bpffs() -> Result<()> {
+    if mounts::bpffs_mounted()? { Ok(()) } else { mounts::mount_bpffs() }
 }

@@ -5,8 +5,7 @@ use std::{fs, path::Path};
 use anyhow::{Context as _, Result};
 use nix::mount::{MsFlags, mount};
 
-use super::say;
-use crate::process;
+use crate::{process, progress::say};
 
 const BPFFS: &str = "/sys/fs/bpf";
 

@@ -9,10 +9,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::say;
 use crate::{
     apt::{self, PrivateApt},
     process,
+    progress::say,
     workspace::Workspace,
 };
 

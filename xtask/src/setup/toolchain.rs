@@ -5,8 +5,7 @@ use std::{fs, os::unix::fs::symlink, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::say;
-use crate::{process, workspace::Workspace};
+use crate::{process, progress::say, workspace::Workspace};
 
 pub fn install(workspace: &Workspace) -> Result<()> {
     let pinned = &workspace.toolchain;

@@ -10,9 +10,9 @@ use proxy_common::Device;
 
 use crate::{
     base::{
-        headers::{Ipv4, Ipv6},
+        headers::{AF_INET, AF_INET6, Ipv4, Ipv6},
         maps::DEVICES,
-        scratch::{AF_INET, AF_INET6, FibLookup, Mac},
+        scratch::{FibLookup, Mac},
         verdict::XdpVerdict,
     },
     hooks::xdp::frame::{ETHERNET, Family, ip_len},

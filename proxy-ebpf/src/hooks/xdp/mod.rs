@@ -232,7 +232,7 @@ fn decide(ctx: &XdpContext, flow: &mut FlowContext) -> NewFlow {
         return NewFlow::LeaveToTc;
     }
     if flow.xdp_flag != 0 {
-        complete_snat(flow);
+        complete_snat(ctx, flow);
     }
     NewFlow::Created
 }
@@ -240,7 +240,7 @@ fn decide(ctx: &XdpContext, flow: &mut FlowContext) -> NewFlow {
 /// Completes the source translation of the flow that was just created, if it needs one, as the first egress hook
 /// would. If that fails, `forward` finds the source pending and leaves the packet to tc.
 #[inline(always)]
-fn complete_snat(flow: &mut FlowContext) {
+fn complete_snat(ctx: &XdpContext, flow: &mut FlowContext) {
     if flow.target.masquerade == 0 {
         return;
     }
@@ -249,7 +249,7 @@ fn complete_snat(flow: &mut FlowContext) {
     if let Some(pending) = entry::lookup(&key)
         && pending.port == 0
     {
-        let _failed = snat::complete(&key, flow.fib.ifindex, pending);
+        let _failed = snat::complete(ctx, &key, flow.fib.ifindex, pending);
     }
 }
 

@@ -19,12 +19,19 @@ const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 const RTM_GETROUTE: u16 = 26;
+const RTM_NEWRULE: u16 = 32;
+const RTM_DELRULE: u16 = 33;
+const RTM_NEWNEXTHOP: u16 = 104;
+const RTM_DELNEXTHOP: u16 = 105;
 
 const RTMGRP_LINK: u32 = 1;
 const RTMGRP_IPV4_IFADDR: u32 = 0x10;
 const RTMGRP_IPV4_ROUTE: u32 = 0x40;
+const RTMGRP_IPV4_RULE: u32 = 0x80;
 const RTMGRP_IPV6_IFADDR: u32 = 0x100;
 const RTMGRP_IPV6_ROUTE: u32 = 0x400;
+const RTMGRP_IPV6_RULE: u32 = 1 << 18;
+const RTMGRP_NEXTHOP: u32 = 1 << 31;
 
 /// A network device as rtnetlink describes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -163,6 +170,8 @@ pub struct Happened {
     pub changes: Vec<Change>,
     /// Default routes changed: read them again.
     pub routes: bool,
+    /// Something changed that source addresses may depend on: a link, an address, a route, a rule, a next hop.
+    pub sources: bool,
     /// Events were lost: read everything again.
     pub lost: bool,
 }
@@ -170,8 +179,14 @@ pub struct Happened {
 impl Follow {
     /// Subscribes to events. Dump afterwards, so that no change is missed.
     pub fn open() -> io::Result<Self> {
-        let groups =
-            RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE;
+        let groups = RTMGRP_LINK
+            | RTMGRP_IPV4_IFADDR
+            | RTMGRP_IPV6_IFADDR
+            | RTMGRP_IPV4_ROUTE
+            | RTMGRP_IPV6_ROUTE
+            | RTMGRP_IPV4_RULE
+            | RTMGRP_IPV6_RULE
+            | RTMGRP_NEXTHOP;
         Ok(Self { events: Events::open(groups)?, buffer: vec![0; 64 * 1024] })
     }
 
@@ -187,14 +202,22 @@ impl Follow {
             match self.events.receive(&mut self.buffer) {
                 Ok(data) => {
                     for message in messages(data) {
-                        if matches!(message.kind, RTM_NEWROUTE | RTM_DELROUTE) {
-                            happened.routes |= is_default_route(message.body);
-                        } else {
-                            happened.changes.extend(devices.apply(message));
+                        match message.kind {
+                            RTM_NEWROUTE | RTM_DELROUTE => {
+                                happened.routes |= is_default_route(message.body);
+                                happened.sources = true;
+                            }
+                            RTM_NEWRULE | RTM_DELRULE | RTM_NEWNEXTHOP | RTM_DELNEXTHOP => {
+                                happened.sources = true;
+                            }
+                            _ => happened.changes.extend(devices.apply(message)),
                         }
                     }
                 }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(happened),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    happened.sources |= !happened.changes.is_empty();
+                    return Ok(happened);
+                }
                 Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => happened.lost = true,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),

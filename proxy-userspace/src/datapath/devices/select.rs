@@ -23,7 +23,7 @@ const ARPHRD_IP6GRE: u16 = 823;
 const ARPHRD_NONE: u16 = 0xfffe;
 
 /// Devices that hold VIPs of other proxies and caches; their addresses are not the node's own.
-const VIP_HOLDERS: [&str; 2] = ["kube-ipvs0", "nodelocaldns"];
+pub(in crate::datapath) const VIP_HOLDERS: [&str; 2] = ["kube-ipvs0", "nodelocaldns"];
 
 /// Whether XDP can serve a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +128,13 @@ impl Devices {
         XdpEligibility::Eligible
     }
 
+    /// The device that routes name for packets that a hooked device sends: the bridge of a port.
+    pub fn routed(&self, link: &Link) -> u32 {
+        self.master_of(link)
+            .filter(|master| master.kind == "bridge")
+            .map_or(link.index, |master| master.index)
+    }
+
     /// The entry in DEVICES of a hooked device. `preferred`: the source addresses of the default routes, for devices
     /// without an address of their own.
     pub fn describe(&self, link: &Link, hook: Hook, detect: &DetectLocal, preferred: Preferred) -> Device {
@@ -182,7 +189,10 @@ impl Devices {
     fn source_of(&self, index: u32, v4: bool) -> Option<IpAddr> {
         self.addresses_of(index)
             .filter(|(ip, address)| ip.is_ipv4() == v4 && address.is_global() && address.is_usable())
-            .min_by_key(|(_, address)| address.flags & Address::SECONDARY)
+            .min_by_key(|(ip, address)| {
+                let is_alone = address.prefix_len == if ip.is_ipv4() { 32 } else { 128 };
+                (address.flags & Address::SECONDARY, is_alone)
+            })
             .map(|(ip, _)| ip)
     }
 

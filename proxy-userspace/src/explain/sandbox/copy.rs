@@ -3,7 +3,7 @@
 
 use proxy_common::{
     Addr, Affinity, AffinityKey, Backend, CtEntry, CtKey, Device, Frontend, Half, Port, Service, SetMember,
-    map,
+    map, node::role,
 };
 
 use super::{Sandbox, SandboxError};
@@ -13,7 +13,7 @@ type Result<T> = std::result::Result<T, SandboxError>;
 
 /// Small maps, and maps in which the programs choose the keys themselves (random ports): copied completely.
 pub fn whole_maps(sandbox: &Sandbox) -> Result<()> {
-    [map::PORTS, map::NODE_ADDRS, map::NODE_CONFIG, map::DEVICES]
+    [map::PORTS, map::NODE_ADDRS, map::NODE_CONFIG, map::DEVICES, map::SOURCE_ADDRS, map::SOURCE_CURSORS]
         .into_iter()
         .try_for_each(|name| sandbox.copy_all(name))
 }
@@ -110,6 +110,12 @@ pub fn source_addresses(sandbox: &Sandbox, v4: bool) -> Result<Vec<Addr>> {
     let mut found = vec![if v4 { config.primary_v4 } else { config.primary_v6 }];
     sandbox.each_own(map::DEVICES, |_: &u32, device: &Device| {
         found.push(if v4 { device.source_v4 } else { device.source_v6 });
+    })?;
+    // The kernel chooses among the node's own addresses.
+    sandbox.each_own(map::NODE_ADDRS, |addr: &Addr, roles: &u32| {
+        if roles & role::OWN != 0 && addr.is_v4() == v4 {
+            found.push(*addr);
+        }
     })?;
     found.retain(|addr| !addr.is_unspecified());
     found.sort_unstable();

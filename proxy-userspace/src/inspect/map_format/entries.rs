@@ -3,7 +3,8 @@
 use proxy_common::{
     Addr, Affinity, AffinityKey, Agent, Backend, BackendMeta, Counter, CtEntry, CtKey, Device, DropKey,
     EventKind, Fragment, FragmentKey, Frontend, FrontendKey, FrontendKind, Held, Monitor, NodeConfig, Prefix,
-    Service, ServiceMeta, ServiceStats, SetMember, SockKey, SockPeer, SourceRange, node, observe::kinds, tcp,
+    Service, ServiceMeta, ServiceStats, SetMember, SockKey, SockPeer, SourceAddrKey, SourceRange, node,
+    observe::kinds, tcp,
 };
 
 use super::fields::{Fields, bits, fields};
@@ -215,6 +216,15 @@ pub(super) fn device(value: Device) -> Fields {
         "source_v4": value.source_v4.to_string(),
         "source_v6": value.source_v6.to_string(),
     }
+}
+
+pub(super) fn source_addr_key(key: SourceAddrKey) -> Fields {
+    let destinations = format!("{}/{}", key.destination, key.address_bits());
+    fields! {"ifindex": key.ifindex, "destinations": destinations}
+}
+
+pub(super) fn source_addr(value: Addr) -> Fields {
+    fields! {"source": value.to_string()}
 }
 
 pub(super) fn counter(number: u32) -> Fields {

@@ -7,14 +7,14 @@ mod fields;
 use proxy_common::{
     Addr, Affinity, AffinityKey, Agent, Backend, BackendMeta, CtEntry, CtKey, Device, DropKey, Fragment,
     FragmentKey, Frontend, FrontendKey, Held, Monitor, NodeConfig, Service, ServiceMeta, ServiceStats,
-    SetMember, SockKey, SockPeer, SourceRange, map,
+    SetMember, SockKey, SockPeer, SourceAddrKey, SourceRange, map,
 };
 
 use self::entries::{
     address, affinity, affinity_key, agent, allowed, backend, backend_id, backend_meta, count, counter,
     ct_entry, ct_key, device, drop_key, fragment, fragment_key, frontend, frontend_key, held, ifindex, index,
     monitor, node_config, port, port_bits, roles, service, service_id, service_meta, service_stats,
-    set_member, sets, sock_key, sock_peer, source_range,
+    set_member, sets, sock_key, sock_peer, source_addr, source_addr_key, source_range,
 };
 pub use self::fields::Fields;
 
@@ -68,6 +68,7 @@ pub const LAYOUTS: [Layout; map::ALL.len()] = [
     layout!(NODE_ADDRS, Addr => address, u32 => roles),
     layout!(NODE_CONFIG, u32 => index, NodeConfig => node_config),
     layout!(DEVICES, u32 => ifindex, Device => device),
+    layout!(SOURCE_ADDRS, SourceAddrKey => source_addr_key, Addr => source_addr),
     layout!(COUNTERS, u32 => counter, u64 => count),
     layout!(SOCK_REVNAT, SockKey => sock_key, SockPeer => sock_peer),
     layout!(SOCK_BACKEND, SockKey => sock_key, SockPeer => sock_peer),

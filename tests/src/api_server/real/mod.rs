@@ -25,7 +25,11 @@ use self::{
     process::Process,
     rest::{Rest, collection},
 };
-use super::{Api, Certificates, api::kubeconfig, grants};
+use super::{
+    api::{Api, kubeconfig},
+    certificates::Certificates,
+    grants,
+};
 use crate::net::{
     Netns,
     plan::{SERVICES_V4, SERVICES_V6},

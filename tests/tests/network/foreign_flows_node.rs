@@ -1,0 +1,160 @@
+//! The node's own flows whose source port is some frontend's number: a NodePort's, or that of a load balancer's address
+//! or an externalIP that is the node's own. Their answers are theirs, and they outlive the Service's coming.
+//!
+//! Each under `shunt`, and under the referee ([`tests::net::referee`]), which passes.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use anyhow::Result;
+use tests::{
+    net::{
+        Plan, Proxy,
+        plan::{BOTH, Family, node_addr},
+    },
+    traffic::{Answer, Client, Stream, UdpClient},
+};
+
+use crate::{
+    foreign_world::{Foreign, Losses, NUMBERS, every_kind, on_both_wirings},
+    world::at,
+};
+
+/// An answer that is late is lost.
+const PATIENCE: Duration = Duration::from_millis(700);
+
+/// Everyone whom a process of node 0 may ask beside Services.
+fn asked(foreign: &Foreign, family: Family) -> Vec<(&'static str, SocketAddr)> {
+    [foreign.strangers(family), foreign.backends(family)].concat()
+}
+
+/// An answer by `name`, who saw the port that was chosen.
+fn is_from(answer: &io::Result<Answer>, name: &str, port: u16) -> bool {
+    answer.as_ref().is_ok_and(|answer| answer.backend == name && answer.peer.port() == port)
+}
+
+fn questions_are_answered(plan: Plan, proxy: Proxy) -> Result<()> {
+    let foreign = Foreign::start(plan, proxy, every_kind)?;
+    let mut losses = Losses::default();
+    for family in BOTH {
+        for number in NUMBERS {
+            let client: Client = foreign.host(number).patience(PATIENCE);
+            for (name, to) in asked(&foreign, family) {
+                let said = |how: &str| format!("{how} node-1:{number} -> {name} {to}");
+                let stream = client.connect(to).and_then(|stream| stream.ask());
+                losses.note(&format!("{}: {stream:?}", said("tcp")), is_from(&stream, name, number));
+                for (how, socket) in [
+                    ("connected udp", client.udp_connected(to)?),
+                    ("unconnected udp", client.udp_unconnected(to)?),
+                ] {
+                    let answer = socket.ask();
+                    losses.note(&format!("{}: {answer:?}", said(how)), is_from(&answer, name, number));
+                }
+            }
+        }
+        foreign.all_are_served(family, &mut losses);
+    }
+    losses.none(&foreign)
+}
+
+/// What a process of node 0 has open from one of [`NUMBERS`].
+struct Open {
+    what: String,
+    stream: Stream,
+    socket: UdpClient,
+}
+
+/// One connection and one socket for each number: a port is one process's.
+fn open(foreign: &Foreign, family: Family, number: u16, name: &str, to: SocketAddr) -> Result<Open> {
+    let client = foreign.host(number).patience(PATIENCE);
+    let what = format!("node-1:{number} -> {name} {to}, {family:?}");
+    Ok(Open { what, stream: client.stream(to), socket: client.udp_connected(to)? })
+}
+
+fn open_flows_outlive_the_services_coming(plan: Plan, proxy: Proxy) -> Result<()> {
+    let foreign = Foreign::start(plan, proxy, |_| Vec::new())?;
+    let mut flows = Vec::new();
+    for family in BOTH {
+        for number in NUMBERS {
+            for (name, to) in asked(&foreign, family) {
+                flows.push(open(&foreign, family, number, name, to)?);
+            }
+        }
+    }
+    for flow in &flows {
+        // All of it works while there are no Services.
+        flow.stream.steady(2);
+        flow.socket.ask()?;
+    }
+    let mut losses = Losses::default();
+    let services = every_kind(&foreign.world);
+    for (when, services) in [("came", &services[..]), ("went", &[]), ("came again", &services)] {
+        foreign.apply(services)?;
+        for flow in &flows {
+            let what = format!("{} after the Services {when}", flow.what);
+            losses.note_result(&format!("tcp {what}"), flow.stream.ask());
+            losses.note_result(&format!("udp {what}"), flow.socket.ask());
+        }
+        for family in BOTH.into_iter().filter(|_| !services.is_empty()) {
+            foreign.all_are_served(family, &mut losses);
+        }
+    }
+    losses.none(&foreign)
+}
+
+/// What an unconnected socket has asked, while the question is on its way: the Service comes before the answer.
+fn an_answer_on_its_way_arrives(proxy: Proxy) -> Result<()> {
+    let foreign = Foreign::start(Plan::default(), proxy, |_| Vec::new())?;
+    let mut losses = Losses::default();
+    let outside = foreign.world.cluster.outside();
+    let services = every_kind(&foreign.world);
+    for family in BOTH {
+        for number in NUMBERS {
+            foreign.apply(&[])?;
+            // A server that takes its time.
+            let slow = at(foreign.world.cluster.outside_addr(), family, 5353);
+            let server = Client::at(outside).port(slow.port()).udp_unconnected(slow)?.into_inner();
+            let node = foreign.host(number).udp_unconnected(slow)?.into_inner();
+            node.send_to(b"question", slow)?;
+            let mut buffer = [0; 64];
+            let (length, from) = server.recv_from(&mut buffer)?;
+            foreign.apply(&services)?;
+            server.send_to(&buffer[..length], from)?;
+            node.set_read_timeout(Some(PATIENCE))?;
+            let answer = node.recv_from(&mut buffer);
+            let what = format!("node-1:{number} <- {slow}, which saw {from}");
+            losses.note_result(&what, answer);
+            assert_eq!(from, at(node_addr(0), family, number));
+        }
+    }
+    losses.none(&foreign)
+}
+
+#[test]
+fn a_question_of_the_node_from_a_frontends_number_is_answered() -> Result<()> {
+    on_both_wirings(|plan| questions_are_answered(plan, Proxy::Shunt))
+}
+
+#[test]
+fn a_question_of_the_node_from_a_frontends_number_is_answered_by_the_referee() -> Result<()> {
+    on_both_wirings(|plan| questions_are_answered(plan, Proxy::Referee))
+}
+
+#[test]
+fn an_open_flow_of_the_node_outlives_a_services_coming() -> Result<()> {
+    on_both_wirings(|plan| open_flows_outlive_the_services_coming(plan, Proxy::Shunt))
+}
+
+#[test]
+fn an_open_flow_of_the_node_outlives_a_services_coming_with_the_referee() -> Result<()> {
+    on_both_wirings(|plan| open_flows_outlive_the_services_coming(plan, Proxy::Referee))
+}
+
+#[test]
+fn an_answer_to_the_node_arrives_though_a_service_came_meanwhile() -> Result<()> {
+    an_answer_on_its_way_arrives(Proxy::Shunt)
+}
+
+#[test]
+fn an_answer_to_the_node_arrives_though_a_service_came_meanwhile_with_the_referee() -> Result<()> {
+    an_answer_on_its_way_arrives(Proxy::Referee)
+}

@@ -1,0 +1,201 @@
+//! What the tests of other people's flows share: a server outside and one among the other node's processes, who are
+//! asked from port numbers that are Services' at the same time, and Services of every kind that has a node's address.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, Result};
+use tests::{
+    manifest::Service,
+    net::{
+        Plan, Pod, Proxy,
+        plan::{BOTH, Family, node_addr, vip},
+    },
+    traffic::{Client, Server},
+};
+
+use crate::world::{NODE_PORT, PORT, TARGET, World, at};
+
+/// Where the strangers answer, TCP and UDP.
+pub const ASKED: u16 = 53;
+/// Of a load balancer's address and of an externalIP that are node 0's own.
+pub const BALANCER_PORT: u16 = 20_443;
+pub const EXTERNAL_PORT: u16 = 20_444;
+/// Numbers that are a frontend's at node 0's address.
+pub const NUMBERS: [u16; 3] = [NODE_PORT, BALANCER_PORT, EXTERNAL_PORT];
+
+/// A [`World`] with strangers, and who serves it.
+pub struct Foreign {
+    /// Servers of the client outside.
+    strangers: Vec<Server>,
+    pub proxy: Proxy,
+    pub world: World,
+}
+
+impl Foreign {
+    /// The cluster, with the Services that `services` makes of it served.
+    pub fn start(plan: Plan, proxy: Proxy, services: impl FnOnce(&World) -> Vec<Service>) -> Result<Self> {
+        Self::start_with(plan, proxy, &[], services)
+    }
+
+    pub fn start_with(
+        plan: Plan,
+        proxy: Proxy,
+        flags: &[&str],
+        services: impl FnOnce(&World) -> Vec<Service>,
+    ) -> Result<Self> {
+        Self::start_wired(plan, proxy, flags, |world| Ok(services(world)))
+    }
+
+    /// The same, with more to be wired by `services`.
+    pub fn start_wired(
+        plan: Plan,
+        proxy: Proxy,
+        flags: &[&str],
+        services: impl FnOnce(&World) -> Result<Vec<Service>>,
+    ) -> Result<Self> {
+        let world = World::without_shunt(plan)?;
+        let outside = world.cluster.outside();
+        let any = SocketAddr::new(Family::V6.unspecified(), ASKED);
+        let strangers = vec![Server::tcp(outside, any, "stranger")?, Server::udp(outside, any, "stranger")?];
+        for family in BOTH {
+            world.cluster.node(1).serve_tcp(family, ASKED, "neighbour")?;
+            world.cluster.node(1).serve_udp(family, ASKED, "neighbour")?;
+        }
+        let services = services(&world)?;
+        proxy.start(&world.cluster, &services, flags)?;
+        Ok(Self { strangers, proxy, world })
+    }
+
+    /// Serves these, and no others, from now on.
+    pub fn apply(&self, services: &[Service]) -> Result<()> {
+        self.proxy.apply(&self.world.cluster, services)
+    }
+
+    /// Whom a process or a pod of node 0 asks beside the cluster's Services: name and address.
+    pub fn strangers(&self, family: Family) -> [(&'static str, SocketAddr); 2] {
+        [
+            ("stranger", at(self.world.cluster.outside_addr(), family, ASKED)),
+            ("neighbour", at(node_addr(1), family, ASKED)),
+        ]
+    }
+
+    /// The two backends, asked at their own addresses.
+    pub fn backends(&self, family: Family) -> [(&'static str, SocketAddr); 2] {
+        [("near", &self.world.near), ("far", &self.world.far)]
+            .map(|(name, pod): (_, &Pod)| (name, pod.socket_addr(family, TARGET)))
+    }
+
+    /// Somebody else's answers that servers were given.
+    pub fn strays(&self) -> Vec<String> {
+        let world = &self.world;
+        let of_pods = [&world.near, &world.far].into_iter().flat_map(Pod::strays);
+        let of_nodes = world.cluster.nodes().iter().flat_map(|node| node.strays());
+        of_pods.chain(of_nodes).chain(self.strangers.iter().flat_map(Server::strays)).collect()
+    }
+
+    /// Every Service of [`every_kind`] answers outside at node 0, over TCP and UDP.
+    pub fn all_are_served(&self, family: Family, losses: &mut Losses) {
+        let outside = self.world.outside();
+        for number in NUMBERS {
+            let to = at(node_addr(0), family, number);
+            for attempt in [outside.tcp(to), outside.udp(to)] {
+                losses.note(&attempt.to_string(), attempt.is_answered());
+            }
+        }
+    }
+
+    /// A process of node 0 with this source port.
+    pub fn host(&self, port: u16) -> Client {
+        self.world.host(0).port(port)
+    }
+}
+
+/// A NodePort, a load balancer's address and an externalIP, both of them node 0's own address; each over both backends,
+/// TCP and UDP.
+pub fn every_kind(world: &World) -> Vec<Service> {
+    let pods = [&world.near, &world.far];
+    let at_port = |name: &str, last: u8, port: u16| {
+        Service::new(name, vip(last)).tcp(port, TARGET).udp(port, TARGET).pods(&pods)
+    };
+    vec![
+        Service::new("numbered", vip(40)).node_port(PORT, TARGET, NODE_PORT).pods(&pods),
+        at_port("balanced", 41, BALANCER_PORT).load_balancer(node_addr(0)),
+        at_port("external", 42, EXTERNAL_PORT).external_ips(node_addr(0)),
+    ]
+}
+
+/// What was tried and what did not go as it should; a test ends with none of it, and says all of it if it does not.
+#[derive(Debug, Default)]
+pub struct Losses {
+    tried: usize,
+    lost: Vec<String>,
+}
+
+impl Losses {
+    pub fn note(&mut self, what: &str, is_right: bool) {
+        self.tried += 1;
+        if !is_right {
+            self.lost.push(what.to_owned());
+        }
+    }
+
+    pub fn note_result<T>(&mut self, what: &str, result: std::io::Result<T>) -> Option<T> {
+        match result {
+            Ok(value) => {
+                self.tried += 1;
+                Some(value)
+            }
+            Err(error) => {
+                self.note(&format!("{what}: {error}"), false);
+                None
+            }
+        }
+    }
+
+    /// How many were lost.
+    pub fn len(&self) -> usize {
+        self.lost.len()
+    }
+
+    /// Both, as one.
+    pub fn and(mut self, other: Self) -> Self {
+        self.tried += other.tried;
+        self.lost.extend(other.lost);
+        self
+    }
+
+    /// Fails with what was lost, and with what servers were given that was not theirs.
+    pub fn none(self, foreign: &Foreign) -> Result<()> {
+        let strays = foreign.strays();
+        let (lost, tried) = (self.lost.len(), self.tried);
+        println!("{:?}: {lost} of {tried} lost, {} answers delivered elsewhere", foreign.proxy, strays.len());
+        anyhow::ensure!(
+            lost == 0 && strays.is_empty(),
+            "{lost} of {tried} lost: {:#?}\ndelivered elsewhere: {:#?}",
+            &self.lost[..lost.min(40)],
+            &strays[..strays.len().min(20)]
+        );
+        Ok(())
+    }
+}
+
+impl std::fmt::Display for Losses {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of {} lost", self.lost.len(), self.tried)
+    }
+}
+
+/// Whether everything is to be done in full, not in as small a number as shows what is wrong.
+pub fn is_full() -> bool {
+    std::env::var("SHUNT_TEST_FULL").is_ok_and(|value| value == "1")
+}
+
+/// Runs a test with routed and with bridged pods, under one proxy; names the wiring of a failure.
+pub fn on_both_wirings(test: impl Fn(Plan) -> Result<()>) -> Result<()> {
+    for (name, plan) in [("routed", Plan::default()), ("bridged", Plan::default().bridged())] {
+        // A panic's message stands behind this line in the test's output.
+        println!("---- with {name} pods");
+        test(plan).with_context(|| format!("with {name} pods"))?;
+    }
+    Ok(())
+}
