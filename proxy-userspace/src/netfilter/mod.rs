@@ -4,6 +4,7 @@
 //!
 //! `check` evaluates what the rules mean for shunt; `kube_proxy` knows which are kube-proxy's.
 
+mod attribute;
 mod chain;
 pub mod legacy;
 mod legacy_table;

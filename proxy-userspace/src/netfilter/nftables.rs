@@ -8,6 +8,7 @@ use std::{
 };
 
 use super::{
+    attribute::{be32, find},
     chain::{Chain, Kind, Rule, Table},
     registers::Registers,
     xt_match,
@@ -222,10 +223,6 @@ fn all(message: Message<'_>) -> impl Iterator<Item = (u16, &[u8])> {
     attributes(message.body.get(HEADER..).unwrap_or_default())
 }
 
-pub(super) fn find(data: &[u8], kind: u16) -> Option<&[u8]> {
-    attributes(data).find(|attribute| attribute.0 == kind).map(|attribute| attribute.1)
-}
-
 fn table(message: &Message<'_>, attribute: u16) -> Option<Table> {
     let name = all(*message).find(|found| found.0 == attribute)?.1;
     Some(Table { kind: Kind::Nftables, family: family_name(*message.body.first()?), name: read_str(name) })
@@ -301,10 +298,6 @@ fn describe(expression: &[u8], rule: &mut Rule, registers: &mut Registers) -> bo
         }
     }
     is_unconditional
-}
-
-pub(super) fn be32(data: &[u8]) -> Option<u32> {
-    Some(u32::from_be_bytes(data.get(..4)?.try_into().ok()?))
 }
 
 #[cfg(test)]

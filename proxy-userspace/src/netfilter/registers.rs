@@ -2,8 +2,8 @@
 //! a value into a register, and a later one compares it: [`Registers`] follows one rule from expression to expression.
 
 use super::{
+    attribute::{be32, find},
     chain::Rule,
-    nftables::{be32, find},
     xt_match::IPS_DST_NAT,
 };
 
