@@ -112,6 +112,8 @@ pub struct CompileConfig {
     pub detect_local: DetectLocal,
     pub masquerade_all: bool,
     pub nodeport_addresses: NodePortAddresses,
+    /// `--nodeport-source-ranges`: clients that NodePorts accept; a family without ranges accepts all.
+    pub nodeport_source_ranges: Vec<IpNet>,
     /// `--allow-service-external-ips false`: spec.externalIPs are ignored.
     pub without_external_ips: bool,
     /// `--bind-address`: the node's primary address of its family; takes precedence over the Node object.

@@ -79,7 +79,17 @@ pub struct Service {
     pub source_ranges: Vec<IpNet>,
     /// Entries of that list that are no address range.
     pub unreadable_ranges: Vec<Arc<str>>,
+    /// The annotation `shunt.dev/nodeport-source-ranges`.
+    pub node_port_ranges: SourceRanges,
     pub health_check_node_port: Option<u16>,
+}
+
+/// A list of address ranges of both families.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceRanges {
+    pub readable: Vec<IpNet>,
+    /// Entries that are no address range.
+    pub unreadable: Vec<Arc<str>>,
 }
 
 /// One port of a Service.

@@ -25,6 +25,10 @@ pub enum ProblemKind {
     #[error("loadBalancerSourceRanges: {range:?} is not an address range; it allows no client")]
     SourceRange { range: Arc<str> },
     #[error(
+        "annotation shunt.dev/nodeport-source-ranges: {range:?} is not an address range; it allows no client"
+    )]
+    NodePortSourceRange { range: Arc<str> },
+    #[error(
         "port {port}/SCTP is refused: its endpoint {address} listens on {target}, and SCTP ports cannot be translated; make \
          port and targetPort the same"
     )]

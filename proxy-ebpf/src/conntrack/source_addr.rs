@@ -38,7 +38,7 @@ pub fn select<C: RouteContext>(ctx: &C, key: &CtKey, ifindex: u32, fib: &mut Fib
             return Some(addr);
         }
     }
-    known(key, ifindex)
+    if known(key, ifindex, fib) == 0 { None } else { Some(Addr::from_v6_be(fib.src)) }
 }
 
 /// Looks up the route that the packet took, with the inputs of policy rules. If the answer is another device (a rule
@@ -61,7 +61,6 @@ fn routed<C: RouteContext>(ctx: &C, key: &CtKey, ifindex: u32, fib: &mut FibLook
     }
     fill(fib, key, ifindex);
     fib.set_mark(ctx.mark());
-    fib.src = [0; 4];
     u32::from(ask(ctx, fib, flags | BPF_FIB_LOOKUP_OUTPUT))
 }
 
@@ -95,23 +94,29 @@ fn ask<C: RouteContext>(ctx: &C, fib: &mut FibLookup, flags: u32) -> bool {
 }
 
 /// The source that user space wrote: for this destination, else for the device, else the node's primary address. Over
-/// a tunnel the node's own address would fail the peer's strict rp_filter.
-#[inline(always)]
-fn known(key: &CtKey, ifindex: u32) -> Option<Addr> {
+/// a tunnel the node's own address would fail the peer's strict rp_filter. Returns not 0 if `fib.src` is the source, as
+/// the words of an [`Addr`]. A subprogram, so that its key is not on the stack while [`routed`] runs.
+#[inline(never)]
+fn known(key: &CtKey, ifindex: u32, fib: &mut FibLookup) -> u32 {
     let v4 = key.src.is_v4();
     let [a, b, c, d] = key.dst.words();
     let SourceAddrKey { prefix_len, .. } = SourceAddrKey::destination(ifindex, key.dst);
     if let Some(addr) = SOURCE_ADDRS.get(&Key::new(prefix_len, [ifindex, a, b, c, d])) {
-        return Some(*addr);
+        fib.src = addr.words();
+        return 1;
     }
     // SAFETY: map memory, valid while the program runs (RCU); `entry::lookup` says what another CPU may do to it.
     if let Some(device) = unsafe { DEVICES.get(ifindex) } {
-        let own = if v4 { device.source_v4 } else { device.source_v6 };
+        let own = if v4 { &device.source_v4 } else { &device.source_v6 };
         if !own.is_unspecified() {
-            return Some(own);
+            fib.src = own.words();
+            return 1;
         }
     }
-    let config = NODE_CONFIG.get(0)?;
-    let primary = if v4 { config.primary_v4 } else { config.primary_v6 };
-    if primary.is_unspecified() { None } else { Some(primary) }
+    let Some(config) = NODE_CONFIG.get(0) else {
+        return 0;
+    };
+    let primary = if v4 { &config.primary_v4 } else { &config.primary_v6 };
+    fib.src = primary.words();
+    u32::from(!primary.is_unspecified())
 }

@@ -1,8 +1,7 @@
 //! v1 Service.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr};
 
-use ipnet::IpNet;
 use serde::{Deserialize, de::IgnoredAny};
 
 use super::{
@@ -10,7 +9,7 @@ use super::{
     meta::ObjectMeta,
     validate::{field, ip, label, port, protocol, range, vip},
 };
-use crate::model::{Family, Service, ServicePort, ServiceType, TargetPort, TrafficPolicy};
+use crate::model::{Family, Service, ServicePort, ServiceType, SourceRanges, TargetPort, TrafficPolicy};
 
 #[derive(Debug, Deserialize)]
 pub struct ServiceDoc {
@@ -91,6 +90,8 @@ struct Ingress {
 
 /// Services with this label are served by another proxy.
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+/// Clients that the Service's NodePorts accept, separated by commas.
+const NODE_PORT_RANGES: &str = "shunt.dev/nodeport-source-ranges";
 /// The API's default for `sessionAffinityConfig.clientIP.timeoutSeconds`.
 const AFFINITY_SECONDS: i64 = 10800;
 
@@ -101,6 +102,9 @@ pub fn convert(doc: ServiceDoc) -> Result<Service, FieldError> {
     let (cluster_ips, headless) = cluster_ips(&spec)?;
     let ports = ports(&spec, kind, headless)?;
     let external_ips = vips("spec.externalIPs", spec.external_ips.iter().flatten())?;
+    let ranges = source_ranges(spec.load_balancer_source_ranges.iter().flatten().map(String::as_str));
+    let node_port_ranges =
+        doc.metadata.annotation(NODE_PORT_RANGES).unwrap_or_default().split(',').map(str::trim);
     Ok(Service {
         key,
         uid: doc.metadata.uid.as_deref().filter(|uid| !uid.is_empty()).map(Into::into),
@@ -116,8 +120,9 @@ pub fn convert(doc: ServiceDoc) -> Result<Service, FieldError> {
         affinity_seconds: affinity(&spec)?,
         external_ips,
         load_balancer_ips: load_balancer_ips(doc.status.as_ref())?,
-        source_ranges: source_ranges(&spec).filter_map(Result::ok).collect(),
-        unreadable_ranges: source_ranges(&spec).filter_map(Result::err).collect(),
+        source_ranges: ranges.readable,
+        unreadable_ranges: ranges.unreadable,
+        node_port_ranges: source_ranges(node_port_ranges.filter(|text| !text.is_empty())),
         health_check_node_port: health_check_node_port(&spec)?,
     })
 }
@@ -284,9 +289,15 @@ fn load_balancer_ips(status: Option<&Status>) -> Result<Vec<IpAddr>, FieldError>
 }
 
 /// Older API servers accepted invalid entries: one of them is no reason to refuse the Service.
-fn source_ranges(spec: &Spec) -> impl Iterator<Item = Result<IpNet, Arc<str>>> + '_ {
-    let texts = spec.load_balancer_source_ranges.iter().flatten();
-    texts.map(|text| range("spec.loadBalancerSourceRanges", text).map_err(|_| text.as_str().into()))
+fn source_ranges<'a>(texts: impl Iterator<Item = &'a str>) -> SourceRanges {
+    let mut found = SourceRanges::default();
+    for text in texts {
+        match range("", text) {
+            Ok(range) => found.readable.push(range),
+            Err(_) => found.unreadable.push(text.into()),
+        }
+    }
+    found
 }
 
 fn health_check_node_port(spec: &Spec) -> Result<Option<u16>, FieldError> {
@@ -296,6 +307,9 @@ fn health_check_node_port(spec: &Spec) -> Result<Option<u16>, FieldError> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use ipnet::IpNet;
     use serde_json::{Value, json};
 
     use super::*;
@@ -397,6 +411,20 @@ mod tests {
         let ranges: Vec<_> = service.source_ranges.iter().map(ToString::to_string).collect();
         assert_eq!(ranges, ["10.0.0.0/8", "fd00::/8"]);
         assert_eq!(service.unreadable_ranges, ["10.1.2.3".into(), Arc::from("10.0.0.0/33")]);
+    }
+
+    #[test]
+    fn the_annotation_of_node_ports_is_a_list() {
+        let of = |text: Value| {
+            let doc = json!({"metadata": {"name": "web", "annotations": {NODE_PORT_RANGES: text}},
+                "spec": {"type": "NodePort", "clusterIP": "10.68.0.1", "ports": [{"port": 80}]}});
+            super::super::parse::read(doc).and_then(convert).unwrap().node_port_ranges
+        };
+        let ranges = of(json!("10.1.2.3/8, fd00::/8,\n10.1.2.3,"));
+        assert_eq!(ranges.readable, ["10.0.0.0/8".parse::<IpNet>().unwrap(), "fd00::/8".parse().unwrap()]);
+        assert_eq!(ranges.unreadable, [Arc::from("10.1.2.3")]);
+        assert_eq!(of(json!("")), SourceRanges::default());
+        assert_eq!(of(Value::Null), SourceRanges::default());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `shunt check`: whether shunt can work on this node, and how to fix problems. Facts are gathered by trying or reading, never
 //! by kernel version; pure functions evaluate them. Changes nothing.
 
+mod before_translation;
 mod cilium;
 mod conflicts;
 mod filesystems;
@@ -29,6 +30,7 @@ pub fn examine(bpffs: &Path, cgroup: Option<&Path>) -> Vec<Finding> {
     let survey = survey::Survey::of(bpffs);
     let types = survey::cni_types(Path::new(pod_devices::CNI_DIR));
     findings.extend(packet_filter::examine(&survey));
+    findings.extend(before_translation::examine(&survey));
     findings.extend(pod_devices::examine(&survey, &types));
     findings.extend(cilium::examine(&survey, &types));
     findings.extend(conflicts::examine(&survey, bpffs));

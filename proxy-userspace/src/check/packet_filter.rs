@@ -30,7 +30,7 @@ pub(super) fn examine(survey: &Survey) -> Vec<Finding> {
     findings
 }
 
-fn listed(names: impl Iterator<Item = String>) -> String {
+pub(super) fn listed(names: impl Iterator<Item = String>) -> String {
     let all: Vec<_> = names.collect();
     let more = all.len().saturating_sub(NAMED);
     let text = all.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");

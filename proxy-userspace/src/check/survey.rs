@@ -37,6 +37,7 @@ pub(super) struct Survey {
 pub(super) struct Maps {
     pub backends: Vec<BackendView>,
     pub vips: BTreeSet<IpAddr>,
+    pub node_ports: BTreeSet<u16>,
     pub pod_ranges: Vec<ipnet::IpNet>,
     /// Devices with shunt's XDP program.
     pub xdp: Vec<u32>,
@@ -75,7 +76,10 @@ impl Maps {
             .iter()
             .filter(|(_, frontend)| frontend.kind != FrontendKind::NodePort as u32)
             .filter_map(|(key, _)| key.addr.to_string().parse().ok());
+        let node_ports =
+            maps.frontends.iter().filter(|(_, frontend)| frontend.kind == FrontendKind::NodePort as u32);
         Some(Self {
+            node_ports: node_ports.map(|(key, _)| key.port.host()).collect(),
             backends: backends::views(&maps),
             vips: vips.collect(),
             pod_ranges: ranges.unwrap_or_default(),

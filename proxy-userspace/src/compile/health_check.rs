@@ -48,7 +48,7 @@ fn count(endpoints: &[Endpoint], family: Family, node: &Node) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Protocol, ServiceKey};
+    use crate::model::{Protocol, ServiceKey, SourceRanges};
 
     fn service() -> Service {
         Service {
@@ -68,6 +68,7 @@ mod tests {
             load_balancer_ips: Vec::new(),
             source_ranges: Vec::new(),
             unreadable_ranges: Vec::new(),
+            node_port_ranges: SourceRanges::default(),
             health_check_node_port: Some(32000),
         }
     }

@@ -61,6 +61,8 @@ pub struct CompiledPort {
     pub frontends: Vec<CompiledFrontend>,
     /// Clients that may use its load balancer addresses; `None`: all.
     pub source_ranges: Option<Vec<IpNet>>,
+    /// Clients that may use its NodePort; `None`: all.
+    pub node_port_ranges: Option<Vec<IpNet>>,
 }
 
 /// An address and port of a service port.
@@ -110,6 +112,8 @@ pub fn compile(
     }
     let unreadable = service.unreadable_ranges.iter().cloned();
     let unreadable = unreadable.map(|range| ProblemKind::SourceRange { range });
+    let of_node_ports = service.node_port_ranges.unreadable.iter().cloned();
+    let unreadable = unreadable.chain(of_node_ports.map(|range| ProblemKind::NodePortSourceRange { range }));
     compiled.problems.extend(unreadable.map(|kind| Problem::new(&service.key, kind)));
     match health_check::health_check(service, endpoints, node) {
         Ok(check) => compiled.health_check = check,
@@ -210,6 +214,7 @@ fn compile_port(
         backends: used.iter().map(|i| backend(mine[*i], node)).collect(),
         frontends: frontends(port, addresses, policies),
         source_ranges: source_ranges::of(service, family, node),
+        node_port_ranges: source_ranges::of_node_port(service, port, family, &config.nodeport_source_ranges),
     }
 }
 

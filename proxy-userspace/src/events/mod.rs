@@ -66,7 +66,9 @@ fn words(kind: &ProblemKind) -> (&'static str, &'static str) {
     match kind {
         ProblemKind::NoClusterIp => ("NoClusterIP", "ServeService"),
         ProblemKind::EndpointRefused { .. } => ("EndpointRefused", "ServeEndpoint"),
-        ProblemKind::SourceRange { .. } => ("InvalidSourceRange", "ServeService"),
+        ProblemKind::SourceRange { .. } | ProblemKind::NodePortSourceRange { .. } => {
+            ("InvalidSourceRange", "ServeService")
+        }
         ProblemKind::SctpPort { .. } | ProblemKind::SctpNodePort { .. } => {
             ("SCTPPortRefused", "ServeService")
         }

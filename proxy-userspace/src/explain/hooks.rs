@@ -75,7 +75,7 @@ impl Walk {
         };
         copy::service(&self.sandbox, frontend, tuple.src.ip().into(), tuple)?;
         if frontend.has(Frontend::SOURCE_RANGES) {
-            tables::accepting_range(&self.sandbox, frontend.service, tuple.src.ip())?;
+            tables::accepting_range(&self.sandbox, frontend, tuple.src.ip())?;
         }
         Ok(())
     }
@@ -227,7 +227,7 @@ fn explained(reason: Option<Counter>) -> &'static str {
         Some(Counter::NoLocalEndpoints) => " (policy Local, and no endpoint on this node)",
         Some(Counter::NoServicePort) => " (the ClusterIP has no such service port)",
         Some(Counter::Unallocated) => " (the address is in a ServiceCIDR, but not allocated to a Service)",
-        Some(Counter::SrcRange) => " (the client is in none of loadBalancerSourceRanges)",
+        Some(Counter::SrcRange) => " (the client is in none of the address's source ranges)",
         Some(Counter::SctpPort) => " (SCTP requires that service port and target port are equal)",
         Some(Counter::NoFlow) => " (mid-stream segment without a tracked flow)",
         _ => "",

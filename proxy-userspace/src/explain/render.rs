@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use proxy_common::{Counter, CtEntry, Frontend, Proto, tcp};
+use proxy_common::{Counter, CtEntry, Frontend, FrontendKind, Proto, tcp};
 
 use super::{
     tables::{self, Destination},
@@ -88,7 +88,7 @@ impl Walk {
     pub(super) fn policy(&mut self, frontend: &Frontend, local_client: bool, client: IpAddr) -> Result<()> {
         let external = frontend.has(Frontend::EXTERNAL);
         let (let_in, source_range) = if frontend.has(Frontend::SOURCE_RANGES) {
-            let range = tables::accepting_range(&self.sandbox, frontend.service, client)?;
+            let range = tables::accepting_range(&self.sandbox, frontend, client)?;
             (Some(range.is_some()), range)
         } else {
             (None, None)
@@ -118,9 +118,14 @@ impl Walk {
         );
         self.view.stage("policy", text);
         if let Some(let_in) = policy.let_in {
+            let list = if frontend.kind == FrontendKind::NodePort as u32 {
+                "the NodePort's source ranges"
+            } else {
+                "loadBalancerSourceRanges"
+            };
             let text = match (&policy.source_range, let_in) {
-                (Some(range), _) => format!("loadBalancerSourceRanges accept {client}: {range}"),
-                (None, _) => format!("loadBalancerSourceRanges do not contain {client}"),
+                (Some(range), _) => format!("{list} accept {client}: {range}"),
+                (None, _) => format!("{list} do not contain {client}"),
             };
             self.view.stage("ranges", text);
         }

@@ -133,7 +133,7 @@ impl Walk {
     /// Copies the source range that the egress hook looks up.
     fn copy_source_range(&self, frontend: Option<Frontend>, source: IpAddr) -> Result<()> {
         if let Some(frontend) = frontend.filter(|frontend| frontend.has(Frontend::SOURCE_RANGES)) {
-            tables::accepting_range(&self.sandbox, frontend.service, source)?;
+            tables::accepting_range(&self.sandbox, &frontend, source)?;
         }
         Ok(())
     }

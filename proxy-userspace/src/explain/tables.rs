@@ -121,9 +121,10 @@ pub fn uses_local(frontend: &Frontend, local_client: bool) -> bool {
 }
 
 /// The widest source range that accepts the client; `None` if no range does. Copies the result for the programs.
-pub fn accepting_range(sandbox: &Sandbox, service: u32, client: IpAddr) -> Result<Option<String>> {
+pub fn accepting_range(sandbox: &Sandbox, frontend: &Frontend, client: IpAddr) -> Result<Option<String>> {
     let client = Addr::from(client);
-    let asked = SourceRange::client(service, client);
+    let owner = SourceRange::owner(frontend.service, frontend.kind);
+    let asked = SourceRange::client(owner, client);
     let live: Option<u32> = sandbox.live(map::SOURCE_RANGES, &asked)?;
     let Some(one) = live else {
         return Ok(None);
@@ -131,7 +132,7 @@ pub fn accepting_range(sandbox: &Sandbox, service: u32, client: IpAddr) -> Resul
     sandbox.put(map::SOURCE_RANGES, &asked, &one)?;
     let least = if client.is_v4() { 96 } else { 0 };
     for len in least..=128 {
-        let range = SourceRange::new(service, client, len);
+        let range = SourceRange::new(owner, client, len);
         if sandbox.live::<_, u32>(map::SOURCE_RANGES, &range)?.is_some() {
             let mask = if len == 0 { 0 } else { u128::MAX << (128 - len) };
             let bits = u128::from_be_bytes(bytemuck::cast(client)) & mask;

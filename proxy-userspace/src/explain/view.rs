@@ -97,7 +97,7 @@ pub struct PolicyView {
     pub local_size: u32,
     /// `rr` or `random`.
     pub scheduler: &'static str,
-    /// Whether the source ranges of a load balancer address accept the client; `null` without source ranges.
+    /// Whether the source ranges of a load balancer address or a NodePort accept the client; `null` without source ranges.
     pub let_in: Option<bool>,
     /// The widest range that accepts the client.
     pub source_range: Option<String>,

@@ -2,8 +2,9 @@
 
 use std::{collections::BTreeSet, fmt};
 
-/// Hooks (`NF_INET_*`) that forwarded packets cross.
+/// Hooks (`NF_INET_*`) that incoming and forwarded packets cross.
 pub const PREROUTING: u32 = 0;
+pub const INPUT: u32 = 1;
 pub const FORWARD: u32 = 2;
 pub const POSTROUTING: u32 = 4;
 
@@ -69,4 +70,12 @@ pub struct Rule {
     pub target: String,
     /// Matches on the packet's conntrack state.
     pub asks_state: bool,
+    /// Ranges of destination ports that it matches.
+    pub ports: Vec<(u16, u16)>,
+    /// Sets of nftables in which it looks the destination port up.
+    pub port_sets: Vec<String>,
+    /// It matches what conntrack knows of a destination's translation: how.
+    pub asks_translation: Option<&'static str>,
+    /// It drops or rejects every packet that it sees.
+    pub rejects_all: bool,
 }

@@ -6,7 +6,10 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::chain::{Chain, Rule, Table};
+use super::{
+    chain::{Chain, Rule, Table},
+    xt_match,
+};
 
 /// `struct ipt_ip` and `struct ip6t_ip6`.
 pub const IPV4: usize = 84;
@@ -20,19 +23,6 @@ const XT_NAME: usize = 29;
 const ERROR: &str = "ERROR";
 /// `-NF_DROP - 1`.
 const DROP: i32 = -1;
-/// `XT_CONNTRACK_STATE`, and the offset of the flags in `struct xt_conntrack_mtinfo2` and `3`.
-const CONNTRACK_STATE: u16 = 1;
-const CONNTRACK_FLAGS: usize = 146;
-
-/// Whether an `xt` match tests the packet's conntrack state.
-pub fn asks_state(name: &str, info: &[u8]) -> bool {
-    match name {
-        "state" => true,
-        "conntrack" => u16_at(info, CONNTRACK_FLAGS).is_some_and(|flags| flags & CONNTRACK_STATE != 0),
-        _ => false,
-    }
-}
-
 /// Where base chains begin and end, by hook.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hooks {
@@ -105,6 +95,9 @@ impl Blob {
                     ..Rule::default()
                 };
                 self.describe_matches(&entry, &mut rule);
+                rule.rejects_all = (rule.target == "REJECT" || self.verdict(&entry) == Some(DROP))
+                    && rule.matches.is_empty()
+                    && self.matches_every_packet(&entry);
                 rule
             });
             let policy = span.hook.and_then(|_| self.verdict(&entries[span.end - 1]));
@@ -214,13 +207,18 @@ impl Blob {
         Some(i32::from_ne_bytes(self.entries.get(at..at + 4)?.try_into().ok()?))
     }
 
+    /// Whether the first part (`struct ipt_ip`) names no address, device or protocol.
+    fn matches_every_packet(&self, entry: &Entry) -> bool {
+        self.entries[entry.at..entry.at + self.ip_len].iter().all(|byte| *byte == 0)
+    }
+
     fn describe_matches(&self, entry: &Entry, rule: &mut Rule) {
         let mut at = entry.at + self.head_len();
         while at + XT_HEADER <= entry.target {
             let len = usize::from(u16_at(&self.entries, at).unwrap_or(0)).max(XT_HEADER);
             let name = text(&self.entries[at + 2..at + 2 + XT_NAME]);
             let info = self.entries.get(at + XT_HEADER..(at + len).min(entry.target)).unwrap_or_default();
-            rule.asks_state |= asks_state(&name, info);
+            xt_match::describe(&name, info, rule);
             rule.matches.insert(name);
             at += len;
         }
@@ -257,7 +255,8 @@ mod tests {
         };
         if !matches.is_empty() {
             let mut info = [0; 160];
-            info[CONNTRACK_FLAGS] = CONNTRACK_STATE as u8;
+            // The flag of the state.
+            info[146] = 1;
             xt(matches, &info);
         }
         let target = xt(target, data) as u16;

@@ -4,17 +4,20 @@
 //!
 //! `check` evaluates what the rules mean for shunt; `kube_proxy` knows which are kube-proxy's.
 
+mod attribute;
 mod chain;
 pub mod legacy;
 mod legacy_table;
 pub mod nftables;
+mod registers;
+mod xt_match;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
 };
 
-pub use self::chain::{Chain, FORWARD, Kind, POSTROUTING, PREROUTING, Rule, Table};
+pub use self::chain::{Chain, FORWARD, INPUT, Kind, POSTROUTING, PREROUTING, Rule, Table};
 
 /// All chains of all families and both kinds.
 pub fn chains() -> io::Result<Vec<Chain>> {

@@ -2,11 +2,16 @@
 //! ordinary tables; its matches and targets are expressions (`match`, `target`), its jumps and verdicts those of
 //! nftables.
 
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
 use super::{
+    attribute::{be32, find},
     chain::{Chain, Kind, Rule, Table},
-    legacy_table::asks_state,
+    registers::Registers,
+    xt_match,
 };
 use crate::datapath::netlink::{Message, Request, Socket, attributes, read_str};
 
@@ -21,6 +26,8 @@ const DELCHAIN: u16 = NFT | 5;
 const NEWRULE: u16 = NFT | 6;
 const GETRULE: u16 = NFT | 7;
 const DELRULE: u16 = NFT | 8;
+const NEWSETELEM: u16 = NFT | 12;
+const GETSETELEM: u16 = NFT | 13;
 
 const TABLE_NAME: u16 = 1;
 const CHAIN_TABLE: u16 = 1;
@@ -34,14 +41,23 @@ const RULE_HANDLE: u16 = 3;
 const RULE_EXPRESSIONS: u16 = 4;
 const EXPR_NAME: u16 = 1;
 const EXPR_DATA: u16 = 2;
+const DATA_VALUE: u16 = 1;
 const IMMEDIATE_DATA: u16 = 2;
 const DATA_VERDICT: u16 = 2;
+const VERDICT_CODE: u16 = 1;
 const VERDICT_CHAIN: u16 = 2;
 /// Of `match` and of `target`.
 const XT_NAME: u16 = 1;
 const XT_INFO: u16 = 3;
 const CT_KEY: u16 = 2;
 const CT_STATE: u32 = 0;
+
+const ELEMENTS_TABLE: u16 = 1;
+const ELEMENTS_SET: u16 = 2;
+const ELEMENTS: u16 = 3;
+const ELEMENT_KEY: u16 = 1;
+const ELEMENT_FLAGS: u16 = 3;
+const ELEMENT_INTERVAL_END: u32 = 1;
 
 const NF_DROP: u32 = 0;
 /// `struct nfgenmsg`.
@@ -95,7 +111,46 @@ pub fn chains() -> io::Result<Vec<Chain>> {
             chain.rules = found.into_values().collect();
         }
     }
+    for chain in chains.values_mut() {
+        for rule in &mut chain.rules {
+            for set in &rule.port_sets {
+                // A set that went meanwhile, or cannot be read, has no ports.
+                rule.ports.extend(ports_in(&chain.table, set).unwrap_or_default());
+            }
+        }
+    }
     Ok(chains.into_values().collect())
+}
+
+/// The ranges of ports in a set, or in the keys of a map.
+fn ports_in(table: &Table, set: &str) -> io::Result<Vec<(u16, u16)>> {
+    let mut request = request(GETSETELEM, table);
+    request.attribute(ELEMENTS_TABLE, &text(&table.name)).attribute(ELEMENTS_SET, &text(set));
+    let mut found = BTreeSet::new();
+    Socket::open_netfilter()?.dump_request(request, |message| {
+        if message.kind == NEWSETELEM {
+            let lists = all(message).filter(|attribute| attribute.0 == ELEMENTS);
+            found.extend(lists.flat_map(|list| attributes(list.1)).filter_map(|element| key(element.1)));
+        }
+    })?;
+    Ok(intervals(&found))
+}
+
+/// The port of an element, and whether an interval begins there; false: the interval before it ends.
+fn key(element: &[u8]) -> Option<(u16, bool)> {
+    let value = find(find(element, ELEMENT_KEY)?, DATA_VALUE)?;
+    let flags = find(element, ELEMENT_FLAGS).and_then(be32).unwrap_or_default();
+    Some((u16::from_be_bytes(value.try_into().ok()?), flags & ELEMENT_INTERVAL_END == 0))
+}
+
+/// Only a set of intervals has ends: in others each element is a port.
+fn intervals(keys: &BTreeSet<(u16, bool)>) -> Vec<(u16, u16)> {
+    let begins = keys.iter().filter(|key| key.1).map(|key| key.0);
+    if keys.iter().all(|key| key.1) {
+        return begins.map(|port| (port, port)).collect();
+    }
+    let end = |begin: u16| keys.iter().find(|key| !key.1 && key.0 > begin).map_or(u16::MAX, |key| key.0 - 1);
+    begins.map(|begin| (begin, end(begin))).collect()
 }
 
 /// What to remove, in this order: rules first, so that nothing refers to the chains.
@@ -168,10 +223,6 @@ fn all(message: Message<'_>) -> impl Iterator<Item = (u16, &[u8])> {
     attributes(message.body.get(HEADER..).unwrap_or_default())
 }
 
-fn find(data: &[u8], kind: u16) -> Option<&[u8]> {
-    attributes(data).find(|attribute| attribute.0 == kind).map(|attribute| attribute.1)
-}
-
 fn table(message: &Message<'_>, attribute: u16) -> Option<Table> {
     let name = all(*message).find(|found| found.0 == attribute)?.1;
     Some(Table { kind: Kind::Nftables, family: family_name(*message.body.first()?), name: read_str(name) })
@@ -203,40 +254,50 @@ fn rule(message: &Message<'_>) -> Option<((Table, String), Rule)> {
     let key = (table(message, RULE_TABLE)?, read_str(find(RULE_CHAIN)?));
     let handle = u64::from_be_bytes(find(RULE_HANDLE)?.get(..8)?.try_into().ok()?);
     let mut rule = Rule { handle, ..Rule::default() };
+    let mut registers = Registers::default();
+    let mut is_unconditional = true;
     for (_, expression) in attributes(find(RULE_EXPRESSIONS).unwrap_or_default()) {
-        describe(expression, &mut rule);
+        is_unconditional &= describe(expression, &mut rule, &mut registers);
     }
+    registers.finish(&mut rule);
+    rule.rejects_all &= is_unconditional;
     Some((key, rule))
 }
 
-fn describe(expression: &[u8], rule: &mut Rule) {
+/// Enters an expression; returns whether every packet passes it.
+fn describe(expression: &[u8], rule: &mut Rule, registers: &mut Registers) -> bool {
     let name = find(expression, EXPR_NAME).map(read_str).unwrap_or_default();
     let data = find(expression, EXPR_DATA).unwrap_or_default();
+    registers.follow(&name, data, rule);
+    let is_unconditional = matches!(name.as_str(), "counter" | "immediate" | "log" | "reject" | "target");
     match name.as_str() {
         "immediate" => {
             let verdict = find(data, IMMEDIATE_DATA).and_then(|value| find(value, DATA_VERDICT));
             if let Some(chain) = verdict.and_then(|verdict| find(verdict, VERDICT_CHAIN)) {
                 rule.jumps_to = Some(read_str(chain));
             }
+            let code = verdict.and_then(|verdict| find(verdict, VERDICT_CODE)).and_then(be32);
+            rule.rejects_all |= code == Some(NF_DROP);
         }
         "match" => {
             let name = find(data, XT_NAME).map(read_str).unwrap_or_default();
-            rule.asks_state |= asks_state(&name, find(data, XT_INFO).unwrap_or_default());
+            xt_match::describe(&name, find(data, XT_INFO).unwrap_or_default(), rule);
             rule.matches.insert(name);
         }
-        "target" => rule.target = find(data, XT_NAME).map(read_str).unwrap_or_default(),
+        "target" => {
+            rule.target = find(data, XT_NAME).map(read_str).unwrap_or_default();
+            rule.rejects_all |= rule.target == "REJECT";
+        }
         "ct" => {
             rule.asks_state |= find(data, CT_KEY).and_then(be32) == Some(CT_STATE);
             rule.matches.insert(name);
         }
         _ => {
+            rule.rejects_all |= name == "reject";
             rule.matches.insert(name);
         }
     }
-}
-
-fn be32(data: &[u8]) -> Option<u32> {
-    Some(u32::from_be_bytes(data.get(..4)?.try_into().ok()?))
+    is_unconditional
 }
 
 #[cfg(test)]
@@ -267,6 +328,13 @@ mod tests {
         assert!(dropping.drops_forwarded());
         assert!(!parsed(&body(super::super::chain::FORWARD, 1)).drops_forwarded());
         assert!(!parsed(&body(1, NF_DROP)).drops_forwarded());
+    }
+
+    #[test]
+    fn sets_of_ports_and_of_intervals() {
+        assert_eq!(intervals(&[(80, true), (30080, true)].into()), [(80, 80), (30080, 30080)]);
+        let ends = [(0, false), (80, true), (81, false), (30000, true), (30011, false), (30011, true)];
+        assert_eq!(intervals(&ends.into()), [(80, 80), (30000, 30010), (30011, u16::MAX)]);
     }
 
     #[test]

@@ -71,9 +71,10 @@ fn print_clients_into(out: &mut impl Write, view: &TablesView, headers: bool) ->
     }
     if !view.source_ranges.is_empty() {
         let ranges = view.source_ranges.iter();
-        let ranges =
-            ranges.map(|row| vec![row.service_id.to_string(), row.service.clone(), row.range.clone()]);
-        section(out, "SOURCE_RANGES", headers, &["ID", "SERVICE", "RANGE"], ranges)?;
+        let ranges = ranges.map(|row| {
+            vec![row.service_id.to_string(), row.service.clone(), row.kind.to_owned(), row.range.clone()]
+        });
+        section(out, "SOURCE_RANGES", headers, &["ID", "SERVICE", "KIND", "RANGE"], ranges)?;
     }
     Ok(())
 }

@@ -115,6 +115,8 @@ pub struct SetMemberView {
 pub struct SourceRangeView {
     pub service_id: u32,
     pub service: String,
+    /// The kind of the frontends that accept these clients.
+    pub kind: &'static str,
     pub range: String,
 }
 
@@ -267,10 +269,11 @@ fn set_members(tables: &Tables) -> Vec<SetMemberView> {
 
 fn source_ranges(tables: &Tables) -> Vec<SourceRangeView> {
     let mut ranges: Vec<_> = tables.source_ranges.entries().into_iter().map(|(range, _)| range).collect();
-    ranges.sort_by_key(|range| (range.service, range.addr.to_ip(), range.prefix_len));
+    ranges.sort_by_key(|range| (range.service_id(), range.service, range.addr.to_ip(), range.prefix_len));
     let view = |range: &SourceRange| SourceRangeView {
-        service_id: range.service,
-        service: name_of(tables, range.service),
+        service_id: range.service_id(),
+        service: name_of(tables, range.service_id()),
+        kind: range.kind().name(),
         range: format!("{}/{}", range.addr, range.address_bits()),
     };
     ranges.into_iter().map(view).collect()

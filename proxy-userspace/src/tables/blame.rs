@@ -32,7 +32,7 @@ impl ServiceTables {
             }
             map::SERVICE_META => by_id(u32::from_bytes(op.key())?),
             map::SET_MEMBERS => by_id(SetMember::from_bytes(op.key())?.service),
-            map::SOURCE_RANGES => by_id(SourceRange::from_bytes(op.key())?.service),
+            map::SOURCE_RANGES => by_id(SourceRange::from_bytes(op.key())?.service_id()),
             map::BACKEND_ADDRS => using(FrontendKey::from_bytes(op.key())?),
             map::BACKEND_META => {
                 let backend = self.tables.backends.get(&u32::from_bytes(op.key())?)?;

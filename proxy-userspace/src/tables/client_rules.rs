@@ -1,10 +1,10 @@
 //! The entries of SET_MEMBERS and SOURCE_RANGES for one Service: the backends that clients may have affinity to, and
-//! the clients that its load balancer addresses accept.
+//! the clients that its load balancer addresses and its NodePorts accept.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
-use proxy_common::{Addr, SetMember, SourceRange, affinity::set_bits};
+use proxy_common::{Addr, FrontendKind, SetMember, SourceRange, affinity::set_bits};
 
 use super::desired::Tables;
 use crate::compile::CompiledPort;
@@ -28,8 +28,7 @@ impl ClientRules {
                 }
             }
         }
-        let ranges = port.source_ranges.iter().flatten();
-        self.ranges.extend(ranges.map(|range| source_range(service, range)));
+        self.ranges.extend(source_ranges(port, service));
     }
 
     pub fn put(&self, tables: &mut Tables) {
@@ -46,8 +45,14 @@ impl ClientRules {
     }
 }
 
-/// The key of a range in SOURCE_RANGES.
-pub fn source_range(service: u32, range: &IpNet) -> SourceRange {
-    let len = u32::from(range.prefix_len()) + if range.addr().is_ipv4() { 96 } else { 0 };
-    SourceRange::new(service, Addr::from(range.addr()), len)
+/// The keys of a port's ranges in SOURCE_RANGES.
+pub fn source_ranges(port: &CompiledPort, service: u32) -> impl Iterator<Item = SourceRange> + '_ {
+    let key = move |kind: FrontendKind| {
+        move |range: &IpNet| {
+            let len = u32::from(range.prefix_len()) + if range.addr().is_ipv4() { 96 } else { 0 };
+            SourceRange::new(SourceRange::owner(service, kind as u32), Addr::from(range.addr()), len)
+        }
+    };
+    let addresses = port.source_ranges.iter().flatten().map(key(FrontendKind::LoadBalancerIp));
+    addresses.chain(port.node_port_ranges.iter().flatten().map(key(FrontendKind::NodePort)))
 }

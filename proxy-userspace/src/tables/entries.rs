@@ -89,15 +89,17 @@ pub(super) fn frontend_value(
     frontend: &CompiledFrontend,
     sets: SetRanges,
 ) -> Frontend {
+    let ranges = match frontend.kind {
+        FrontendKind::LoadBalancerIp => port.source_ranges.as_ref(),
+        FrontendKind::NodePort => port.node_port_ranges.as_ref(),
+        _ => None,
+    };
     let flags = [
         (Frontend::EXTERNAL, frontend.kind != FrontendKind::ClusterIp),
         (Frontend::LOCAL, frontend.local),
         (Frontend::HAS_ENDPOINTS, port.has_endpoints && !frontend.refused),
         (Frontend::RANDOM, port.random),
-        (
-            Frontend::SOURCE_RANGES,
-            frontend.kind == FrontendKind::LoadBalancerIp && port.source_ranges.is_some(),
-        ),
+        (Frontend::SOURCE_RANGES, ranges.is_some()),
     ];
     Frontend {
         service,

@@ -2,11 +2,10 @@
 
 use std::collections::HashSet;
 
-use ipnet::IpNet;
-use proxy_common::{FrontendKey, SetMember, map};
+use proxy_common::{FrontendKey, SetMember, SourceRange, map};
 
 use super::{
-    client_rules::source_range,
+    client_rules::source_ranges,
     entries::{backend_key, backend_keys, frontend_keys, port_key, vips},
     full::Full,
     pings::Pings,
@@ -57,10 +56,8 @@ impl ServiceTables {
             if port.affinity_seconds != 0 {
                 members += (0..port.backends.len()).filter(|i| !is_there(i)).count();
             }
-            let is_there = |range: &&IpNet| {
-                id.is_some_and(|id| self.tables.source_ranges.occupies(&source_range(id, range)))
-            };
-            ranges += port.source_ranges.iter().flatten().filter(|range| !is_there(range)).count();
+            let is_new = |range: &SourceRange| id.is_none() || !self.tables.source_ranges.occupies(range);
+            ranges += source_ranges(port, id.unwrap_or_default()).filter(is_new).count();
         }
         (members, ranges)
     }

@@ -17,6 +17,7 @@ pub struct Service {
     families: Vec<Family>,
     ports: Vec<ServicePort>,
     labels: Vec<String>,
+    annotations: Vec<String>,
     slice_labels: Vec<String>,
     spec: Vec<String>,
     external_ips: Vec<IpAddr>,
@@ -45,6 +46,7 @@ impl Service {
             families: BOTH.to_vec(),
             ports: Vec::new(),
             labels: Vec::new(),
+            annotations: Vec::new(),
             slice_labels: Vec::new(),
             spec: Vec::new(),
             external_ips: Vec::new(),
@@ -136,6 +138,12 @@ impl Service {
         self
     }
 
+    /// An annotation of the Service, as `key: value`.
+    pub fn annotation(mut self, annotation: &str) -> Self {
+        self.annotations.push(annotation.to_owned());
+        self
+    }
+
     /// A label of its EndpointSlices, as `key: value`.
     pub fn slice_label(mut self, label: &str) -> Self {
         self.slice_labels.push(label.to_owned());
@@ -203,10 +211,11 @@ impl Service {
     /// The Service's document alone.
     pub fn document(&self) -> String {
         let mut text = format!(
-            "apiVersion: v1\nkind: Service\nmetadata: {{name: {}, namespace: default, labels: {{{}}}}}\nspec:\n  \
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {}, namespace: default, labels: {{{}}}, annotations: {{{}}}}}\nspec:\n  \
              type: {}\n",
             self.name,
             self.labels.join(", "),
+            self.annotations.join(", "),
             self.kind
         );
         if let Some(vip) = self.vip {

@@ -157,6 +157,22 @@ impl Datapath {
         self.change_frontends(service, |frontend| frontend.flags |= Frontend::SOURCE_RANGES)
     }
 
+    /// The same for the NodePorts of the Service alone.
+    pub fn let_into_node_ports(&mut self, service: &Service, ranges: &[(IpAddr, u32)]) -> Result<()> {
+        let owner = SourceRange::owner(service.id, FrontendKind::NodePort as u32);
+        for (ip, bits) in ranges {
+            let len = bits + if ip.is_ipv4() { 96 } else { 0 };
+            let range = SourceRange::new(owner, Addr::from(*ip), len);
+            let [a, b, c, d] = range.addr.words();
+            self.source_ranges.insert(&Key::new(range.prefix_len, [owner, a, b, c, d]), 1, 0)?;
+        }
+        self.change_frontends(service, |frontend| {
+            if frontend.kind == FrontendKind::NodePort as u32 {
+                frontend.flags |= Frontend::SOURCE_RANGES;
+            }
+        })
+    }
+
     /// Empties SOURCE_RANGES.
     pub fn let_nobody_in(&mut self) -> Result<()> {
         let keys: Vec<_> = self.source_ranges.keys().collect::<Result<_, _>>()?;

@@ -206,7 +206,7 @@ pub fn meaning(view: &TablesView) -> Value {
         .set_members
         .iter()
         .map(|m| format!("{} {} {:?}", m.service, m.address, m.sets))
-        .chain(view.source_ranges.iter().map(|r| format!("{} {}", r.service, r.range)))
+        .chain(view.source_ranges.iter().map(|r| format!("{} {} {}", r.service, r.kind, r.range)))
         .collect();
     clients.sort();
     json!({"clients": clients, "frontends": frontends, "backends": rows, "services": services, "ports": view.ports,

@@ -32,7 +32,7 @@ scenarios! {
     detect_local_cluster_cidr detect_local_node_cidr detect_local_prefix drop_or_refuse dual_stack dump
     duplicate_endpoints endpoints external_ips_off external_local external_name filtered_by_label
     health_check hints hints_all_or_nothing internal_local load_balancer load_balancer_ip_mode no_endpoints
-    node_port_zero nodeport_addresses_primary nodeport_addresses_ranges not_served other_node protocol_twins
+    node_port_zero nodeport_addresses_primary nodeport_addresses_ranges nodeport_source_ranges not_served other_node protocol_twins
     publish_not_ready scheduler_random sctp several_slices shared_backends slices_of_others source_ranges
     terminating two_files vip_is_a_node_address
 }

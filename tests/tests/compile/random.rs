@@ -19,7 +19,7 @@ use shunt::{
     maps::{MapStore as _, Op, memory::MemoryStore},
     model::{
         EndpointSlice, ObjectKey, Protocol, Service, ServiceKey, ServicePort, ServiceType, SliceEndpoint,
-        SlicePort, TargetPort, TrafficPolicy,
+        SlicePort, SourceRanges, TargetPort, TrafficPolicy,
     },
     problem::{Problem, ProblemKind},
     source::Event,
@@ -101,6 +101,7 @@ fn service(n: u8, ports: u8, node_port: bool, local: bool) -> Service {
             Vec::new()
         },
         unreadable_ranges: Vec::new(),
+        node_port_ranges: SourceRanges::default(),
         health_check_node_port: None,
     }
 }

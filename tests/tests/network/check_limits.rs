@@ -284,3 +284,102 @@ fn the_xdp_lane_and_the_rules_it_passes_by() -> Result<()> {
     says(&check()?, "xdp lane", "warn", &["eth0", "chain forward of nftables table inet restrict"]);
     Ok(())
 }
+
+/// Rules that match NodePorts by number where packets come in, of either kind.
+#[test]
+fn rules_by_the_number_of_a_node_port() -> Result<()> {
+    const CHECK: &str = "NodePort rules";
+    let node = new("limit-by-number")?;
+    node.nft(
+        "table inet fw {\n chain other {\n }\n chain input {\n type filter hook input priority 0;\n tcp dport 22 accept\n \
+         tcp sport 30080 accept\n jump other\n }\n chain forward {\n type filter hook forward priority 0;\n tcp dport \
+         30080 drop\n }\n}\n",
+    )?;
+    silent(&check(&node)?, CHECK);
+    for (rule, words) in [
+        ("tcp dport 30080 drop", "dport 30080)"),
+        ("udp dport 30000-32767 ip saddr 192.0.2.0/24 accept", "dport 30000-32767)"),
+        ("tcp dport { 22, 30443 } drop", "dport 30443)"),
+        ("tcp dport { 22, 30100-30200 } drop", "dport 30100-30200)"),
+        ("tcp dport vmap { 31000 : drop }", "dport 31000)"),
+        ("th dport >= 32000 drop", "dport 32000-65535)"),
+    ] {
+        node.nft(&format!("add rule inet fw other {rule}"))?;
+        let fix = "--nodeport-source-ranges";
+        let place = "chain other of nftables table inet fw";
+        says(&check(&node)?, CHECK, "warn", &["rule handle ", words, place, fix]);
+        node.nft("flush chain inet fw other")?;
+        silent(&check(&node)?, CHECK);
+    }
+    for program in ["iptables-nft", "iptables-legacy", "ip6tables-legacy"] {
+        for line in [
+            "-t raw -A PREROUTING -p tcp --dport 30080 -j DROP",
+            "-A INPUT -p udp -m multiport --dports 53,30000:32767 -j ACCEPT",
+        ] {
+            let node = new(&format!("limit-by-number-{program}"))?;
+            let words: Vec<_> = [program].into_iter().chain(line.split(' ')).collect();
+            node.run(&words)?;
+            let place = if line.contains("raw") { "chain PREROUTING of" } else { "chain INPUT of" };
+            says(&check(&node)?, CHECK, "warn", &["dport 30", place]);
+        }
+    }
+    Ok(())
+}
+
+/// Rules that ask conntrack for the destination before a translation, or whether there was one.
+#[test]
+fn rules_that_ask_conntrack_for_a_translation() -> Result<()> {
+    const CHECK: &str = "conntrack rules";
+    let node = new("limit-original")?;
+    node.nft("table inet fw {\n chain forward {\n type filter hook forward priority 0;\n ct state established accept\n }\n}\n")?;
+    silent(&check(&node)?, CHECK);
+    for (rule, words) in [
+        ("ct original proto-dst 30080 drop", "(ct original)"),
+        ("ct original ip daddr 192.168.8.201 accept", "(ct original)"),
+        ("ct status dnat accept", "(ct status dnat)"),
+    ] {
+        node.nft(&format!("add rule inet fw forward {rule}"))?;
+        says(&check(&node)?, CHECK, "warn", &[words, "chain forward of nftables table inet fw"]);
+        node.nft("flush chain inet fw forward")?;
+        silent(&check(&node)?, CHECK);
+    }
+    for ask in ["--ctorigdstport 30080", "--ctorigdst 192.168.8.201", "--ctstate DNAT"] {
+        let node = new("limit-original-legacy")?;
+        let line = format!("iptables-legacy -A FORWARD -m conntrack {ask} -p tcp -j ACCEPT");
+        node.run(&line.split(' ').collect::<Vec<_>>())?;
+        says(
+            &check(&node)?,
+            CHECK,
+            "warn",
+            &["rule 1 (ct ", "chain FORWARD of iptables-legacy table filter"],
+        );
+    }
+    Ok(())
+}
+
+/// A forward chain of firewalld's shape: the policy accepts, and its last rule rejects.
+#[test]
+fn a_final_reject_behind_a_policy_that_accepts() -> Result<()> {
+    const CHECK: &str = "final reject";
+    let node = new("limit-reject")?;
+    node.nft(
+        "table inet firewalld {\n chain filter_FORWARD {\n type filter hook forward priority 10;\n ct state \
+         {established,related} accept\n iifname lo accept\n tcp dport 22 reject\n }\n}\n",
+    )?;
+    silent(&check(&node)?, CHECK);
+    node.nft("add rule inet firewalld filter_FORWARD counter reject with icmpx type admin-prohibited")?;
+    says(
+        &check(&node)?,
+        CHECK,
+        "warn",
+        &["chain filter_FORWARD of nftables table inet firewalld", "--add-source"],
+    );
+    for program in ["iptables-nft", "iptables-legacy"] {
+        let node = new(&format!("limit-reject-{program}"))?;
+        node.run(&[program, "-A", "FORWARD", "-s", "192.0.2.0/24", "-j", "REJECT"])?;
+        silent(&check(&node)?, CHECK);
+        node.run(&[program, "-A", "FORWARD", "-j", "REJECT"])?;
+        says(&check(&node)?, CHECK, "warn", &["rejects what is left", "chain FORWARD of"]);
+    }
+    Ok(())
+}

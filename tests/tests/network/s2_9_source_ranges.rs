@@ -1,4 +1,4 @@
-//! SERVICE-SEMANTICS 2.9 and the row of 2.3: loadBalancerSourceRanges.
+//! SERVICE-SEMANTICS 2.9 and the row of 2.3: loadBalancerSourceRanges. Also the source ranges of NodePorts.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use tests::{
     manifest::Service,
     net::{
-        Plan,
+        Lane, Plan,
         cluster::eventually,
         plan::{BOTH, Dual, Family, OUTSIDE, external, node_addr, pod_addr, vip},
     },
@@ -293,4 +293,81 @@ fn s2_9_the_address_itself_is_let_in_with_the_node() -> Result<()> {
     let wide = trio.node(0).shunt_command(&["service", "list", "-o", "wide"])?;
     assert!(wide.contains(&format!("{node}/32,{v4}/32")), "{wide}");
     Ok(())
+}
+
+/// Source ranges of NodePorts, by the flag and by the annotation: each family its own, and no other address of the
+/// Service is restricted.
+fn node_ports_are_restricted(plan: Plan) -> Result<()> {
+    const OPEN: u16 = 30061;
+    const BY_FLAG: u16 = 30062;
+    const BY_ANNOTATION: u16 = 30063;
+    let flag = format!("{}/32,{}/128", node_addr(0).v4, OUTSIDE.v6);
+    let trio = Trio::start(plan, &["--nodeport-source-ranges", &flag], |trio| {
+        let ranges = |text: String| format!("shunt.dev/nodeport-source-ranges: \"{text}\"");
+        let service =
+            |n, node_port| Service::new(&format!("web-{n}"), vip(n)).node_port(80, TARGET, node_port);
+        let pod = trio.clients[0].addr();
+        vec![
+            service(61, OPEN).annotation(&ranges("0.0.0.0/0,::/0".to_owned())),
+            service(62, BY_FLAG).load_balancer(external(62)),
+            service(63, BY_ANNOTATION).annotation(&ranges(format!("{}/32, {}/32", OUTSIDE.v4, pod.v4))),
+        ]
+        .into_iter()
+        .map(|service| service.pods(&trio.servers.each_ref()))
+        .collect()
+    })?;
+    let mut silence = Vec::new();
+    for family in BOTH {
+        let v4 = family == Family::V4;
+        for (port, want) in [
+            (OPEN, [true, true, true]),
+            (BY_FLAG, [false, v4, !v4]),
+            // IPv6 is not named there: the flag's ranges apply.
+            (BY_ANNOTATION, [v4, false, true]),
+        ] {
+            let to = at(trio.node(0).addr(), family, port);
+            for ((_, from), is_open) in trio.everyone(0).into_iter().zip(want) {
+                if is_open {
+                    answered(&from, to);
+                } else {
+                    silence.push((from, to));
+                }
+            }
+        }
+        for (_, from) in trio.everyone(0) {
+            for to in [at(vip(62), family, 80), at(external(62), family, 80)] {
+                answered(&from, to);
+            }
+        }
+    }
+    let before = src_range(&trio)?;
+    silent(&silence);
+    assert!(src_range(&trio)? - before >= silence.len() as u64, "fewer drops than clients");
+    let services = trio.node(0).shunt_json(&["service", "list"])?;
+    let shown = |name: &str, kind: &str, family: Family| {
+        let mut rows = services.as_array().into_iter().flatten();
+        let is_v4 = |row: &serde_json::Value| !row["address"].as_str().unwrap_or_default().contains(':');
+        let row = rows
+            .find(|row| row["name"] == name && row["kind"] == kind && is_v4(row) == (family == Family::V4));
+        row.map(|row| row["source_ranges"].clone())
+    };
+    let only = |range: String| Some(serde_json::json!([range]));
+    assert_eq!(shown("web-62", "NodePort", Family::V4), only(format!("{}/32", node_addr(0).v4)));
+    assert_eq!(shown("web-62", "NodePort", Family::V6), only(format!("{}/128", OUTSIDE.v6)));
+    assert_eq!(shown("web-62", "LoadBalancerIP", Family::V4), Some(serde_json::Value::Null));
+    assert_eq!(shown("web-61", "NodePort", Family::V4), Some(serde_json::Value::Null));
+    let (client, to) = (trio.clients[0].addr().v4, at(trio.node(0).addr(), Family::V4, BY_FLAG));
+    let told = trio.node(0).shunt_command(&["explain", &format!("{client}:4000"), &to.to_string()])?;
+    assert!(told.contains(&format!("the NodePort's source ranges do not contain {client}")), "{told}");
+    Ok(())
+}
+
+#[test]
+fn s2_9_node_ports_of_a_node_with_source_ranges() -> Result<()> {
+    on_every_wiring(node_ports_are_restricted)
+}
+
+#[test]
+fn s2_9_node_ports_with_source_ranges_in_the_xdp_lane() -> Result<()> {
+    node_ports_are_restricted(Plan::default().xdp(Lane::Generic))
 }

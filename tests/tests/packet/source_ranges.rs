@@ -1,11 +1,12 @@
-//! Whom a load balancer's address lets in (SERVICE-SEMANTICS 2.9).
+//! Which clients a load balancer's address serves (SERVICE-SEMANTICS 2.9), and which a NodePort (`--nodeport-source-ranges`).
 
 use anyhow::Result;
 use proxy_common::{Counter, Frontend, FrontendKind};
 use tests::packet::{
-    Datapath, Ip, Transport,
+    Datapath, Ip, Link, Transport,
     datapath::shared,
     frame::ACK,
+    run::XdpOutcome,
     world::{FAR_POD, NODE, OUTSIDE, POD, Service, VIP, addr},
 };
 
@@ -101,6 +102,53 @@ fn the_nodes_own_packets() -> Result<()> {
         assert_eq!(node.counter(Counter::SrcRange), 1, "{case:?}");
         node.let_in(&service, &ranges(case.ip, &[(NODE, 16)]))?;
         assert_eq!(node.own(case.link, &own).passed(), own);
+    }
+    Ok(())
+}
+
+/// The ranges of NodePorts and those of load balancer addresses of one Service do not mix.
+#[test]
+fn node_ports_have_ranges_of_their_own() -> Result<()> {
+    for case in Case::all() {
+        let mut node = shared()?;
+        let service = ranged(&mut node, case, &[(OUTSIDE, 16)])?;
+        node.let_into_node_ports(&service, &ranges(case.ip, &[(FAR_POD & 0xfff0, 12)]))?;
+        let ask = |client, front| case.packet(case.at(client, 2000), front);
+        let (address, node_port) = (case.at(VIP, 80), case.at(NODE, NODE_PORT));
+        for (client, front) in [(OUTSIDE, address), (FAR_POD, node_port), (FAR_POD | 0x000f, node_port)] {
+            assert_eq!(case.goes_whole(&node, &ask(client, front)).1, case.at(POD, 8080), "{case:?}");
+        }
+        for (client, front) in [(FAR_POD, address), (OUTSIDE, node_port), (FAR_POD + 0x10, node_port)] {
+            let ask = ask(client, front);
+            case.ingress(&node, &ask.bytes()).dropped();
+            case.ingress(&node, &ask.flagged(ACK).bytes()).dropped();
+        }
+        assert_eq!(node.counter(Counter::SrcRange), 6, "{case:?}");
+        let other = ask(OUTSIDE + 1, case.at(VIP + 1, 80));
+        assert_eq!(case.goes_whole(&node, &other).1, case.at(POD, 8080), "the ClusterIP: {case:?}");
+    }
+    Ok(())
+}
+
+/// The XDP lane leaves a client that is not in the ranges to tc, which drops its packet.
+#[test]
+fn node_ports_have_ranges_in_the_xdp_lane() -> Result<()> {
+    let plain = |case: &Case| case.link == Link::Ethernet && case.ip != Ip::V4Options;
+    for case in Case::all().into_iter().filter(plain) {
+        let mut node = shared()?;
+        node.wire()?;
+        let near = node.backend(case.at(POD, 8080), case.proto(), true)?;
+        let service = node.service(case.proto(), &[near], &[near])?;
+        node.node_port(&service, case.ip, NODE_PORT, 0)?;
+        node.let_into_node_ports(&service, &ranges(case.ip, &[(OUTSIDE, 16)]))?;
+        let ask = |client| case.packet(case.at(client, 2000), case.at(NODE, NODE_PORT)).bytes();
+        let (stranger, client) = (ask(OUTSIDE + 1), ask(OUTSIDE));
+        let out = node.lane(&stranger);
+        assert_eq!((out.action, &out.bytes), (XdpOutcome::PASS, &stranger), "{case:?}");
+        case.ingress(&node, &stranger).dropped();
+        assert_eq!(node.counter(Counter::SrcRange), 1, "{case:?}");
+        assert_ne!(node.lane(&client).bytes, client, "translated: {case:?}");
+        assert_eq!(node.counter(Counter::SrcRange), 1, "{case:?}");
     }
     Ok(())
 }

@@ -29,6 +29,10 @@ pub struct PolicyArgs {
     /// Node addresses that accept NodePorts: `primary`, or address ranges [default: all addresses of the node]
     #[arg(long, value_name = "CIDR|primary", value_delimiter = ',')]
     pub nodeport_addresses: Vec<String>,
+    /// Clients that NodePorts accept; a family without a range accepts all. The annotation shunt.dev/nodeport-source-ranges of a
+    /// Service takes precedence [default: all clients]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub nodeport_source_ranges: Vec<String>,
     /// Serve spec.externalIPs, like the feature gate AllowServiceExternalIPs (KEP-5707) [default: true]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     pub allow_service_external_ips: Option<bool>,

@@ -26,6 +26,7 @@ pub fn compile_config(args: &PolicyArgs) -> Result<CompileConfig, UsageError> {
         detect_local: detect_local(args)?,
         masquerade_all: args.masquerade_all == Some(true),
         nodeport_addresses: nodeport_addresses(&non_empty(&args.nodeport_addresses))?,
+        nodeport_source_ranges: cidrs("--nodeport-source-ranges", &non_empty(&args.nodeport_source_ranges))?,
         without_external_ips: args.allow_service_external_ips == Some(false),
         ..CompileConfig::default()
     })

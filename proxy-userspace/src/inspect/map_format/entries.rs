@@ -159,7 +159,8 @@ pub(super) fn sets(value: u32) -> Fields {
 }
 
 pub(super) fn source_range(key: SourceRange) -> Fields {
-    fields! {"service": key.service, "range": format!("{}/{}", key.addr, key.address_bits())}
+    fields! {"service": key.service_id(), "kind": key.kind().name(),
+    "range": format!("{}/{}", key.addr, key.address_bits())}
 }
 
 pub(super) fn allowed(value: u32) -> Fields {

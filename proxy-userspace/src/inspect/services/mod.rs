@@ -137,7 +137,7 @@ impl ServiceMaps {
             scheduler: if frontend.has(Frontend::RANDOM) { "random" } else { "rr" },
             policy: if frontend.has(Frontend::LOCAL) { "Local" } else { "Cluster" },
             affinity_seconds: frontend.affinity_seconds,
-            source_ranges: frontend.has(Frontend::SOURCE_RANGES).then(|| self.ranges_of(frontend.service)),
+            source_ranges: frontend.has(Frontend::SOURCE_RANGES).then(|| self.ranges_of(frontend)),
             has_endpoints: frontend.has(Frontend::HAS_ENDPOINTS),
             backends: self.backends_of(key, frontend, connections),
             id: frontend.service,
@@ -152,8 +152,9 @@ impl ServiceMaps {
     }
 
     /// Sorted by address, wider ranges first.
-    fn ranges_of(&self, service: u32) -> Vec<String> {
-        let mine = self.source_ranges.iter().map(|(range, _)| range).filter(|range| range.service == service);
+    fn ranges_of(&self, frontend: &Frontend) -> Vec<String> {
+        let owner = SourceRange::owner(frontend.service, frontend.kind);
+        let mine = self.source_ranges.iter().map(|(range, _)| range).filter(|range| range.service == owner);
         let mut ranges: Vec<_> = mine.map(|range| (range.addr.to_ip(), range.address_bits())).collect();
         ranges.sort_unstable();
         ranges.into_iter().map(|(ip, bits)| format!("{ip}/{bits}")).collect()

@@ -45,7 +45,8 @@ fn defaults_come_from_the_environment() {
 fn every_flag_reaches_the_configuration() {
     let line = "--manifests / --node-name n2 --device eth* --device veth* --exclude-device eth9 --cgroup /c --bpffs /b \
         --socket-lb all --scheduler random --cluster-cidr 172.20.0.0/16,fd00::/64 --masquerade-all \
-        --nodeport-addresses 192.168.8.0/24,fd08::/64 --healthz-bind-address [::]:1 --metrics-bind-address= \
+        --nodeport-addresses 192.168.8.0/24,fd08::/64 --nodeport-source-ranges 10.1.2.3/8,fd01::/16 \
+        --nodeport-source-ranges 192.0.2.0/24 --healthz-bind-address [::]:1 --metrics-bind-address= \
         --allow-service-external-ips=false --xdp native --conntrack-max 4096 \
         --conntrack-tcp-timeout-established 2h --conntrack-tcp-timeout-close-wait 30m \
         --conntrack-tcp-timeout-syn 20s --conntrack-tcp-timeout-closed 5s --conntrack-tcp-timeout-time-wait 45s \
@@ -62,6 +63,8 @@ fn every_flag_reaches_the_configuration() {
     assert!(
         matches!(&config.compile.nodeport_addresses, NodePortAddresses::Cidrs(cidrs) if cidrs.len() == 2)
     );
+    let ranges = config.compile.nodeport_source_ranges.iter().map(ToString::to_string);
+    assert_eq!(ranges.collect::<Vec<_>>(), ["10.0.0.0/8", "fd01::/16", "192.0.2.0/24"]);
     assert!(config.compile.masquerade_all && config.compile.without_external_ips && config.trace);
     assert_eq!(config.healthz_bind_address, "[::]:1".parse().ok());
     assert_eq!(config.metrics_bind_address, None);
@@ -97,6 +100,10 @@ fn usage_errors_explain_themselves() {
         ("--manifests / --detect-local-mode clustercidr", "needs --cluster-cidr"),
         ("--manifests / --detect-local-mode BridgeInterface", "needs --pod-bridge-interface"),
         ("--manifests / --nodeport-addresses primary,10.0.0.0/8", "cannot be combined"),
+        (
+            "--manifests / --nodeport-source-ranges 10.0.0.0/8,10.1.2.3",
+            "\"10.1.2.3\" is not an address range",
+        ),
         ("--manifests / --device a/b", "--device"),
         ("--manifests / --conntrack-udp-timeout soon", "\"soon\" is not a duration"),
         ("--manifests / --conntrack-tcp-timeout-syn 200h", "--conntrack-tcp-timeout-syn"),
