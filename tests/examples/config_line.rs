@@ -81,6 +81,7 @@ fn service(n: u32) -> Service {
         external_ips: Vec::new(),
         load_balancer_ips: Vec::new(),
         source_ranges: Vec::new(),
+        node_port_ranges: Default::default(),
         unreadable_ranges: Vec::new(),
         health_check_node_port: None,
     }

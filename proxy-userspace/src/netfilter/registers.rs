@@ -105,12 +105,11 @@ impl Registers {
     }
 
     fn load_ct(&mut self, data: &[u8], rule: &mut Rule) {
+        let is_original = find(data, CT_DIRECTION).and_then(|direction| direction.first()) == Some(&ORIGINAL);
         match find(data, CT_KEY).and_then(be32) {
             Some(CT_STATUS) => self.status = find(data, CT_DREG).and_then(be32),
-            Some(key) if CT_DESTINATIONS.contains(&key) => {
-                if find(data, CT_DIRECTION).and_then(|direction| direction.first()) == Some(&ORIGINAL) {
-                    rule.asks_translation = Some("ct original");
-                }
+            Some(key) if CT_DESTINATIONS.contains(&key) && is_original => {
+                rule.asks_translation = Some("ct original");
             }
             _ => {}
         }

@@ -84,15 +84,20 @@ fn receive_ip<F: Family>(ctx: &XdpContext) -> XdpVerdict {
         return XdpVerdict::Pass;
     };
     // From here on nothing is read from `packet`, as in `ingress.rs`.
-    match decide(ctx, flow) {
+    match decide(flow) {
         NewFlow::Pass => XdpVerdict::Pass,
         NewFlow::LeaveToTc => XdpVerdict::LeaveToTc,
-        NewFlow::Created => {
-            // Not in `decide`, for the stack: the search for a port goes deep.
+        NewFlow::Selected => {
+            // The next stages start from here and not from `decide`, because they go deep into the stack.
+            flow.xdp_flag = if can_serve(ctx, flow) { CtEntry::XDP } else { 0 };
+            // Recorded in any case: the backend has had its turn, and tc finds the flow.
+            if create_flow(flow).is_err() {
+                return XdpVerdict::LeaveToTc;
+            }
             if flow.xdp_flag != 0 {
                 complete_snat(ctx, flow);
             }
-            // Here and not in `decide`: the verifier would follow the trace for each path through it ("BPF program is
+            // Here and not in a stage: the verifier would follow the trace for each path through it ("BPF program is
             // too large. Processed 1000001 insn").
             trace::decision(flow, &Ok(()));
             events::flow_created(flow, Hook::Xdp);
@@ -205,14 +210,14 @@ enum NewFlow {
     Pass,
     /// To a frontend that XDP serves, but tc has to reject or drop it.
     LeaveToTc,
-    /// A flow was created; XDP serves it if `flow.xdp_flag` is set.
-    Created,
+    /// To `flow.target`.
+    Selected,
 }
 
 /// Decides on the packet with tuple `flow.request`, like `new_flow::decide`. What that would reject or drop is left
 /// to it before anything is counted or a backend is selected. A subprogram, for the verifier.
 #[inline(never)]
-fn decide(ctx: &XdpContext, flow: &mut FlowContext) -> NewFlow {
+fn decide(flow: &mut FlowContext) -> NewFlow {
     let (dst, dport, proto) = (&flow.request.dst, flow.request.dport, flow.request.proto);
     let bits = frontend::port_flags(dport) & (port_bits::frontend(proto) | port_bits::nodeport(proto));
     let Some(frontend) = frontend::find(dst, dport, proto, bits, frontend::PACKET_ROLES) else {
@@ -231,12 +236,7 @@ fn decide(ctx: &XdpContext, flow: &mut FlowContext) -> NewFlow {
     {
         return NewFlow::LeaveToTc;
     }
-    flow.xdp_flag = if can_serve(ctx, flow) { CtEntry::XDP } else { 0 };
-    // Recorded in any case: the backend has had its turn, and tc finds the flow.
-    if create_flow(flow).is_err() {
-        return NewFlow::LeaveToTc;
-    }
-    NewFlow::Created
+    NewFlow::Selected
 }
 
 /// Completes the source translation of the flow that was just created, if it needs one, as the first egress hook
@@ -255,8 +255,8 @@ fn complete_snat(ctx: &XdpContext, flow: &mut FlowContext) {
     }
 }
 
-/// Whether XDP can serve the flow that is about to be created from its first packet to its last.
-#[inline(always)]
+/// Whether XDP can serve the flow that is about to be created from its first packet to its last. A subprogram, for the stack.
+#[inline(never)]
 fn can_serve(ctx: &XdpContext, flow: &mut FlowContext) -> bool {
     let local = flow.selected.backend.has(Backend::LOCAL);
     match (local, flow.target.masquerade != 0) {
