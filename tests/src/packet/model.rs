@@ -288,9 +288,11 @@ impl Model {
         let (source, _) = passed_ends(packet, got)?;
         let own = SocketAddr::new(source.ip(), packet.src.port());
         // A flow that is over keeps its port while there are free ones, which here there always are.
-        let own_is_free = in_pool(own.port()) && !self.ingress.contains_key(&(back, own, proto));
+        let own_is_free = own.port() >= 1024
+            && !self.node_ports.keys().any(|(port, ..)| *port == own.port())
+            && !self.ingress.contains_key(&(back, own, proto));
         let allowed = self.uplink.contains(&source.ip())
-            && in_pool(source.port())
+            && source.port() >= 1024
             && !self.node_ports.keys().any(|(port, ..)| *port == source.port())
             && !self.ingress.contains_key(&(back, source, proto))
             && (source == own || !own_is_free);

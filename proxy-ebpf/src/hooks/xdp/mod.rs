@@ -17,9 +17,9 @@ use crate::{
     base::{
         globals,
         headers::{ETH_P_IP, ETH_P_IPV6},
-        maps::{NODE_ADDRS, flow_context},
+        maps::{NODE_ADDRS, flow_context, teardown_keys},
         scratch::FlowContext,
-        verdict::XdpVerdict,
+        verdict::{DropReason, XdpVerdict},
     },
     conntrack::{create::create_flow, entry, snat},
     hooks::xdp::{
@@ -88,14 +88,9 @@ fn receive_ip<F: Family>(ctx: &XdpContext) -> XdpVerdict {
         NewFlow::Pass => XdpVerdict::Pass,
         NewFlow::LeaveToTc => XdpVerdict::LeaveToTc,
         NewFlow::Selected => {
-            // The next stages start from here and not from `decide`, because they go deep into the stack.
-            flow.xdp_flag = if can_serve(ctx, flow) { CtEntry::XDP } else { 0 };
-            // Recorded in any case: the backend has had its turn, and tc finds the flow.
-            if create_flow(flow).is_err() {
+            // Not called by `decide`, for the stack.
+            if create(ctx, flow).is_err() {
                 return XdpVerdict::LeaveToTc;
-            }
-            if flow.xdp_flag != 0 {
-                complete_snat(ctx, flow);
             }
             // Here and not in a stage: the verifier would follow the trace for each path through it ("BPF program is
             // too large. Processed 1000001 insn").
@@ -239,6 +234,19 @@ fn decide(flow: &mut FlowContext) -> NewFlow {
     NewFlow::Selected
 }
 
+/// Creates the flow that [`decide`] selected a target for; XDP serves it if `flow.xdp_flag` is set. A subprogram, for the
+/// verifier.
+#[inline(never)]
+fn create(ctx: &XdpContext, flow: &mut FlowContext) -> Result<(), DropReason> {
+    flow.xdp_flag = if can_serve(ctx, flow) { CtEntry::XDP } else { 0 };
+    // Recorded in any case: the backend has had its turn, and tc finds the flow.
+    create_flow(flow)?;
+    if flow.xdp_flag != 0 {
+        complete_snat(ctx, flow);
+    }
+    Ok(())
+}
+
 /// Completes the source translation of the flow that was just created, if it needs one, as the first egress hook
 /// would. If that fails, `forward` finds the source pending and leaves the packet to tc.
 #[inline(always)]
@@ -246,12 +254,18 @@ fn complete_snat(ctx: &XdpContext, flow: &mut FlowContext) {
     if flow.target.masquerade == 0 {
         return;
     }
+    let Some(keys) = teardown_keys() else {
+        return;
+    };
+    // In this memory, because the stack has no room for a key; the removal of a closed flow, which uses it too, comes after the
+    // last look at this key.
     let to = &flow.rewrite;
-    let key = CtKey::new(flow.request.src, to.peer_port, to.addr, to.port, flow.request.proto, Half::Egress);
-    if let Some(pending) = entry::lookup(&key)
+    keys.masquerade =
+        CtKey::new(flow.request.src, to.peer_port, to.addr, to.port, flow.request.proto, Half::Egress);
+    if let Some(pending) = entry::lookup(&keys.masquerade)
         && pending.port == 0
     {
-        let _failed = snat::complete(ctx, &key, flow.fib.ifindex, pending);
+        let _failed = snat::complete(ctx, &keys.masquerade, flow.fib.ifindex, pending);
     }
 }
 
