@@ -72,14 +72,25 @@ pub fn lookup(key: &CtKey) -> Option<&'static mut CtEntry> {
 /// A subprogram: only a SYN of a known flow comes here, and its code must not enlarge the hooks' stack frames.
 #[inline(never)]
 pub fn may_replace(key: &CtKey, entry: &CtEntry) -> bool {
+    is_over(key, entry)
+        || entry.has(CtEntry::REQUEST) && may_have_moved(entry) && !is_still_served(key, entry.backend)
+}
+
+/// The same as far as the entry itself tells.
+#[inline(always)]
+pub fn is_over(key: &CtKey, entry: &CtEntry) -> bool {
     if !entry.has(CtEntry::REQUEST) {
         return false;
     }
     is_closed(key.proto, entry)
         || entry.has(CtEntry::SERVICE)
-            && (entry.has(CtEntry::IDENTITY)
-                || backend::active(entry.backend).is_none()
-                || entry.state & tcp::CONFIRMED == 0 && !is_still_served(key, entry.backend))
+            && (entry.has(CtEntry::IDENTITY) || backend::active(entry.backend).is_none())
+}
+
+/// Whether the backend of a Service's flow is to be compared with its sets when a SYN is repeated.
+#[inline(always)]
+pub fn may_have_moved(entry: &CtEntry) -> bool {
+    entry.has(CtEntry::SERVICE) && entry.state & tcp::CONFIRMED == 0
 }
 
 /// Whether the frontend that this request half names still leads to the backend: its address may meanwhile belong to a pod of

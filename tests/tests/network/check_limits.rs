@@ -334,7 +334,7 @@ fn rules_that_ask_conntrack_for_a_translation() -> Result<()> {
     node.nft("table inet fw {\n chain forward {\n type filter hook forward priority 0;\n ct state established accept\n }\n}\n")?;
     silent(&check(&node)?, CHECK);
     for (rule, words) in [
-        ("ct original proto-dst 30080 drop", "(ct original)"),
+        ("meta l4proto tcp ct original proto-dst 30080 drop", "(ct original)"),
         ("ct original ip daddr 192.168.8.201 accept", "(ct original)"),
         ("ct status dnat accept", "(ct status dnat)"),
     ] {

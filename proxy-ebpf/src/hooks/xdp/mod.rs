@@ -69,7 +69,11 @@ fn receive_ip<F: Family>(ctx: &XdpContext) -> XdpVerdict {
         if !entry.has(CtEntry::XDP) {
             return XdpVerdict::Pass;
         }
-        if !(packet.is_syn() && entry::may_replace(&packet.key, entry)) {
+        if !(packet.is_syn() && entry::is_over(&packet.key, entry)) {
+            // tc compares the backend with the sets of its Service: a loop that is too much for this program.
+            if packet.is_syn() && entry::may_have_moved(entry) {
+                return XdpVerdict::LeaveToTc;
+            }
             return known_flow::<F>(ctx, &packet, entry);
         }
         entry::remove(&packet.key, entry);
