@@ -18,9 +18,10 @@ use crate::{
 
 /// Completes the pending masquerade half `entry` with key `key`, for a packet that leaves by device `ifindex`. Two
 /// CPUs may do so for one flow at the same time; the first to publish its port wins. A subprogram, so that the
-/// verifier follows it once.
+/// verifier follows it once. Without `SEARCH` only the client's own port is tried: the search is too much for XDP's verifier, and
+/// the egress hook completes what XDP leaves pending.
 #[inline(never)]
-pub fn complete<C: RouteContext>(
+pub fn complete<C: RouteContext, const SEARCH: bool>(
     ctx: &C,
     key: &CtKey,
     ifindex: u32,
@@ -28,7 +29,7 @@ pub fn complete<C: RouteContext>(
 ) -> Result<(), DropReason> {
     let flow = flow_context().ok_or(Counter::NoFreeSource)?;
     let addr = source_addr::select(ctx, key, ifindex, &mut flow.fib).ok_or(Counter::NoFreeSource)?;
-    reserve(key, entry, addr, flow)?;
+    reserve::<SEARCH>(key, entry, addr, flow)?;
     let port = u64::from(flow.reply.dport.be());
     // Both CPUs of a race write the same address: one flow leaves by one device.
     entry.addr = addr;
@@ -51,7 +52,12 @@ pub fn verdict(reason: DropReason) -> Verdict {
 /// Reserves a port of the node towards this backend by inserting the unmasquerade half: the client's own port if it is free,
 /// else another one. Leaves its key in `flow.reply`.
 #[inline(always)]
-fn reserve(key: &CtKey, pending: &CtEntry, addr: Addr, flow: &mut FlowContext) -> Result<(), DropReason> {
+fn reserve<const SEARCH: bool>(
+    key: &CtKey,
+    pending: &CtEntry,
+    addr: Addr,
+    flow: &mut FlowContext,
+) -> Result<(), DropReason> {
     flow.entry = *pending;
     flow.entry.addr = key.src;
     flow.entry.port = u64::from(key.sport.be());
@@ -67,6 +73,9 @@ fn reserve(key: &CtKey, pending: &CtEntry, addr: Addr, flow: &mut FlowContext) -
     }
     if fixed {
         return Err(Counter::SctpPort);
+    }
+    if !SEARCH {
+        return Err(Counter::NoFreeSource);
     }
     match ports::reserve_source(flow) {
         ports::reserved::DONE => Ok(()),

@@ -96,7 +96,7 @@ fn known_flow<L: Link>(ctx: &TcContext, packet: &Packet, entry: &mut CtEntry) ->
         }
         service_stats::count_reply(ctx, entry.service);
     } else if entry.port == 0
-        && let Err(reason) = snat::complete(ctx, &packet.key, ifindex(ctx), entry)
+        && let Err(reason) = snat::complete::<_, true>(ctx, &packet.key, ifindex(ctx), entry)
     {
         return snat::verdict(reason);
     }
@@ -152,7 +152,7 @@ fn slow_path_packet<L: Link>(ctx: &TcContext) -> Verdict {
 #[inline(always)]
 fn complete_source(ctx: &TcContext, packet: &SlowPacket) -> Result<(), DropReason> {
     let entry = entry::lookup(&packet.key).ok_or(Counter::NoFreeSource)?;
-    snat::complete(ctx, &packet.key, ifindex(ctx), entry)
+    snat::complete::<_, true>(ctx, &packet.key, ifindex(ctx), entry)
 }
 
 /// A packet of the node itself that the socket hooks did not translate. For a frontend: a connected UDP socket to a

@@ -269,7 +269,7 @@ fn complete_snat(ctx: &XdpContext, flow: &mut FlowContext) {
     if let Some(pending) = entry::lookup(&keys.masquerade)
         && pending.port == 0
     {
-        let _failed = snat::complete(ctx, &keys.masquerade, flow.fib.ifindex, pending);
+        let _failed = snat::complete::<_, false>(ctx, &keys.masquerade, flow.fib.ifindex, pending);
     }
 }
 
