@@ -21,12 +21,12 @@ use crate::{
 pub const PROBES: u32 = 14;
 
 /// How many source ports are tried towards a backend.
-const SOURCE_PROBES: u32 = 128;
+const SOURCE_PROBES: u32 = 64;
 
 /// From this try on, the port of a flow that is over is taken. The tries before look for a free one, because the backend
 /// may still hold a closed flow's port in TIME_WAIT. Tries go on where the last flow's ended, so what they meet first has
 /// been closed the longest.
-const EVICT_FROM: u32 = 64;
+const EVICT_FROM: u32 = 40;
 
 /// A client port for a flow whose middle tuple is taken: outside of the range that most clients choose from themselves
 /// (32768-60999).

@@ -54,7 +54,7 @@ fn turn(service: *mut Service, local: bool) -> u64 {
 }
 
 /// How many slots of each set [`is_in_set`] looks at.
-const MOST_SLOTS: u32 = 512;
+const MOST_SLOTS: u32 = 64;
 
 /// Whether one of the frontend's sets holds this backend. Of sets larger than [`MOST_SLOTS`] only their first slots count: a
 /// flow that is told otherwise chooses anew, which harms no flow before its handshake is complete.
