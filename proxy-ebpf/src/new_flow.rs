@@ -16,7 +16,7 @@ use crate::{
         scratch::{FlowContext, Target},
         verdict::{DropReason, Verdict},
     },
-    conntrack::create::create_flow,
+    conntrack::{create::create_flow, entry},
     load_balancing::{
         cluster_ip, frontend,
         select::{Origin, select_backend},
@@ -46,6 +46,9 @@ pub fn decide(flow: &mut FlowContext) -> Action {
     let bits = frontend::port_flags(dport);
     let is_syn = tcp::is_syn(flow.tcp_flags as u8);
     if let Some(frontend) = frontend::find(dst, dport, proto, bits, frontend::PACKET_ROLES) {
+        if !is_syn && frontend::may_be_a_nodes(frontend) && entry::is_answer(&flow.request, &mut flow.reply) {
+            return Action::Pass;
+        }
         let result = match select_target(frontend, flow) {
             Ok(()) if !may_keep_ports(flow) => Err(Counter::SctpPort),
             result => result,
@@ -67,10 +70,13 @@ pub fn decide(flow: &mut FlowContext) -> Action {
         flow.reason = Counter::NoServicePort as u32;
         return Action::Reject;
     }
-    if bits & port_bits::backend(proto) != 0 && (proto != Proto::TCP || is_syn) {
-        return target_backend_address(flow);
+    if bits & port_bits::backend(proto) != 0
+        && (proto != Proto::TCP || is_syn)
+        && matches!(target_backend_address(flow), Action::Create)
+    {
+        return Action::Create;
     }
-    Action::Pass
+    target_of_frontends_owner(flow)
 }
 
 /// Creates the flow that [`decide`] asked for. Called after it and not by it: kernel 6.1 counts each stack frame in
@@ -148,6 +154,32 @@ fn mid_stream_reason() -> DropReason {
         Counter::TakingOver
     } else {
         Counter::NoFlow
+    }
+}
+
+/// A load balancer's address or an externalIP may be another node's, which begins flows of its own from the frontend's number.
+/// They are recorded as direct flows, so that their answers, which this node would take for new flows to the frontend, are
+/// recognised. Segments in mid-stream too: the connection may be older than the frontend.
+#[inline(never)]
+fn target_of_frontends_owner(flow: &mut FlowContext) -> Action {
+    let (src, sport, proto) = (flow.request.src, flow.request.sport, flow.request.proto);
+    let begins = proto != Proto::TCP || flow.tcp_flags as u8 & tcp::flag::RST == 0;
+    if !begins || frontend::port_flags(sport) & port_bits::frontend(proto) == 0 {
+        return Action::Pass;
+    }
+    match frontend::get(&FrontendKey::new(src, sport, proto)) {
+        Some(frontend) if frontend::may_be_a_nodes(frontend) => {
+            flow.target = Target {
+                addr: flow.request.dst,
+                port: flow.request.dport,
+                reserved: 0,
+                service: 0,
+                backend: 0,
+                masquerade: 0,
+            };
+            Action::Create
+        }
+        _ => Action::Pass,
     }
 }
 

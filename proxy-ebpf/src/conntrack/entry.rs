@@ -67,6 +67,15 @@ pub fn lookup(key: &CtKey) -> Option<&'static mut CtEntry> {
     CONNTRACK.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
 }
 
+/// Whether the packet with this tuple answers a direct flow, one that arrived on this node and is not translated. `reply` is memory
+/// for a key, which the stack of the callers has no room for.
+#[inline(never)]
+pub fn is_answer(key: &CtKey, reply: &mut CtKey) -> bool {
+    *reply = *key;
+    reply.half = Half::Egress as u8;
+    lookup(reply).is_some_and(|entry| entry.has(CtEntry::REPLY) && entry.has(CtEntry::IDENTITY))
+}
+
 /// Whether a SYN on the tuple of this entry creates a new flow in its place: the old flow is closed, its backend is gone or,
 /// before the handshake is complete, has left this Service, or another proxy translated it (whose end may have gone unseen).
 /// A subprogram: only a SYN of a known flow comes here, and its code must not enlarge the hooks' stack frames.

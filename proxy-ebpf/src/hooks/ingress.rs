@@ -38,7 +38,7 @@ pub fn ingress<L: Link>(ctx: &TcContext) -> Verdict {
                 }
                 entry::remove(&packet.key, entry);
             }
-            if !prefilter::may_match(&packet.key) {
+            if !prefilter::may_match(&packet.key) && !prefilter::may_be_from_frontend(&packet.key) {
                 return Verdict::NEXT;
             }
             let Some(flow) = flow_context() else {

@@ -1,7 +1,7 @@
 //! Frontend lookup: exact addresses first, then NodePorts.
 
 use proxy_common::{
-    Addr, Frontend, FrontendKey, Port,
+    Addr, Frontend, FrontendKey, FrontendKind, Port,
     node::{port_bits, role},
 };
 
@@ -37,6 +37,14 @@ pub fn find(addr: &Addr, port: Port, proto: u8, bits: u32, roles: u32) -> Option
 pub fn get(key: &FrontendKey) -> Option<&'static Frontend> {
     // SAFETY: map memory, valid while the program runs (RCU); `entry::lookup` says what another CPU may do to it.
     unsafe { FRONTENDS.get(*key) }
+}
+
+/// Whether an address of some node may be this frontend's: its packets then need not be the Service's.
+#[inline(always)]
+pub fn may_be_a_nodes(frontend: &Frontend) -> bool {
+    const LOAD_BALANCER: u32 = FrontendKind::LoadBalancerIp as u32;
+    const EXTERNAL: u32 = FrontendKind::ExternalIp as u32;
+    matches!(frontend.kind, LOAD_BALANCER | EXTERNAL)
 }
 
 /// Roles of the addresses at which the packet hooks serve NodePorts.

@@ -85,7 +85,7 @@ pub fn ingress<L: Link>(ctx: &TcContext, packet: &mut SlowPacket, flow: &mut Flo
         }
         entry::remove(&packet.key, entry);
     }
-    if !prefilter::may_match(&packet.key) {
+    if !prefilter::may_match(&packet.key) && !prefilter::may_be_from_frontend(&packet.key) {
         return SlowStep::Pass;
     }
     flow.request = packet.key;

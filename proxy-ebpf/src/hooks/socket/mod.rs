@@ -12,7 +12,7 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use proxy_common::{
-    Addr, Counter, Frontend, Port, Proto, SockKey, SockPeer,
+    Addr, Counter, CtEntry, CtKey, Frontend, Half, Port, Proto, SockKey, SockPeer,
     node::{port_bits, role},
     socket,
 };
@@ -24,6 +24,7 @@ use crate::{
         scratch::SelectedBackend,
         verdict::DropReason,
     },
+    conntrack::entry,
     hooks::socket::sock_addr::fields,
     load_balancing::{
         backend, cluster_ip, frontend,
@@ -137,6 +138,9 @@ pub fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
         }
         return without_frontend(&dest, Proto::UDP);
     };
+    if frontend::may_be_a_nodes(frontend) && is_answer::<F>(ctx, &dest) {
+        return ALLOW;
+    }
     // A socket keeps its backend per frontend: a resolver expects answers from one server.
     let request_key = SockKey::new(dest.cookie, dest.addr, dest.port, dest.proto);
     // SAFETY: an LRU value may be reused for another key while it is read; the result is checked below.
@@ -222,6 +226,31 @@ fn is_peer(ctx: &SockAddrContext, dest: &Destination) -> bool {
     // SAFETY: as above; fields that the verifier lets socket-address programs read, each in its own size.
     let (state, port) = unsafe { ((*socket).state, (*socket).dst_port) };
     state == ESTABLISHED && port == dest.port.be()
+}
+
+/// Whether the datagram answers one that arrived from the frontend's own address: another node may have it, and begin flows from
+/// that number. A socket that is bound to no address is taken to answer from the node's primary one.
+#[inline(always)]
+fn is_answer<F: Family>(ctx: &SockAddrContext, dest: &Destination) -> bool {
+    if dest.netns != globals::host_netns() {
+        return false;
+    }
+    // SAFETY: the context is valid while the program runs, and so is the socket it points to.
+    let socket = unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk };
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: as above; a field that the verifier lets socket-address programs read, in its own size.
+    let port = unsafe { (*socket).src_port };
+    let mut source = F::source(fields(ctx));
+    if source.is_unspecified() {
+        let Some(config) = NODE_CONFIG.get(0) else {
+            return false;
+        };
+        source = if dest.addr.is_v4() { config.primary_v4 } else { config.primary_v6 };
+    }
+    let key = CtKey::new(source, Port::new(port as u16), dest.addr, dest.port, dest.proto, Half::Egress);
+    entry::lookup(&key).is_some_and(|entry| entry.has(CtEntry::REPLY) && entry.has(CtEntry::IDENTITY))
 }
 
 /// Writes the backend into the context and records the frontend that it stands for.
