@@ -54,8 +54,10 @@ pub fn node(index: usize, pods: PodNet) -> String {
     );
     if pods == PodNet::Bridged {
         let gateway = pod_addr(index, 1);
+        // An address of its own, as the bridge plugin gives it: else it would be the lowest of its ports', and change with them.
         lines += &format!(
-            "link add cni0 type bridge forward_delay 0 stp_state 0 mcast_snooping 0\nlink set cni0 up\n\
+            "link add cni0 address 02:00:ac:14:{index:02x}:01 type bridge forward_delay 0 stp_state 0 mcast_snooping 0\n\
+             link set cni0 up\n\
              addr add {}/24 dev cni0\naddr add {}/64 dev cni0 nodad\n",
             gateway.v4, gateway.v6
         );

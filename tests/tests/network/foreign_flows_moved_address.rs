@@ -109,6 +109,8 @@ fn moves(plan: Plan, backend: usize) -> Result<()> {
     cluster.remove_pod(&deaf)?;
     let moved = cluster.add_server(backend, "moved", TARGET)?;
     assert_eq!(moved.addr(), deaf.addr());
+    // As a CNI's gratuitous ARP does: the bridge's neighbours would keep the former pod's link-layer address for seconds.
+    cluster.node(backend).netns().run(&["ip", "neigh", "flush", "all"])?;
     foreign.apply(&[first(&[&foreign.world.far]), second(&[&moved])])?;
     let mut losses = Losses::default();
     ask_again(&mut losses, &flows, "far");

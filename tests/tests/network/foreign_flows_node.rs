@@ -101,9 +101,10 @@ fn open_flows_outlive_the_services_coming(plan: Plan, proxy: Proxy) -> Result<()
     losses.none(&foreign)
 }
 
-/// What an unconnected socket has asked, while the question is on its way: the Service comes before the answer.
+/// What an unconnected socket has asked, while the question is on its way: the Service comes before the answer. On a node whose
+/// rules use conntrack, as kube-proxy's always do: without, nothing on the node knows of the question (docs/design/conntrack.md).
 fn an_answer_on_its_way_arrives(proxy: Proxy) -> Result<()> {
-    let foreign = Foreign::start(Plan::default(), proxy, |_| Vec::new())?;
+    let foreign = Foreign::start(Plan::default().with_cni_rules(), proxy, |_| Vec::new())?;
     let mut losses = Losses::default();
     let outside = foreign.world.cluster.outside();
     let services = every_kind(&foreign.world);
