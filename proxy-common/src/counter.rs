@@ -54,7 +54,7 @@ counters! {
     ConntrackFull = 8, Drop, "conntrack_full";
     /// Dropped: no free client port for a taken middle tuple.
     NoFreePort = 9, Drop, "no_free_port";
-    /// Rejected: no free port or no address for source translation.
+    /// Refused: no free port or no address for source translation.
     NoFreeSource = 10, Refusal, "no_free_source";
     /// Dropped: a frontend names a slot or backend that does not exist.
     BadSlot = 11, Drop, "bad_slot";

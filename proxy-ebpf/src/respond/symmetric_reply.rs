@@ -18,6 +18,7 @@ use crate::{
         globals,
         headers::{AF_INET, AF_INET6},
         maps::flow_context,
+        scratch::FibLookup,
         verdict::Verdict,
     },
     packet::access::ifindex,
@@ -25,6 +26,8 @@ use crate::{
 
 /// BPF_FIB_LKUP_RET_NO_NEIGH: there is a route, and bpf_redirect_neigh resolves the neighbour.
 const NO_NEIGHBOUR: i64 = 7;
+/// A lookup as of a packet that came in by the device: no flag.
+const AS_FORWARDED: u32 = 0;
 
 /// Sends the rewritten packet of this reply half by its client's uplink. [`Verdict::NEXT`]: it goes on where it is, because that
 /// is the device, or no route leads out of the other one.
@@ -44,6 +47,31 @@ fn by_device(ctx: &TcContext, key: &CtKey, source: &Addr, device: u32) -> Verdic
         return Verdict::NEXT;
     };
     let fib = &mut flow.fib;
+    // IPv6 matches rules by source only in lookups of forwarded packets (`bpf_ipv6_fib_lookup`, RT6_LOOKUP_F_HAS_SADDR), IPv4 in
+    // both kinds.
+    let is_found = !source.is_v4() && has_route(ctx, fib, key, source, device, AS_FORWARDED)
+        || has_route(ctx, fib, key, source, device, BPF_FIB_LOOKUP_OUTPUT);
+    if !is_found {
+        return Verdict::NEXT;
+    }
+    // The next hop may be of the other family (RFC 5549).
+    let mut next_hop = NextHop { family: u32::from(fib.family), addr: fib.dst };
+    // SAFETY: the structure is the kernel's, of the length given.
+    Verdict::redirect(unsafe {
+        bpf_redirect_neigh(device, (&raw mut next_hop).cast(), size_of::<NextHop>() as i32, 0)
+    })
+}
+
+/// Whether a route from `source` to the client leads out of the device; then `fib` holds the next hop.
+#[inline(always)]
+fn has_route(
+    ctx: &TcContext,
+    fib: &mut FibLookup,
+    key: &CtKey,
+    source: &Addr,
+    device: u32,
+    flags: u32,
+) -> bool {
     let v4 = source.is_v4();
     fib.family = if v4 { AF_INET } else { AF_INET6 };
     fib.proto = key.proto;
@@ -59,18 +87,9 @@ fn by_device(ctx: &TcContext, key: &CtKey, source: &Addr, device: u32) -> Verdic
     }
     fib.set_destination(&key.dst, key.dport, v4);
     // SAFETY: the structure is the kernel's, of the length given.
-    let result = unsafe {
-        bpf_fib_lookup(ctx.as_ptr(), (&raw mut *fib).cast(), size_of_val(fib) as i32, BPF_FIB_LOOKUP_OUTPUT)
-    };
-    if result != 0 && result != NO_NEIGHBOUR || fib.ifindex != device {
-        return Verdict::NEXT;
-    }
-    // The next hop may be of the other family (RFC 5549).
-    let mut next_hop = NextHop { family: u32::from(fib.family), addr: fib.dst };
-    // SAFETY: the structure is the kernel's, of the length given.
-    Verdict::redirect(unsafe {
-        bpf_redirect_neigh(device, (&raw mut next_hop).cast(), size_of::<NextHop>() as i32, 0)
-    })
+    let result =
+        unsafe { bpf_fib_lookup(ctx.as_ptr(), (&raw mut *fib).cast(), size_of_val(fib) as i32, flags) };
+    (result == 0 || result == NO_NEIGHBOUR) && fib.ifindex == device
 }
 
 /// `struct bpf_redir_neigh`.

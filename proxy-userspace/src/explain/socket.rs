@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 
 use proxy_common::{
-    Addr, Affinity, AffinityKey, Backend, Counter, Frontend, Port, Proto, Service, SetMember,
+    Addr, Affinity, AffinityKey, Backend, Counter, Frontend, FrontendKind, Port, Proto, Service, SetMember,
     affinity::set_bits, map, node::role, socket,
 };
 
@@ -50,6 +50,9 @@ impl Walk {
         copy::service(&self.sandbox, &frontend, client, &self.tuple)?;
         self.policy(&frontend, true, client_ip)?;
         if self.view.policy.as_ref().is_some_and(|policy| policy.let_in == Some(false)) {
+            if frontend.kind == FrontendKind::NodePort as u32 {
+                return Ok(self.refused(Counter::SrcRange));
+            }
             // The socket hook does not translate it; the egress hook drops it.
             self.copy_source_range(Some(frontend), self.tuple.src.ip())?;
             return Ok(Next::Continue);

@@ -326,9 +326,14 @@ fn node_ports_are_restricted(plan: Plan) -> Result<()> {
             (BY_ANNOTATION, [v4, false, true]),
         ] {
             let to = at(trio.node(0).addr(), family, port);
-            for ((_, from), is_open) in trio.everyone(0).into_iter().zip(want) {
+            for ((who, from), is_open) in trio.everyone(0).into_iter().zip(want) {
                 if is_open {
                     answered(&from, to);
+                } else if who == "the node" {
+                    // Its own NodePort: the system call fails.
+                    for protocol in PROTOCOLS {
+                        protocol(&from, to).refused();
+                    }
                 } else {
                     silence.push((from, to));
                 }

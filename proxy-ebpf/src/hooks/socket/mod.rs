@@ -12,7 +12,7 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use proxy_common::{
-    Addr, Counter, CtEntry, CtKey, Frontend, Half, Port, Proto, SockKey, SockPeer,
+    Addr, Counter, CtEntry, CtKey, Frontend, FrontendKind, Half, Port, Proto, SockKey, SockPeer,
     node::{port_bits, role},
     socket,
 };
@@ -89,7 +89,7 @@ fn destination<F: Family>(ctx: &SockAddrContext) -> Option<Destination> {
 
 /// Whether a load balancer address with source ranges accepts the socket's new flow. For an unbound socket of the
 /// node its primary address is checked. A pod's socket is never accepted: its packets have its address, and the
-/// packet hooks check that. A socket that is not accepted is left alone here; the packet hooks drop its packets.
+/// packet hooks check that.
 #[inline(always)]
 fn source_allowed(frontend: &Frontend, dest: &Destination, mut source: Addr) -> bool {
     if dest.netns != globals::host_netns() {
@@ -104,6 +104,16 @@ fn source_allowed(frontend: &Frontend, dest: &Destination, mut source: Addr) -> 
     source_ranges::allow(frontend, &source)
 }
 
+/// A socket that the frontend's source ranges do not accept is left alone: the packet hooks drop its packets. Packets of the
+/// node to its own NodePort meet none of them, so there the system call fails.
+#[inline(always)]
+fn not_allowed(frontend: &Frontend, dest: &Destination) -> i32 {
+    if frontend.kind != FrontendKind::NodePort as u32 || dest.netns != globals::host_netns() {
+        return ALLOW;
+    }
+    reject(dest, frontend.service, Counter::SrcRange)
+}
+
 /// The connect hooks.
 #[inline(always)]
 pub fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
@@ -116,7 +126,7 @@ pub fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
         return without_frontend(&dest, Proto::TCP);
     };
     if frontend.has(Frontend::SOURCE_RANGES) && !source_allowed(frontend, &dest, F::bound(fields(ctx))) {
-        return ALLOW;
+        return if dest.proto == Proto::UDP { ALLOW } else { not_allowed(frontend, &dest) };
     }
     match select(&dest, frontend) {
         Ok(peer) => translate::<F>(ctx, &dest, &peer),
@@ -154,7 +164,7 @@ pub fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
         }
     }
     if frontend.has(Frontend::SOURCE_RANGES) && !source_allowed(frontend, &dest, F::source(fields(ctx))) {
-        return ALLOW;
+        return not_allowed(frontend, &dest);
     }
     match select(&dest, frontend) {
         Ok(peer) => {
