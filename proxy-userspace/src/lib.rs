@@ -29,7 +29,7 @@ pub mod object;
 pub mod offline;
 pub mod problem;
 pub mod snapshot;
-pub mod source;
+pub mod sources;
 pub mod tables;
 pub mod top;
 pub(crate) mod yaml_documents;

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use crate::{
     model::{Endpoint, EndpointSlice, Node, ObjectKey, Service, ServiceKey, Trigger},
     problem::{Problem, ProblemKind, RefusedAddress},
-    source::Event,
+    sources::Event,
 };
 
 /// What must be recomputed after an event.

@@ -14,7 +14,7 @@ use shunt::{
         EndpointSlice, ObjectKey, Protocol, Service, ServiceKey, ServicePort, ServiceType, SliceEndpoint,
         SlicePort, TargetPort, TrafficPolicy,
     },
-    source::Event,
+    sources::Event,
 };
 
 const SERVICES: u32 = 10_000;

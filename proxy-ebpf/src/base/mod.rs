@@ -4,7 +4,7 @@
 pub mod atomic;
 pub mod clock;
 pub mod globals;
-pub mod headers;
 pub mod maps;
+pub mod protocol_headers;
 pub mod scratch;
 pub mod verdict;

@@ -10,7 +10,7 @@ use aya_ebpf::bindings::bpf_fib_lookup as FibParams;
 use proxy_common::{Addr, Backend, CtEntry, CtKey, FragmentKey, Port};
 
 use crate::base::{
-    headers::{Icmp, Ipv4, Ipv6, Tcp, Udp},
+    protocol_headers::{Icmp, Ipv4, Ipv6, Tcp, Udp},
     verdict::Verdict,
 };
 

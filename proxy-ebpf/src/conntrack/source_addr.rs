@@ -20,8 +20,8 @@ use proxy_common::{Addr, CtKey, SourceAddrKey, node::role};
 use crate::{
     base::{
         globals,
-        headers::{AF_INET, AF_INET6},
         maps::{DEVICES, NODE_ADDRS, NODE_CONFIG, SOURCE_ADDRS},
+        protocol_headers::{AF_INET, AF_INET6},
         scratch::FibLookup,
     },
     packet::access::RouteContext,

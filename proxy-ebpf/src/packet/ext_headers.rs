@@ -16,8 +16,8 @@ use proxy_common::Addr;
 
 use crate::{
     base::{
-        headers::{ETH_P_IPV6, Ipv6},
         maps::slow_packet,
+        protocol_headers::{ETH_P_IPV6, Ipv6},
         scratch::{IpHeaders, fragment_part},
     },
     packet::{

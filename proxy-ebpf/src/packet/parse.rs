@@ -11,7 +11,9 @@ use aya_ebpf::programs::TcContext;
 use proxy_common::{Addr, CtKey, Half, Port, Proto, tcp};
 
 use crate::{
-    base::headers::{ETH_P_IP, ETH_P_IPV6, FRAGMENT_MASK, FRAGMENT_OFFSET_MASK, Icmp, Ipv4, Ipv6, Tcp, Udp},
+    base::protocol_headers::{
+        ETH_P_IP, ETH_P_IPV6, FRAGMENT_MASK, FRAGMENT_OFFSET_MASK, Icmp, Ipv4, Ipv6, Tcp, Udp,
+    },
     packet::{
         access::{pull_at, skb},
         link::Link,

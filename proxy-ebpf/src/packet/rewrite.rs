@@ -15,7 +15,7 @@ use proxy_common::{Addr, Counter, Half, Port, Proto, csum};
 use crate::{
     base::{
         globals,
-        headers::{Ipv4, Ipv6},
+        protocol_headers::{Ipv4, Ipv6},
         scratch::{Rewrite, SlowPacket},
         verdict::DropReason,
     },

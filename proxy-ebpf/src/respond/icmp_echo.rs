@@ -5,7 +5,7 @@ use proxy_common::{Counter, Frontend, FrontendKey, FrontendKind, Half, Port, csu
 
 use crate::{
     base::{
-        headers::{Icmp, Ipv4, Ipv6},
+        protocol_headers::{Icmp, Ipv4, Ipv6},
         verdict::Verdict,
     },
     load_balancing::frontend,

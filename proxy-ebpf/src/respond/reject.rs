@@ -15,7 +15,7 @@ use aya_ebpf::{
 use proxy_common::{Addr, Half, Proto, csum, tcp::flag};
 
 use crate::{
-    base::headers::{Icmp, Ipv4, Ipv6, Tcp, Udp},
+    base::protocol_headers::{Icmp, Ipv4, Ipv6, Tcp, Udp},
     packet::{
         access::ptr_at,
         checksum::{Word, is_partial, pseudo_header},

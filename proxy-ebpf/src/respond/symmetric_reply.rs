@@ -16,8 +16,8 @@ use proxy_common::{Addr, CtEntry, CtKey};
 use crate::{
     base::{
         globals,
-        headers::{AF_INET, AF_INET6},
         maps::flow_context,
+        protocol_headers::{AF_INET, AF_INET6},
         scratch::FibLookup,
         verdict::Verdict,
     },

@@ -17,8 +17,8 @@ use proxy_common::{Addr, Counter, Fragment, FragmentKey, Half, csum};
 use crate::{
     base::{
         clock,
-        headers::{Ipv4, Ipv6},
         maps::FRAGMENTS,
+        protocol_headers::{Ipv4, Ipv6},
         verdict::{DropReason, Verdict},
     },
     observe::counters::count,

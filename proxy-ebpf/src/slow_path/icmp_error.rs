@@ -15,7 +15,7 @@ use proxy_common::{Addr, Counter, CtEntry, CtKey, Half, Port, Proto, csum};
 
 use crate::{
     base::{
-        headers::Icmp,
+        protocol_headers::Icmp,
         scratch::{QuotedPacket, SlowPacket, fragment_part},
         verdict::DropReason,
     },

@@ -5,7 +5,7 @@ use proxy_common::{CtKey, FragmentKey, Half, Port, Proto};
 
 use crate::{
     base::{
-        headers::ETH_P_IP,
+        protocol_headers::ETH_P_IP,
         scratch::{SlowPacket, fragment_part},
     },
     packet::{

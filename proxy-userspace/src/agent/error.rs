@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr};
 
 use super::device_hooks::DeviceError;
-use crate::{controller::SyncError, datapath::DatapathError, source::SourceError};
+use crate::{controller::SyncError, datapath::DatapathError, sources::SourceError};
 
 /// Ends the process.
 #[derive(Debug, thiserror::Error)]

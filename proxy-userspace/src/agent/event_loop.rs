@@ -25,7 +25,7 @@ use super::{
     shutdown::Shutdown,
     status::Status,
 };
-use crate::{controller::Controller, metrics::METRICS, source::Event};
+use crate::{controller::Controller, metrics::METRICS, sources::Event};
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
 

@@ -59,7 +59,7 @@ mod tests {
         config::{CompileConfig, MapSizes},
         controller::Controller,
         model::Node,
-        source::Event,
+        sources::Event,
     };
 
     /// The changes reported for a sequence of (is_known, is_missing).

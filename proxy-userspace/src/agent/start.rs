@@ -40,7 +40,7 @@ use crate::{
     health_checks::Listeners,
     maps::MapStore as _,
     metrics::METRICS,
-    source::{Event, Source},
+    sources::{Event, Source},
 };
 
 /// Makes tests use the clsact qdisc on kernels that have tcx.

@@ -14,7 +14,7 @@ use crate::{
     health_checks::Listeners,
     metrics::METRICS,
     model::Family,
-    source::Event,
+    sources::Event,
 };
 
 /// The receivers of reports, and what was reported last.

@@ -10,7 +10,7 @@ use super::{
     resolve::{run_config, written_config},
     usage_error::UsageError,
 };
-use crate::{agent, config::Config, kube_proxy_config, source::Source};
+use crate::{agent, config::Config, kube_proxy_config, sources::Source};
 
 /// Replaces `run --version` and `run --cleanup` by the command of that name.
 pub fn standalone(command: Command) -> Command {

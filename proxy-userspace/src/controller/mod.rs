@@ -32,7 +32,7 @@ use crate::{
     model::{Family, Node, ServiceKey, Trigger},
     problem::Problem,
     snapshot::Snapshot,
-    source::Event,
+    sources::Event,
     tables::{ServiceTables, Tables},
 };
 pub use crate::{node::NodeAddress, tables::InUse};

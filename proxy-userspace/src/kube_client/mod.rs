@@ -1,6 +1,6 @@
 //! The client of the cluster's API server: addresses and credentials, single requests, open watches, retry delays.
 //!
-//! It knows no resources: `source::kube` lists and watches through it, `events` sends through it.
+//! It knows no resources: `sources::kube` lists and watches through it, `events` sends through it.
 
 mod access;
 mod backoff;

@@ -6,18 +6,18 @@
 
 pub mod duration;
 mod error;
+mod file_watch;
 mod ignored_fields;
 mod output;
 mod parse;
 mod types;
 mod validate;
-mod watch;
 
 pub use self::{
     error::{ConfigFileError, FieldError, FieldErrors, Reason},
+    file_watch::{DryRun, Watcher},
     ignored_fields::ignored_fields,
     output::{configz, write},
     parse::{ConfigFile, Parsed, parse, read},
     types::{API_VERSION, EXTERNAL_IPS_GATE, KIND, KubeProxyConfiguration, Mode},
-    watch::{DryRun, Watcher},
 };

@@ -14,7 +14,7 @@ use crate::{
     controller::{Controller, NodeAddress, SyncError, SyncReport},
     maps::memory::MemoryStore,
     problem::Problem,
-    source::{
+    sources::{
         Event,
         directory::{Directory, Ignored, Refused},
         files::{self, FilesError},

@@ -5,6 +5,6 @@
 
 pub mod asm;
 pub mod connect;
-pub mod lane;
 pub mod paths;
+pub mod xdp;
 pub mod yardstick;

@@ -5,8 +5,9 @@
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use tests::bench::{
-    connect, lane,
+    connect,
     paths::{self, Calls, Figure, Figures, NEW_FLOW},
+    xdp,
 };
 
 /// Measures shunt's datapath and prints the figures beside their goals.
@@ -35,7 +36,7 @@ fn main() -> Result<()> {
         print_paths(&paths::measure()?);
     }
     if wants(Part::Xdp) {
-        let (empty, figures) = lane::measure()?;
+        let (empty, figures) = xdp::measure()?;
         println!("BPF_PROG_TEST_RUN of xdp_native, ns net of an empty XDP program ({empty:.0} ns)\n");
         println!("{:<44} {:>5} {:>9} {:>9}  goal", "path", "ns", "lookups", "helpers");
         for Figure { name, ns, calls: Calls { lookups, helpers } } in figures {

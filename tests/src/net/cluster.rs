@@ -18,11 +18,11 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{
     ForeignTraffic, Netns, Node, Place, Pod, Toward, cgroup, checksums, cni,
     foreign_traffic::{self, STRANGER},
-    hop, lane, netns,
+    hop, netns,
     plan::{BOTH, Between, Dual, OUTSIDE, Plan, PodNet, pod_addr},
     scratch::{self, Scratch},
     tun::Tunnel,
-    wiring,
+    wiring, xdp_mode,
 };
 use crate::manifest;
 
@@ -80,9 +80,9 @@ impl Cluster {
         underlay.ip(&cables)?;
         outside.ip(&wiring::outside())?;
         if plan.xdp.is_some() {
-            lane::wire(&underlay, "outside", &outside)?;
+            xdp_mode::wire(&underlay, "outside", &outside)?;
             for (index, netns) in inside.iter().enumerate() {
-                lane::wire(&underlay, &format!("node-{}", index + 1), netns)?;
+                xdp_mode::wire(&underlay, &format!("node-{}", index + 1), netns)?;
             }
         }
         let tunnel = (plan.between == Between::Tun).then(|| Tunnel::new(&inside)).transpose()?;

@@ -3,11 +3,12 @@
 //!
 //! [`datapath`] loads it, [`world`] fills its maps, [`frame`] builds packets and their checksums from scratch, [`run`]
 //! is the system call, [`extension`] puts IPv6 extension headers into them, [`fragment`] cuts them up, [`icmp`] has errors
-//! about them, [`tap`] sees what a program sends by itself, [`watch`] reads the events, [`model`] is what the
+//! about them, [`tap`] sees what a program sends by itself, [`events`] reads the ring buffer, [`model`] is what the
 //! translation should do, in plain Rust, and [`parties`] who has which port and where answers belong. No program is attached to anything.
 
 mod addresses;
 pub mod datapath;
+pub mod events;
 pub mod extension;
 pub mod fragment;
 pub mod frame;
@@ -16,7 +17,6 @@ pub mod model;
 pub mod parties;
 pub mod run;
 pub mod tap;
-pub mod watch;
 pub mod world;
 
 pub use datapath::{Datapath, Hook};

@@ -168,7 +168,7 @@ fn a_user_without_a_name_is_nobody() -> Result<()> {
     fs::write(&config, kubeconfig("https://127.0.0.1:1", "", "tokenFile: missing"))?;
     let cluster = Cluster { origin: Origin::Flag(config), servers: Vec::new(), watch_list: false };
     let error =
-        shunt::source::kube::KubeSource::open(&cluster, "node-1").expect_err("no such file").to_string();
+        shunt::sources::kube::KubeSource::open(&cluster, "node-1").expect_err("no such file").to_string();
     let missing = files.path().join("missing").display().to_string();
     ensure!(error.contains(&missing) && error.contains("No such file"), "{error}");
     Ok(())

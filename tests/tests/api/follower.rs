@@ -10,7 +10,7 @@ use shunt::{
     config::{Cluster, Origin},
     model::ServiceKey,
     snapshot::Snapshot,
-    source::{
+    sources::{
         Event,
         kube::{KubeSource, Timing},
     },

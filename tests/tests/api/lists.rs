@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use serde_json::json;
-use shunt::source::kube::Timing;
+use shunt::sources::kube::Timing;
 use tests::api_server::{Api, ApiServer, Fault, of_environment};
 
 use crate::follower::{Follower, Options, SECOND, cluster, has, key, service};

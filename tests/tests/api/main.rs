@@ -10,6 +10,7 @@
 //! Needs root for the tests with nodes (namespaces, the built binary); the others use loopback alone.
 
 mod access;
+mod agent_status;
 mod credentials;
 mod faults;
 mod follower;
@@ -17,4 +18,3 @@ mod lists;
 mod nodes;
 mod pod;
 mod selection;
-mod telling;

@@ -15,7 +15,7 @@ use shunt::{
     controller::{Controller, InUse, NodeAddress},
     maps::memory::MemoryStore,
     offline::TablesView,
-    source::{Event, directory::Directory},
+    sources::{Event, directory::Directory},
 };
 
 use super::invariants::meaning;

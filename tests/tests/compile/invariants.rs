@@ -14,7 +14,7 @@ use shunt::{
     maps::memory::MemoryStore,
     model::ObjectKey,
     offline::{Offline, TablesView},
-    source::{Event, files},
+    sources::{Event, files},
 };
 
 use super::scenario::Scenario;

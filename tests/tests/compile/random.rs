@@ -22,7 +22,7 @@ use shunt::{
         SlicePort, SourceRanges, TargetPort, TrafficPolicy,
     },
     problem::{Problem, ProblemKind},
-    source::Event,
+    sources::Event,
     tables::Record as _,
 };
 

@@ -11,8 +11,8 @@ use proxy_common::{
 use tests::packet::{
     Datapath, Link, Transport,
     datapath::shared,
+    events::monotonic,
     frame::ACK,
-    watch::monotonic,
     world::{FAR_POD, NODE, OUTSIDE, POD, VIP},
 };
 

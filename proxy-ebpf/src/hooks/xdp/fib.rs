@@ -10,8 +10,8 @@ use proxy_common::Device;
 
 use crate::{
     base::{
-        headers::{AF_INET, AF_INET6, Ipv4, Ipv6},
         maps::DEVICES,
+        protocol_headers::{AF_INET, AF_INET6, Ipv4, Ipv6},
         scratch::{FibLookup, Mac},
         verdict::XdpVerdict,
     },

@@ -6,7 +6,7 @@ use aya_ebpf::programs::XdpContext;
 use proxy_common::{Addr, CtKey, Half, Port, Proto, csum};
 
 use crate::{
-    base::headers::{FRAGMENT_MASK, Ipv4, Ipv6, Tcp, Udp},
+    base::protocol_headers::{FRAGMENT_MASK, Ipv4, Ipv6, Tcp, Udp},
     hooks::xdp::metadata,
     packet::{
         access::ptr_at,

@@ -16,8 +16,8 @@ use proxy_common::{Backend, CtEntry, CtKey, Frontend, FrontendKind, Half, Hook, 
 use crate::{
     base::{
         globals,
-        headers::{ETH_P_IP, ETH_P_IPV6},
         maps::{NODE_ADDRS, flow_context, teardown_keys},
+        protocol_headers::{ETH_P_IP, ETH_P_IPV6},
         scratch::FlowContext,
         verdict::{DropReason, XdpVerdict},
     },

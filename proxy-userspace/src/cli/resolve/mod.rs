@@ -8,7 +8,7 @@ mod effective;
 mod listeners;
 mod map_sizes;
 mod merge;
-mod source;
+mod object_source;
 #[cfg(test)]
 mod tests;
 mod timeouts;
@@ -21,7 +21,7 @@ use self::{
     effective::effective,
     map_sizes::map_sizes,
     merge::{Merged, merge},
-    source::source,
+    object_source::source,
     timeouts::{sync_periods, timeouts},
 };
 use super::{

@@ -7,7 +7,7 @@ use std::sync::{
 
 use tokio::sync::mpsc;
 
-use crate::source::event::Event;
+use crate::sources::event::Event;
 
 /// The agent has dropped the receiver.
 #[derive(Debug)]

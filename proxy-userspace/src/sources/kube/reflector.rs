@@ -18,7 +18,7 @@ use crate::{
     kube_client::{ApiServer, Backoff, Lines, RequestError, Status, chance},
     metrics::METRICS,
     model::ObjectKey,
-    source::event::Event,
+    sources::event::Event,
 };
 
 /// A watch that lasts this long counts as successful.

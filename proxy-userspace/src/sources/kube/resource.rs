@@ -10,7 +10,7 @@ use crate::{
     api::{self, FieldError, Kind, Object},
     kube_client::RequestError,
     model::ObjectKey,
-    source::event::Event,
+    sources::event::Event,
 };
 
 /// A resource of the API.

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     kube_client::{RequestError, Status},
     model::ObjectKey,
-    source::event::Event,
+    sources::event::Event,
 };
 
 /// Timeout between two objects of a streamed list.
