@@ -3,13 +3,18 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    ops::RangeInclusive,
     os::fd::{AsRawFd, OwnedFd},
+    sync::atomic::{AtomicU16, Ordering},
     time::{Duration, Instant},
 };
 
-use nix::sys::{
-    socket::{SockaddrStorage, bind, connect, setsockopt, sockopt},
-    time::{TimeVal, TimeValLike},
+use nix::{
+    errno::Errno,
+    sys::{
+        socket::{SockaddrStorage, bind, connect, setsockopt, sockopt},
+        time::{TimeVal, TimeValLike},
+    },
 };
 
 use super::{
@@ -142,7 +147,9 @@ impl Client {
         };
         let own = self.source.map_or(any, |source| SocketAddr::new(source, self.port));
         let fd = self.place.socket(family, kind, 0)?;
-        if own != SocketAddr::new(any.ip(), 0) {
+        if kind == libc::SOCK_DGRAM && self.port == 0 {
+            bind_unused(&fd, own.ip())?;
+        } else if own != SocketAddr::new(any.ip(), 0) {
             setsockopt(&fd, sockopt::ReuseAddr, &true)?;
             bind(fd.as_raw_fd(), &SockaddrStorage::from(own))?;
         }
@@ -157,4 +164,21 @@ impl Client {
         let outcome = Outcome::from_io(f());
         Attempt { what: format!("{how} {} -> {to}", self.place.name()), outcome, took: start.elapsed() }
     }
+}
+
+/// Binds a UDP socket to a port that no other of this process had before. The kernel's random choice repeats itself after a few
+/// hundred sockets, and then the socket continues a flow, and keeps its backend, where the test wants a new flow.
+fn bind_unused(socket: &OwnedFd, own: IpAddr) -> io::Result<()> {
+    /// The kernel's default for ip_local_port_range.
+    const PORTS: RangeInclusive<u16> = 32_768..=60_999;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let len = PORTS.end() - PORTS.start() + 1;
+    for _ in 0..len {
+        let port = PORTS.start() + NEXT.fetch_add(1, Ordering::Relaxed) % len;
+        match bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(own, port))) {
+            Err(Errno::EADDRINUSE) => {}
+            bound => return Ok(bound?),
+        }
+    }
+    Err(Errno::EADDRINUSE.into())
 }
