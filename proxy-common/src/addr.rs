@@ -65,6 +65,13 @@ impl Addr {
         self.words[0] == 0 && self.words[1] == 0 && self.words[2] == V4_MAPPED
     }
 
+    /// 127.0.0.0/8 or `::1`.
+    #[inline(always)]
+    pub const fn is_loopback(&self) -> bool {
+        let [a, b, c, d] = self.words;
+        if self.is_v4() { d.to_ne_bytes()[0] == 127 } else { a | b | c == 0 && d == 1u32.to_be() }
+    }
+
     /// `0.0.0.0` or `::`.
     #[inline(always)]
     pub const fn is_unspecified(&self) -> bool {

@@ -41,7 +41,7 @@ pod! {
         /// The port that goes with `addr`, network order in the low 16 bits; 0 in a masquerade half is *pending*. A
         /// word of its own, because compare-and-exchange completes it.
         pub port: u64,
-        /// Bits of [`crate::tcp`], changed by atomic or and and; in request and reply halves only.
+        /// Bits of [`crate::tcp`], set and cleared with atomic OR and AND; used in request and reply halves only.
         pub state: u64,
         /// The port to write at the other end: the source port on ingress, the destination port on egress.
         pub peer_port: Port,
@@ -60,7 +60,8 @@ pod! {
     }
 }
 
-/// The hook of a conntrack half; `CtKey::half` stores it as number.
+/// The tc hook (the direction) at which a key is looked up; `CtKey::half` stores it as number. An entry is called a half too: a
+/// flow has two of them, or four.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Half {
@@ -107,7 +108,8 @@ impl CtEntry {
     /// In all halves: XDP serves the flow, and the host's stack sees only its packets to backends of this node.
     pub const XDP: u32 = 128;
     /// In both halves of a flow that another party of the node began from one of its addresses (a socket, or netfilter's
-    /// masquerade). Its request half is what arrives, as in all flows; what began it is the reply half.
+    /// masquerade). As in all flows the request half matches packets that arrive; here the flow's first packet left, by the reply
+    /// half.
     pub const NODE_FLOW: u32 = 256;
 
     /// Whether `flag` is set.

@@ -72,7 +72,7 @@ counters! {
     FragmentDropped = 17, Drop, "fragment_dropped";
     /// Dropped: a first fragment that ends inside its transport header.
     FragmentTiny = 18, Drop, "fragment_tiny";
-    /// Dropped: the client is in none of the load balancer's source ranges.
+    /// Dropped: the client is in none of the source ranges of the load balancer or the NodePort.
     SrcRange = 19, Drop, "src_range";
     /// Packets that XDP translated for a backend of this node.
     XdpLocal = 20, Event, "xdp_local";
@@ -96,7 +96,7 @@ counters! {
     TakingOver = 29, Drop, "taking_over";
     /// Direct flows, and flows of the node's own addresses, that could not be recorded and passed.
     FlowUnrecorded = 30, Event, "flow_unrecorded";
-    /// Flows of the node's own addresses that were recorded: from a frontend's number, or to a backend.
+    /// Flows of the node's own addresses that were recorded: from a frontend's address and port, or to a backend.
     FlowNode = 31, Event, "flow_node";
 }
 

@@ -24,6 +24,9 @@ pub const RESET: u64 = 16;
 /// The client has sent something after the backend's first answer: the TCP handshake is complete.
 pub const CONFIRMED: u64 = 32;
 
+/// A segment has followed both FINs: the last one is acknowledged.
+pub const LAST_ACK: u64 = 64;
+
 /// The first segment of a connection: SYN without ACK, RST, FIN.
 #[inline(always)]
 pub const fn is_syn(flags: u8) -> bool {
@@ -36,13 +39,24 @@ pub const fn is_closed(state: u64) -> bool {
     state & RESET != 0 || state & (FIN_CLIENT | FIN_BACKEND) == FIN_CLIENT | FIN_BACKEND
 }
 
+/// Neither side waits for a segment any more: another flow may use the same tuple towards the backend. While the last FIN is not
+/// acknowledged, the backend takes a new SYN for a segment of the old connection.
+#[inline(always)]
+pub const fn has_ended(state: u64) -> bool {
+    state & (RESET | LAST_ACK) != 0
+}
+
 /// The state after a TCP segment with these flags from the client (`from_client`) or the backend.
 #[inline(always)]
 pub const fn advance(state: u64, flags: u8, from_client: bool) -> u64 {
     if flags & flag::RST != 0 {
         return state | RESET;
     }
+    const BOTH: u64 = FIN_CLIENT | FIN_BACKEND;
     let mut next = state & !RESET | OPENED;
+    if state & BOTH == BOTH && flags & flag::FIN == 0 {
+        next |= LAST_ACK;
+    }
     if from_client {
         if state & REPLIED != 0 {
             next |= CONFIRMED;
@@ -101,14 +115,16 @@ mod tests {
             (flag::FIN | flag::ACK, true, "FIN_WAIT"),
             (flag::ACK, false, "FIN_WAIT"),
             (flag::FIN | flag::ACK, false, "TIME_WAIT"),
-            (flag::ACK, true, "TIME_WAIT"),
+            (flag::FIN | flag::ACK, false, "TIME_WAIT"),
         ];
         let mut state = 0;
         for (flags, from_client, want) in steps {
             state = advance(state, flags, from_client);
             assert_eq!(name(state, Proto::TCP), want, "after {flags:#x} client={from_client}");
         }
-        assert!(is_closed(state));
+        assert!(is_closed(state) && !has_ended(state), "the last FIN is not acknowledged");
+        state = advance(state, flag::ACK, true);
+        assert!(is_closed(state) && has_ended(state));
     }
 
     #[test]

@@ -1,18 +1,19 @@
-//! A packet of no recorded flow, at the ingress hook: to a frontend, to a backend's own address, or neither. Decides on policy
-//! and source translation; `conntrack/create.rs` records the flow. The tc ingress hook and the XDP hook call.
+//! A packet of no recorded flow: to a frontend, to a backend's own address, or neither. Decides on policy and source
+//! translation; `conntrack/create.rs` records the flow. The ingress hook and the XDP hook call; the egress hook only to translate.
 //!
 //! Everything here works on `FlowContext` in memory, not on the parsed packet: the verifier need not follow apart what it does
 //! not know of a packet (its family, its protocol).
 
 use aya_ebpf::programs::TcContext;
 use proxy_common::{
-    Backend, Counter, Device, Frontend, FrontendKey, Half, Hook, NodeConfig, Proto, node::port_bits, tcp,
+    Addr, Backend, Counter, Device, Frontend, FrontendKey, Half, Hook, NodeConfig, Proto, node::port_bits,
+    tcp,
 };
 
 use crate::{
     base::{
         globals,
-        maps::{BACKEND_ADDRS, DEVICES, NODE_CONFIG},
+        maps::{BACKEND_ADDRS, DEVICES, NODE_ADDRS, NODE_CONFIG},
         scratch::{FlowContext, Target},
         verdict::{DropReason, Verdict},
     },
@@ -46,7 +47,11 @@ pub fn decide(flow: &mut FlowContext) -> Action {
     let bits = frontend::port_flags(dport);
     let is_syn = tcp::is_syn(flow.tcp_flags as u8);
     if let Some(frontend) = frontend::find(dst, dport, proto, bits, frontend::PACKET_ROLES) {
-        if !is_syn && frontend::may_be_a_nodes(frontend) && entry::is_answer(&flow.request, &mut flow.reply) {
+        if !is_syn
+            && frontend::may_be_node_address(frontend)
+            && entry::is_answer(&flow.request, &mut flow.reply)
+            || is_martian(&flow.request.src)
+        {
             return Action::Pass;
         }
         let result = match select_target(frontend, flow) {
@@ -70,6 +75,9 @@ pub fn decide(flow: &mut FlowContext) -> Action {
         flow.reason = Counter::NoServicePort as u32;
         return Action::Reject;
     }
+    if is_martian(&flow.request.src) {
+        return Action::Pass;
+    }
     if bits & port_bits::backend(proto) != 0
         && (proto != Proto::TCP || is_syn)
         && matches!(target_backend_address(flow), Action::Create)
@@ -77,6 +85,14 @@ pub fn decide(flow: &mut FlowContext) -> Action {
         return Action::Create;
     }
     target_of_frontends_owner(flow)
+}
+
+/// Whether a packet that arrives with this source is forged: a loopback address, or an address of the node itself. It is left to
+/// the kernel. A subprogram, for the stack.
+#[inline(never)]
+pub fn is_martian(source: &Addr) -> bool {
+    // SAFETY: map memory, valid while the program runs (RCU); `entry::lookup` says what another CPU may do to it.
+    source.is_loopback() || unsafe { NODE_ADDRS.get(*source) }.is_some()
 }
 
 /// Creates the flow that [`decide`] asked for. Called after it and not by it: kernel 6.1 counts each stack frame in
@@ -157,7 +173,7 @@ fn mid_stream_reason() -> DropReason {
     }
 }
 
-/// A load balancer's address or an externalIP may be another node's, which begins flows of its own from the frontend's number.
+/// A load balancer's address or an externalIP may be another node's, which begins flows of its own from the frontend's port.
 /// They are recorded as direct flows, so that their answers, which this node would take for new flows to the frontend, are
 /// recognised. Segments in mid-stream too: the connection may be older than the frontend.
 #[inline(never)]
@@ -168,7 +184,7 @@ fn target_of_frontends_owner(flow: &mut FlowContext) -> Action {
         return Action::Pass;
     }
     match frontend::get(&FrontendKey::new(src, sport, proto)) {
-        Some(frontend) if frontend::may_be_a_nodes(frontend) => {
+        Some(frontend) if frontend::may_be_node_address(frontend) => {
             flow.target = Target {
                 addr: flow.request.dst,
                 port: flow.request.dport,

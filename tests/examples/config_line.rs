@@ -1,5 +1,5 @@
-//! How long the config line takes at 10,000 Services with ten endpoints each, with maps in memory: the cold
-//! start, and one endpoint that becomes ready or unready. `cargo run --release -p tests --example config_line`.
+//! Time taken by the config line at 10,000 Services with ten endpoints each, with maps in memory: the cold start, and
+//! one endpoint that becomes ready or unready. `cargo run --release -p tests --example config_line`.
 
 use std::{
     net::IpAddr,
@@ -87,7 +87,7 @@ fn service(n: u32) -> Service {
     }
 }
 
-/// Ten endpoints, of which one is not ready; which one depends on `turn` (0: none).
+/// Ten endpoints, one of which is not ready; `turn` selects it (0: none).
 fn slice(n: u32, turn: u32) -> EndpointSlice {
     let endpoint = |i: u32| {
         let [_, a, b, c] = (n * ENDPOINTS + i).to_be_bytes();

@@ -1,10 +1,11 @@
 //! The harness of the network suite and of the demo: a cluster made of network namespaces, with real sockets and the
 //! real `shunt` in it.
 //!
-//! Nothing here knows how shunt works; it makes machines, pods, manifests and traffic, and says what it saw.
+//! The harness does not depend on how shunt works; it creates machines, pods, manifests and traffic, and reports
+//! observations.
 //!
 //! The modules of the feature `suites` (on by default) are those that the demo does not need: `cargo xtask demo` builds
-//! without them and without the crates that they pull in.
+//! without them and without the crates that they depend on.
 
 #[cfg(feature = "suites")]
 pub mod api_server;

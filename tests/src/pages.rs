@@ -1,4 +1,5 @@
-//! The pages: their links lead to files and headings that exist, and the index of the decisions lists every record.
+//! The documentation pages: their links lead to existing files and headings, and the index of decisions lists every
+//! record.
 
 #[cfg(test)]
 mod tests {
@@ -29,13 +30,13 @@ mod tests {
         targets.filter(|target| !target.contains("://")).collect()
     }
 
-    /// A heading as links name it.
+    /// A heading's anchor in links.
     fn anchor(heading: &str) -> String {
         let kept = heading.trim().chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
         kept.collect::<String>().to_lowercase().replace(' ', "-")
     }
 
-    /// Why a link of `page` leads nowhere.
+    /// The reason why a link of `page` is broken.
     fn fault(page: &Path, link: &str) -> Option<String> {
         let (file, heading) = link.split_once('#').unwrap_or((link, ""));
         let target = if file.is_empty() { page.to_owned() } else { page.with_file_name(file) };

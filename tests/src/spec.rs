@@ -1,10 +1,10 @@
-//! SPEC.md, the list of the specification's rows and the tests that show them, names tests that exist.
+//! SPEC.md lists the specification's rows and the tests that cover them. It names only tests that exist.
 
 #[cfg(test)]
 mod tests {
     use std::{fs, path::Path};
 
-    /// `module::name` of every test that the list names.
+    /// `module::name` of every test named in the list.
     fn named(list: &str) -> Vec<(&str, &str)> {
         let in_backticks = list.split('`').skip(1).step_by(2);
         in_backticks
@@ -13,7 +13,7 @@ mod tests {
             .collect()
     }
 
-    /// Whether some suite's file `module.rs` (or `module/*.rs`) has a test of that name.
+    /// Whether a suite's file `module.rs` (or `module/*.rs`) has a test of that name.
     fn exists(suites: &Path, module: &str, name: &str) -> bool {
         let has = |file: &Path| {
             let text = fs::read_to_string(file).unwrap_or_default();

@@ -1,5 +1,5 @@
-//! The same program on other kernels: every eBPF program loads and attaches, and a Service works, on each kernel
-//! series of Debian; a kernel that lacks what shunt needs is refused in words.
+//! The same program on other kernels: on each kernel series of Debian, every eBPF program loads and attaches, and a
+//! Service works. A kernel that lacks a required feature is rejected with a clear message.
 
 use std::{fs, path::Path};
 
@@ -7,7 +7,7 @@ use tests::vm::{Report, Task, machine};
 
 const INIT: &str = env!("CARGO_BIN_EXE_vm-init");
 
-/// Programs of the object, and how each must be attached; `tc` is tcx or clsact, as the kernel has it.
+/// Programs of the object, and how each must be attached; `tc` is tcx or clsact, depending on the kernel.
 const PROGRAMS: [(&str, &str); 16] = [
     ("ingress_l2", "tc"),
     ("egress_l2", "tc"),
@@ -24,11 +24,11 @@ const PROGRAMS: [(&str, &str); 16] = [
     ("clock", ""),
     ("ingress_xdp", "tc"),
     ("xdp_soft", "xdp"),
-    // For drivers, of which a guest has none.
+    // For network drivers; a guest has none.
     ("xdp_native", ""),
 ];
 
-/// Boots, and keeps the table for `cargo xtask test vm` to print.
+/// Boots a guest and stores its table for `cargo xtask test vm` to print.
 fn boot(series: &str, task: Task) -> Report {
     let report = machine::boot(series, task, Path::new(INIT)).unwrap_or_else(|error| panic!("{error:#}"));
     let tables = Path::new(INIT).ancestors().nth(2).expect("below target").join("vm/tables");
@@ -55,7 +55,8 @@ fn serves(series: &str, tc: &str) {
     for attempt in &report.attempts {
         assert!(attempt.answered, "{}\n{log}", attempt.what);
     }
-    // Each connection is at least a SYN, an ACK, a question and a FIN, but for what it began with a neighbour unknown.
+    // Each connection has at least a SYN, an ACK, a request and a FIN, except for packets sent before the neighbour is
+    // known.
     assert!(report.lane >= 6, "{} packets translated in XDP\n{log}", report.lane);
     assert_eq!(report.run.status, Some(0), "{log}");
 }
@@ -80,7 +81,7 @@ fn newest_kernel_7() {
     serves("7", "tcx");
 }
 
-/// Kube-proxy's virtual servers and its device go, another's stays.
+/// kube-proxy's virtual servers and its device are removed, foreign ones stay.
 #[test]
 fn what_ipvs_mode_leaves_is_removed() {
     let report = boot("6.12", Task::Ipvs);

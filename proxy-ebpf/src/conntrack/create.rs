@@ -70,11 +70,14 @@ pub fn create_flow(flow: &mut FlowContext) -> Result<(), DropReason> {
             proto,
             Half::Egress,
         );
-        // An entry that exists was left by an earlier flow with this middle tuple and is still valid.
+        // An entry that exists is valid: another CPU inserted it for this flow, or an earlier flow with this middle tuple left it.
         if let Err(error) = CONNTRACK.insert(&flow.masquerade, &flow.pending, u64::from(BPF_NOEXIST))
             && error != EEXIST
         {
-            let _gone = CONNTRACK.remove(&flow.reply);
+            // Another CPU's half of this same flow stays.
+            if fresh {
+                let _gone = CONNTRACK.remove(&flow.reply);
+            }
             return Err(Counter::ConntrackFull);
         }
     }
@@ -84,6 +87,11 @@ pub fn create_flow(flow: &mut FlowContext) -> Result<(), DropReason> {
     flow.entry.peer_port = client_port;
     flow.entry.flags = flow.entry.flags & !CtEntry::REPLY | CtEntry::REQUEST;
     match CONNTRACK.insert(&flow.request, &flow.entry, u64::from(BPF_NOEXIST)) {
+        // The other CPU of a race found the map full and removed the reply half that both had: the next packet begins anew.
+        Ok(()) if !fresh && entry::lookup(&flow.reply).is_none() => {
+            let _gone = CONNTRACK.remove(&flow.request);
+            Err(Counter::ConntrackFull)
+        }
         Ok(()) => {
             count(if direct { Counter::FlowDirect } else { Counter::FlowNew });
             service_stats::count_flow(flow.target.service);
@@ -94,9 +102,8 @@ pub fn create_flow(flow: &mut FlowContext) -> Result<(), DropReason> {
             half_open::track(&flow.request, flow.entry.created);
             Ok(())
         }
-        Err(error) => {
-            let winner = if error == EEXIST { entry::lookup(&flow.request) } else { None };
-            let Some(winner) = winner else {
+        Err(_) => {
+            let Some(winner) = entry::lookup(&flow.request) else {
                 if fresh {
                     entry::remove_by_reply(&flow.reply, &flow.entry, false);
                 }
@@ -185,7 +192,7 @@ const AGAIN: u32 = 2;
 
 const FULL: u32 = 3;
 
-/// Inserts the reply half under `flow.reply`, replacing that of a closed flow.
+/// Inserts the reply half under `flow.reply`, replacing that of a flow that has ended.
 #[inline(never)]
 fn insert_reply(flow: &mut FlowContext) -> u32 {
     match CONNTRACK.insert(&flow.reply, &flow.entry, u64::from(BPF_NOEXIST)) {
@@ -203,7 +210,7 @@ fn insert_reply(flow: &mut FlowContext) -> u32 {
     if flow.masquerade.is(&flow.request) {
         return AGAIN;
     }
-    if !entry::is_closed(flow.request.proto, found) {
+    if !entry::has_ended(flow.request.proto, found) {
         return TAKEN;
     }
     entry::remove_by_reply(&flow.reply, found, true);

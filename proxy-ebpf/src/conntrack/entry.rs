@@ -55,6 +55,12 @@ pub fn is_closed(proto: u8, entry: &CtEntry) -> bool {
     proto == Proto::TCP && tcp::is_closed(entry.state)
 }
 
+/// Whether another flow may use this entry's tuple towards the backend at once.
+#[inline(always)]
+pub fn has_ended(proto: u8, entry: &CtEntry) -> bool {
+    proto == Proto::TCP && tcp::has_ended(entry.state)
+}
+
 /// Looks up an entry.
 ///
 /// The reference is to memory that other CPUs change and, because CONNTRACK is preallocated, may reuse for another

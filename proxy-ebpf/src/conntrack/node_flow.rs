@@ -1,13 +1,13 @@
 //! Flows that other parties of the node begin from its own addresses: its sockets, and netfilter where a CNI masquerades
 //! pods. shunt translates none of them, but it must know two kinds:
 //!
-//! - flows that leave from a frontend's number (a NodePort, or a load balancer's port at an address of the node): their
+//! - flows that leave from a frontend's address and port (a NodePort, or a load balancer's port at an address of the node): their
 //!   answers look like packets of new flows to that frontend;
 //! - flows to a known backend: a flow with a translated source to the same backend might be given the same source port.
 //!
 //! Both are recorded when they leave, as a pair of halves that rewrite nothing. Where the tuple is taken by a flow with a
 //! translated source, the later one gets another source port here, which its ingress half undoes. The egress hook calls;
-//! `ports.rs` keeps the other side of the bargain.
+//! `ports.rs` checks the same keys before it gives a port to a masqueraded flow.
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use proxy_common::{
@@ -182,7 +182,7 @@ fn reserve(flow: &mut FlowContext) -> u32 {
     if found.has(CtEntry::REQUEST) && !found.has(CtEntry::NODE_FLOW) && !is_syn {
         return KNOWN;
     }
-    if ports::replace_closed(flow) {
+    if ports::replace_ended(flow) {
         return NEW;
     }
     // SCTP's checksum covers the ports, and nothing here can compute it.

@@ -77,7 +77,7 @@ pub fn reserve_source(flow: &mut FlowContext) -> u32 {
                 Err(EEXIST) => {}
                 Err(_) => return reserved::MAP_FULL,
             }
-            if probe >= EVICT_FROM && replace_closed(flow) {
+            if probe >= EVICT_FROM && replace_ended(flow) {
                 return reserved::DONE;
             }
         }
@@ -94,23 +94,23 @@ fn cursor_of(reply: &CtKey) -> u32 {
     mixed >> (u32::BITS - SOURCE_CURSORS_LEN.trailing_zeros())
 }
 
-/// Takes the place under `flow.reply` from a flow that is over. A subprogram, for the stack of its callers.
+/// Takes the place under `flow.reply` from a flow that has ended. A subprogram, for the stack of its callers.
 #[inline(never)]
-pub fn replace_closed(flow: &mut FlowContext) -> bool {
+pub fn replace_ended(flow: &mut FlowContext) -> bool {
     match entry::lookup(&flow.reply) {
-        Some(found) if remove_if_closed(flow, found) => {
+        Some(found) if remove_if_ended(flow, found) => {
             CONNTRACK.insert(&flow.reply, &flow.entry, u64::from(BPF_NOEXIST)).is_ok()
         }
         _ => false,
     }
 }
 
-/// Removes the flow whose ingress half towards the node stands under `flow.reply`, if it is over.
+/// Removes the flow that the entry `found` (key `flow.reply`: backend -> node, ingress) belongs to, if it has ended.
 #[inline(always)]
-fn remove_if_closed(flow: &mut FlowContext, found: &CtEntry) -> bool {
+fn remove_if_ended(flow: &mut FlowContext, found: &CtEntry) -> bool {
     let back = &flow.reply;
     if found.has(CtEntry::REQUEST) {
-        if !entry::is_closed(back.proto, found) {
+        if !entry::has_ended(back.proto, found) {
             return false;
         }
         entry::remove(back, found);
@@ -122,7 +122,7 @@ fn remove_if_closed(flow: &mut FlowContext, found: &CtEntry) -> bool {
         let _gone = CONNTRACK.remove(back);
         return true;
     };
-    if !half.has(CtEntry::REPLY) || !entry::is_closed(back.proto, half) {
+    if !half.has(CtEntry::REPLY) || !entry::has_ended(back.proto, half) {
         return false;
     }
     entry::remove_by_reply(&flow.masquerade, half, true);

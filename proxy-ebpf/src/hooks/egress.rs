@@ -53,7 +53,7 @@ fn plain_packet<L: Link>(ctx: &TcContext, packet: &Packet) -> Verdict {
         if !answered.is_next() {
             return answered;
         }
-        return unknown_flow(&packet.key);
+        return drop_if_unallocated(&packet.key);
     }
     if let Some(entry) = entry::lookup(&packet.key) {
         if !(packet.is_syn() && node_flow::may_replace(packet.key.proto, entry)) {
@@ -64,7 +64,7 @@ fn plain_packet<L: Link>(ctx: &TcContext, packet: &Packet) -> Verdict {
     let may_match = from_node && prefilter::may_match(&packet.key);
     let may_be_node_flow = prefilter::may_be_node_flow(&packet.key, from_node);
     if !may_match && !may_be_node_flow {
-        return unknown_flow(&packet.key);
+        return drop_if_unallocated(&packet.key);
     }
     let Some(flow) = flow_context() else {
         return Verdict::NEXT;
@@ -72,7 +72,8 @@ fn plain_packet<L: Link>(ctx: &TcContext, packet: &Packet) -> Verdict {
     flow.request = packet.key;
     flow.tcp_flags = u32::from(packet.tcp_flags);
     // From here on nothing is read from the parsed packet, as in `ingress.rs`.
-    let verdict = if may_match { unknown_flow_of_node(&flow.request) } else { unknown_flow(&flow.request) };
+    let verdict =
+        if may_match { unknown_flow_of_node(&flow.request) } else { drop_if_unallocated(&flow.request) };
     if verdict.is_next() && may_be_node_flow { node_flow_of::<L>(ctx, flow) } else { verdict }
 }
 
@@ -129,7 +130,7 @@ fn slow_path_packet<L: Link>(ctx: &TcContext) -> Verdict {
         SlowStep::Continue => {
             let from_node = is_from_node(ctx);
             let mut verdict =
-                if from_node { unknown_flow_of_node(&packet.key) } else { unknown_flow(&packet.key) };
+                if from_node { unknown_flow_of_node(&packet.key) } else { drop_if_unallocated(&packet.key) };
             if verdict.is_next()
                 && prefilter::may_be_node_flow(&packet.key, from_node)
                 && let Some(flow) = flow_context()
@@ -168,7 +169,7 @@ fn unknown_flow_of_node(key: &CtKey) -> Verdict {
     };
     let Some(frontend) = frontend else {
         if !cluster_ip::is_cluster_ip(&key.dst) {
-            return unknown_flow(key);
+            return drop_if_unallocated(key);
         }
         return Verdict::rejected(Counter::NoServicePort as u32);
     };
@@ -187,6 +188,6 @@ fn unknown_flow_of_node(key: &CtKey) -> Verdict {
 
 /// A packet of no known flow leaves the node, unless its destination is an unallocated address of a ServiceCIDR.
 #[inline(always)]
-fn unknown_flow(key: &CtKey) -> Verdict {
+fn drop_if_unallocated(key: &CtKey) -> Verdict {
     if cluster_ip::is_unallocated(&key.dst) { Counter::Unallocated.into() } else { Verdict::NEXT }
 }

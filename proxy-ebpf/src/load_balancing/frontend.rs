@@ -39,9 +39,10 @@ pub fn get(key: &FrontendKey) -> Option<&'static Frontend> {
     unsafe { FRONTENDS.get(*key) }
 }
 
-/// Whether an address of some node may be this frontend's: its packets then need not be the Service's.
+/// Whether the frontend's address can also be an address of a node (load balancer and external addresses). A packet from or to it
+/// may then belong to a connection that a node opened itself.
 #[inline(always)]
-pub fn may_be_a_nodes(frontend: &Frontend) -> bool {
+pub fn may_be_node_address(frontend: &Frontend) -> bool {
     const LOAD_BALANCER: u32 = FrontendKind::LoadBalancerIp as u32;
     const EXTERNAL: u32 = FrontendKind::ExternalIp as u32;
     matches!(frontend.kind, LOAD_BALANCER | EXTERNAL)

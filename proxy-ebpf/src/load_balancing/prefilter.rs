@@ -4,14 +4,14 @@ use proxy_common::{Addr, CtKey, Port, node::port_bits};
 
 use crate::load_balancing::{cluster_ip, frontend};
 
-/// Whether a packet that arrives may belong to a flow that another node begins from a frontend's number.
+/// Whether a packet that arrives may belong to a flow that another node begins from a frontend's port.
 #[inline(always)]
 pub fn may_be_from_frontend(key: &CtKey) -> bool {
     frontend::port_flags(key.sport) & port_bits::frontend(key.proto) != 0
 }
 
 /// Whether a packet of no recorded flow that leaves the node may belong to a flow that `conntrack/node_flow.rs` records: from
-/// an address of the node, and from a frontend's number or to a backend's. A forwarded packet costs one array read unless its
+/// an address of the node, and from a frontend's port or to a backend's. A forwarded packet costs one array read unless its
 /// source may be the node's.
 #[inline(always)]
 pub fn may_be_node_flow(key: &CtKey, from_node: bool) -> bool {

@@ -79,7 +79,7 @@ impl Agent {
         }
     }
 
-    /// Flows that began at a frontend's number since the frontends were written, while no program recorded them.
+    /// Flows that began at a frontend's address and port since the frontends were written, while no program recorded them.
     fn record_node_flows(&self) {
         let frontends = self.controller.tables().frontends.entries();
         let at_node = frontends.iter().map(|(key, _)| **key).collect();

@@ -1,6 +1,6 @@
 //! Runs the hooks of a device on the packet, and records their verdicts.
 
-use proxy_common::{Counter, CtEntry, Device, Frontend, Half, Service, map, node::role};
+use proxy_common::{Counter, CtEntry, Device, Frontend, Half, Service, counter::Kind, map, node::role};
 
 use super::{
     frame::{self, Answer},
@@ -16,24 +16,6 @@ const SHOT: u32 = 2;
 const REDIRECT: u32 = 7;
 /// XDP_PASS.
 const XDP_PASS: u32 = 2;
-
-/// Counters that are the reason for a refusal or a drop.
-const REASONS: [Counter; 14] = [
-    Counter::NoBackend,
-    Counter::NoLocalEndpoints,
-    Counter::NoFlow,
-    Counter::ConntrackFull,
-    Counter::NoFreePort,
-    Counter::NoFreeSource,
-    Counter::BadSlot,
-    Counter::RewriteFailed,
-    Counter::SrcRange,
-    Counter::NoServicePort,
-    Counter::Unallocated,
-    Counter::RedirectDropped,
-    Counter::SctpPort,
-    Counter::FragmentTiny,
-];
 
 impl Walk {
     /// The ingress hooks of a device: XDP if attached, then tc.
@@ -133,7 +115,7 @@ impl Walk {
 
     /// Records the verdict of a classifier.
     pub(super) fn after_tc(&mut self, hook: &'static str, ifindex: u32, run: &HookRun) -> Result<Next> {
-        let reason = REASONS.into_iter().find(|reason| run.counters.contains(reason));
+        let reason = run.counters.iter().copied().find(|counter| counter.kind() != Kind::Event);
         match run.ran.action {
             SHOT => {
                 self.view.verdict = "dropped";

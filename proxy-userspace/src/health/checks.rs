@@ -23,6 +23,7 @@ use tokio::{
 
 use super::{
     http::{self, Response},
+    places::Places,
     state::Health,
 };
 use crate::{
@@ -31,13 +32,17 @@ use crate::{
     problem::{Problem, ProblemKind},
 };
 
+/// Connections that the kernel keeps until they are accepted.
+const BACKLOG: u32 = 1024;
+
 /// Between two attempts to bind a port that is in use.
 const REBIND: Duration = Duration::from_secs(1);
 
 /// Keeps the listeners in `wanted` open until its sender is dropped.
 pub async fn follow(mut wanted: watch::Receiver<Listeners>, health: Arc<Health>, recorder: Recorder) {
     let (open, failed) = Default::default();
-    let mut checks = Checks { wanted: wanted.clone(), health, recorder, open, failed };
+    let places = Arc::default();
+    let mut checks = Checks { wanted: wanted.clone(), health, recorder, places, open, failed };
     loop {
         let now = wanted.borrow_and_update().clone();
         checks.reconcile(&now).await;
@@ -52,6 +57,8 @@ struct Checks {
     wanted: watch::Receiver<Listeners>,
     health: Arc<Health>,
     recorder: Recorder,
+    /// Of all these listeners together: there may be a thousand of them.
+    places: Arc<Places>,
     open: BTreeMap<SocketAddr, JoinHandle<()>>,
     /// Listeners whose failure was reported.
     failed: BTreeSet<SocketAddr>,
@@ -88,7 +95,7 @@ impl Checks {
                     let healthy = health.is_healthy(Timestamp::now());
                     respond(wanted.borrow().get(&at), healthy)
                 };
-                self.open.insert(at, http::accept(listener, Arc::new(answer)));
+                self.open.insert(at, http::accept(listener, Arc::new(answer), self.places.clone()));
             }
             Err(error) => {
                 if self.failed.insert(at) {
@@ -111,7 +118,7 @@ fn bind(at: SocketAddr) -> io::Result<TcpListener> {
         setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
     }
     socket.bind(at)?;
-    socket.listen(128)
+    socket.listen(BACKLOG)
 }
 
 /// The answer of one Service. The weight header lets a load balancer distribute by the number of endpoints.

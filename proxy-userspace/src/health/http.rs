@@ -5,17 +5,15 @@ use std::{sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
     task::JoinHandle,
     time::timeout,
 };
 
+use super::places::Places;
+
 /// Limits of a request's length and time.
 const MAX_REQUEST: usize = 8192;
 const MAX_WAIT: Duration = Duration::from_secs(5);
-/// Maximum concurrent connections of one listener: further ones wait, so that the agent does not run out of
-/// descriptors.
-const MAX_CONNECTIONS: usize = 256;
 
 /// A response.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,18 +29,13 @@ pub struct Response {
 pub type Answer = Arc<dyn Fn(&str) -> Response + Send + Sync>;
 
 /// Serves `listener`, which the task owns: aborting the task closes it.
-pub fn accept(listener: TcpListener, answer: Answer) -> JoinHandle<()> {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+pub fn accept(listener: TcpListener, answer: Answer, places: Arc<Places>) -> JoinHandle<()> {
     tokio::spawn(async move {
-        // Never closed.
-        while let Ok(place) = places.clone().acquire_owned().await {
+        loop {
             match listener.accept().await {
-                Ok((stream, _)) => {
-                    let answer = answer.clone();
-                    tokio::spawn(async move {
-                        serve(stream, answer).await;
-                        drop(place);
-                    });
+                Ok((stream, peer)) => {
+                    let Ok(local) = stream.local_addr() else { continue };
+                    places.spawn(local.ip(), peer.ip(), serve(stream, answer.clone()));
                 }
                 Err(error) => {
                     // Out of descriptors: wait until some are closed.

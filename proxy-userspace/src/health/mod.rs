@@ -5,6 +5,7 @@
 pub mod checks;
 mod http;
 mod pages;
+mod places;
 mod state;
 
 use std::{
@@ -66,7 +67,7 @@ pub async fn listen(addr: SocketAddr, page: Page) -> io::Result<SocketAddr> {
     };
     let bound = listener.local_addr()?;
     // Lives as long as the runtime.
-    drop(http::accept(listener, Arc::new(move |path: &str| page.answer(path))));
+    drop(http::accept(listener, Arc::new(move |path: &str| page.answer(path)), Arc::default()));
     Ok(bound)
 }
 

@@ -1,4 +1,4 @@
-//! Answers: lists in pages, watches as lines, refusals; faults as they are planned.
+//! Responses: lists in pages, watches as lines, rejections; with faults as planned.
 
 use std::{
     io::{self, Write},
@@ -17,14 +17,14 @@ use super::{
     store::{Fault, State},
 };
 
-/// Between two bookmarks; real servers take a minute.
+/// Interval between two bookmarks; a minute on real servers.
 const BOOKMARK: Duration = Duration::from_secs(1);
-/// How often a watch looks whether the server still is up.
+/// How often a watch checks that the server is still up.
 const LOOK: Duration = Duration::from_millis(200);
-/// How long a server that hangs does.
+/// How long a hanging request hangs.
 const HANG: Duration = Duration::from_secs(120);
 
-/// Collections, and how each is called.
+/// Collections, with the names and kind of each.
 const COLLECTIONS: [(&str, &str, &str, &str); 5] = [
     ("/api/v1/services", "services", "v1", "ServiceList"),
     ("/api/v1/nodes", "nodes", "v1", "NodeList"),
@@ -43,7 +43,7 @@ const COLLECTIONS: [(&str, &str, &str, &str); 5] = [
     ),
 ];
 
-/// Answers one request; false when the connection is to be closed.
+/// Answers one request; false if the connection is to be closed.
 pub fn answer(shared: &Shared, request: &Request, out: &mut impl Write) -> io::Result<bool> {
     if !request.is_known {
         return refuse(out, 401, "Unauthorized", "no credentials that are known here", None);
@@ -68,7 +68,7 @@ pub fn answer(shared: &Shared, request: &Request, out: &mut impl Write) -> io::R
         (true, true, _) => "stream",
         (true, false, _) => "watch",
         (false, _, true) => "page",
-        // A list of one is how a client asks for the version.
+        // A list with a limit of one is how a client reads the version.
         (false, ..) if request.value("limit") == "1" => "version",
         (false, ..) => "list",
     };
@@ -121,12 +121,12 @@ pub fn answer(shared: &Shared, request: &Request, out: &mut impl Write) -> io::R
     Ok(false)
 }
 
-/// How a list is answered.
+/// The form of a list's response.
 enum List {
     Whole(String),
-    /// HTTP is right, JSON ends early.
+    /// Valid HTTP, truncated JSON.
     Cut(String),
-    /// HTTP ends early.
+    /// Truncated HTTP.
     Short(String),
     Refused(u16),
 }
@@ -192,7 +192,7 @@ fn hang(shared: &Shared) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Sends changes as they come; with `from` none, everything there is first.
+/// Sends changes as they happen; without `from`, all existing objects first.
 fn watch(
     shared: &Shared,
     resource: &str,
@@ -217,7 +217,7 @@ fn watch(
         let mut lines: Vec<Value> =
             news.iter().filter_map(|change| change.line(resource, selector)).collect();
         at = news.last().map_or(at, |change| change.version);
-        // As a real one: never a version before the one that was asked for.
+        // As on a real server: never a version older than the requested one.
         if Instant::now() >= bookmark && state.version >= at {
             lines.push(json!({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": state.version.to_string()}}}));
             bookmark = Instant::now() + BOOKMARK;
@@ -247,7 +247,7 @@ fn watch(
     out.flush()
 }
 
-/// Everything there is, and the bookmark that ends it; the version it is of.
+/// Sends all existing objects and the bookmark that ends them; returns their version.
 fn initial(shared: &Shared, resource: &str, selector: &Selector, out: &mut impl Write) -> io::Result<u64> {
     let (text, version) = {
         let state = shared.store.lock();

@@ -1,5 +1,5 @@
-//! What a scenario asks of an API server, be it the harness's or a real one: scenarios that need no fault on demand run
-//! against either ([`super::of_environment`]).
+//! The operations that a scenario needs of an API server, the harness's or a real one: scenarios that inject no faults
+//! run against either ([`super::of_environment`]).
 
 use std::{
     fmt,
@@ -14,19 +14,19 @@ use super::{certificates::Certificates, request::TOKEN, server::ApiServer};
 /// The convention of envtest: a directory with `etcd` and `kube-apiserver`.
 pub const ASSETS: &str = "KUBEBUILDER_ASSETS";
 
-/// An API server that stores objects, and can go away and come back.
+/// An API server that stores objects and can be stopped and started again.
 pub trait Api: fmt::Debug {
     fn url(&self) -> String;
 
     fn certificates(&self) -> Option<&Certificates>;
 
-    /// What the agent shows: the token of its service account.
+    /// The agent's credential: the token of its service account.
     fn token(&self) -> Result<String>;
 
-    /// Adds or changes an object, its status included.
+    /// Adds or changes an object, including its status.
     fn apply_object(&self, object: Value) -> Result<()>;
 
-    /// Adds objects that are not there yet; many at a time where that is faster.
+    /// Adds new objects; several at a time if that is faster.
     fn add_all(&self, objects: Vec<Value>) -> Result<()> {
         objects.into_iter().try_for_each(|object| self.apply_object(object))
     }
@@ -34,25 +34,25 @@ pub trait Api: fmt::Debug {
     /// Deletes an object; `name` is `NAMESPACE/NAME`, or a Node's name.
     fn delete(&self, resource: &str, name: &str) -> Result<()>;
 
-    /// Goes away. Objects can be changed meanwhile.
+    /// Stops the server. Objects can still be changed.
     fn stop(&self) -> Result<()>;
 
-    /// Comes back at the same address.
+    /// Starts it again at the same address.
     fn start(&self) -> Result<()>;
 
-    /// While it is away: it will not tell of changes one by one when it is back.
+    /// Compacts the history while the server is stopped: it cannot send the individual changes once it is back.
     fn forget(&self);
 
-    /// Whether it makes the Service `default/kubernetes`, and its slice, by itself.
+    /// Whether it creates the Service `default/kubernetes` and its slice by itself.
     fn makes_kubernetes(&self) -> bool;
 
     /// Whether it serves ServiceCIDRs.
     fn serves_ranges(&self) -> Result<bool>;
 
-    /// What the agent did that it may not; checked at the end of each test.
+    /// Actions of the agent that it has no permission for; checked at the end of each test.
     fn complaints(&self) -> Vec<String>;
 
-    /// What the agent asked for, as far as that is known.
+    /// The agent's requests, as far as they are known.
     fn requests(&self) -> Vec<String>;
 
     /// Adds or changes every object of a multi-document manifest.
@@ -63,7 +63,7 @@ pub trait Api: fmt::Debug {
         Ok(())
     }
 
-    /// Writes a kubeconfig that names this server, `user` being a map's fields.
+    /// Writes a kubeconfig for this server; `user` contains the user's fields.
     fn kubeconfig_as(&self, path: &Path, user: &str) -> Result<PathBuf> {
         let ca = match self.certificates() {
             Some(tls) => {
@@ -83,7 +83,7 @@ pub trait Api: fmt::Debug {
         self.kubeconfig_as(path, &format!("token: {}", self.token()?))
     }
 
-    /// A client certificate of the agent's user, as the fields of a kubeconfig's user.
+    /// A client certificate of the agent's user, as the fields of a kubeconfig user.
     fn client_certificate(&self, path: &Path) -> Result<String> {
         let tls = self.certificates().context("the server speaks no TLS")?;
         let (certificate, key) = (path.with_extension("client.pem"), path.with_extension("client.key"));
@@ -94,7 +94,7 @@ pub trait Api: fmt::Debug {
     }
 }
 
-/// The text of a kubeconfig; `ca` is more of the cluster's fields.
+/// The text of a kubeconfig; `ca` contains more of the cluster's fields.
 pub fn kubeconfig(url: &str, ca: &str, user: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Config\ncurrent-context: test\n\

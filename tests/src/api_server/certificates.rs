@@ -12,10 +12,10 @@ use rustls::{
 
 use super::grants;
 
-/// A name that no resolver knows; a test's /etc/hosts may.
+/// A name that no resolver knows; a test's /etc/hosts may contain it.
 pub const NAME: &str = "api.shunt.test";
 
-/// What a server with TLS needs.
+/// Certificates for a server with TLS.
 #[derive(Debug)]
 pub struct Certificates {
     authority: String,
@@ -26,7 +26,8 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// For a server at a loopback address, at those that one has in the harness's clusters, its Service included, or called [`NAME`].
+    /// For a server at a loopback address, at the server addresses in the harness's clusters (including the Service
+    /// address), or by the name [`NAME`].
     pub fn new() -> Result<Self> {
         let mut params = CertificateParams::new(Vec::new())?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -53,7 +54,7 @@ impl Certificates {
         Ok(Self { authority: certificate.pem(), server: pems, issuer, config: Arc::new(config) })
     }
 
-    /// Writes what a server reads from files: `ca.pem`, `server.pem`, `server.key`.
+    /// Writes the files that a server reads: `ca.pem`, `server.pem`, `server.key`.
     pub(super) fn write(&self, directory: &Path) -> Result<()> {
         let (certificate, key) = &self.server;
         for (name, text) in [("ca.pem", &self.authority), ("server.pem", certificate), ("server.key", key)] {
@@ -67,8 +68,8 @@ impl Certificates {
         &self.authority
     }
 
-    /// A client's certificate and key, as PEM. It is the agent: its common name is what a token of its service
-    /// account is authenticated as.
+    /// A client's certificate and key, as PEM. The client is the agent: the common name is the user name that its
+    /// service account's token is authenticated as.
     pub fn client(&self) -> Result<(String, String)> {
         let (namespace, name) = grants::service_account()?;
         let mut params = CertificateParams::new(Vec::new())?;

@@ -1,4 +1,4 @@
-//! One connection: HTTP/1.1 requests, one after the other, over TCP or TLS.
+//! One connection: a sequence of HTTP/1.1 requests over TCP or TLS.
 
 use std::{
     io::{self, BufReader, Read, Write},
@@ -7,7 +7,7 @@ use std::{
 
 use super::{answer, request::Request, shared::Shared};
 
-/// Serves until the client, or the server, closes.
+/// Serves until the client or the server closes the connection.
 pub fn serve(shared: &Shared, stream: TcpStream) -> io::Result<()> {
     match &shared.tls {
         None => serve_on(shared, BufReader::new(stream), |_| false),

@@ -1,4 +1,4 @@
-//! The API server of this run: a real one where [`ASSETS`] names the programs, the harness's otherwise.
+//! The API server of this run: a real one if [`ASSETS`] points to its programs, otherwise the harness's.
 
 use std::{env, path::PathBuf, sync::Arc};
 
@@ -12,13 +12,13 @@ use super::{
 };
 use crate::net::Netns;
 
-/// Where the real programs lie, if that is said.
+/// The directory of the real programs, if it is set.
 fn assets() -> Option<PathBuf> {
     env::var_os(ASSETS).filter(|dir| !dir.is_empty()).map(PathBuf::from)
 }
 
-/// The server of this run, at this machine's loopback address: a real one where `KUBEBUILDER_ASSETS` names the programs,
-/// the harness's otherwise.
+/// The server of this run, at this machine's loopback address: a real one if `KUBEBUILDER_ASSETS` points to its
+/// programs, otherwise the harness's.
 pub fn of_environment() -> Result<Box<dyn Api>> {
     Ok(match assets() {
         Some(dir) => Box::new(RealServer::local(&dir)?),

@@ -1,4 +1,4 @@
-//! Events, which are all that the agent writes: taken and kept, for tests to look at.
+//! Events, the only objects that the agent writes: stored for tests to examine.
 
 use std::io::{self, Write};
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{grants::Asked, refusal::refuse, request::Request, shared::Shared};
 
-/// Answers a request that writes an Event.
+/// Answers a request that creates or changes an Event.
 pub(super) fn answer(
     shared: &Shared,
     asked: &Asked,

@@ -1,5 +1,5 @@
-//! What the agent may ask of an API server: the rules of its own ClusterRole, as an RBAC authorizer reads them, and
-//! what RBAC cannot say but the agent keeps to all the same (of Nodes only the own one).
+//! The requests that the agent may make: the rules of its own ClusterRole, as an RBAC authorizer reads them, and one
+//! restriction that RBAC cannot express but the agent observes (of Nodes, only its own).
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::request::Request;
 
-/// The manifest that is deployed: who the agent is and what it may ask.
+/// The deployed manifest: the agent's identity and its permissions.
 pub(super) const MANIFEST: &str = concat!(
     include_str!("../../../manifests/base/serviceaccount.yaml"),
     "\n---\n",
@@ -40,7 +40,7 @@ pub(super) struct Asked {
     pub(super) verb: &'static str,
     pub(super) group: String,
     pub(super) resource: String,
-    /// Of requests for one object, and of lists that select one by its name.
+    /// Set for requests for one object, and for lists that select one by its name.
     pub(super) name: Option<String>,
 }
 
@@ -60,7 +60,7 @@ struct Rule {
 }
 
 impl Grants {
-    /// Those of the agent's manifest.
+    /// The rules of the agent's manifest.
     pub(super) fn of_manifest() -> Result<Self> {
         Self::read(MANIFEST)
     }
@@ -69,7 +69,7 @@ impl Grants {
         Ok(serde_json::from_value(only(manifest, "ClusterRole")?)?)
     }
 
-    /// Why the request is not for the agent; none when it is.
+    /// The reason to reject the agent's request; none if it is permitted.
     pub(super) fn objection(&self, request: &Request) -> Option<String> {
         let Some(asked) = Asked::of(request) else { return Some("no resource".to_owned()) };
         if !self.rules.iter().any(|rule| rule.grants(&asked)) {
@@ -94,7 +94,7 @@ impl Rule {
 }
 
 impl Asked {
-    /// None for what is no request for a resource (`/version`, `/healthz`).
+    /// None if this is not a resource request (`/version`, `/healthz`).
     pub(super) fn of(request: &Request) -> Option<Self> {
         let mut words = request.path.trim_matches('/').split('/');
         let group = match words.next()? {

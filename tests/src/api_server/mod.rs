@@ -1,8 +1,8 @@
-//! A Kubernetes API server for tests: list and watch over HTTP or HTTPS, as much of it as a Service proxy asks for,
-//! and the faults of real ones on demand.
+//! A Kubernetes API server for tests: list and watch over HTTP or HTTPS, to the extent that a Service proxy uses them,
+//! and on demand the faults of real servers.
 //!
-//! It asserts what the agent's ClusterRole grants ([`grants`]): any other request is refused and remembered, and fails
-//! the test whose server it is.
+//! It enforces the agent's ClusterRole ([`grants`]): any other request is rejected and recorded, and fails the server's
+//! test.
 
 mod answer;
 mod api;

@@ -1,4 +1,4 @@
-//! Refusals: the Status object that a Kubernetes API server answers with.
+//! Rejections: the Status object in a Kubernetes API server's error response.
 
 use std::io::{self, Write};
 

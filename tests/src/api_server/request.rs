@@ -1,8 +1,8 @@
-//! A request, read from a connection.
+//! A request read from a connection.
 
 use std::io::{self, BufRead};
 
-/// What the harness's agents show.
+/// The token of the harness's agents.
 pub const TOKEN: &str = "token-of-the-harness";
 
 /// The head of a request.
@@ -16,7 +16,7 @@ pub struct Request {
 }
 
 impl Request {
-    /// The next request of a connection; none where the client has closed it.
+    /// The next request of a connection; none if the client has closed it.
     pub fn read(stream: &mut impl BufRead) -> io::Result<Option<Self>> {
         let mut line = String::new();
         if stream.read_line(&mut line)? == 0 {
@@ -44,7 +44,7 @@ impl Request {
         Ok(Some(request))
     }
 
-    /// What a request's first line says.
+    /// Parses a request's first line.
     pub fn of(method: &str, target: &str) -> Self {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let pairs = query.split('&').filter_map(|pair| pair.split_once('='));

@@ -1,8 +1,8 @@
-//! Label and field selectors, as far as a Service proxy uses them: `!key`, `key`, `a.b=value`, `a.b!=value`.
+//! Label and field selectors, to the extent that a Service proxy uses them: `!key`, `key`, `a.b=value`, `a.b!=value`.
 
 use serde_json::Value;
 
-/// What a request selects.
+/// A request's selectors.
 #[derive(Clone, Debug, Default)]
 pub struct Selector {
     pub labels: String,

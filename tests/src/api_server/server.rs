@@ -1,4 +1,4 @@
-//! The harness's server: its listener, which can go away and come back, and a thread for each connection.
+//! The harness's server: a listener that can be stopped and restarted, and a thread per connection.
 
 use std::{
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
@@ -16,7 +16,7 @@ use crate::net::Netns;
 #[derive(Debug)]
 pub struct ApiServer {
     pub(super) shared: Arc<Shared>,
-    /// Where the listener is made; in this process's own namespace without.
+    /// The listener's namespace; without it, this process's own.
     netns: Option<Arc<Netns>>,
     addr: SocketAddr,
     listener: Mutex<Option<thread::JoinHandle<()>>>,
@@ -57,12 +57,12 @@ impl ApiServer {
         &self.shared.store
     }
 
-    /// Requests that RBAC would not allow.
+    /// Requests that RBAC would reject.
     pub fn violations(&self) -> Vec<String> {
         self.store().violations()
     }
 
-    /// Goes away: no listener, all connections closed. What it stores stays.
+    /// Stops the server: no listener, all connections closed. It keeps its objects.
     pub fn stop(&self) {
         self.shared.is_up.store(false, Ordering::SeqCst);
         if let Some(listener) = self.listener.lock().expect("no holder panics").take() {
@@ -71,7 +71,7 @@ impl ApiServer {
         self.reset_connections();
     }
 
-    /// Comes back at the same address.
+    /// Starts it again at the same address.
     pub fn start(&self) -> Result<()> {
         self.listen().map(drop)
     }
@@ -79,7 +79,7 @@ impl ApiServer {
     /// Closes every connection.
     pub fn reset_connections(&self) {
         for connection in self.shared.connections.lock().expect("no holder panics").drain(..) {
-            // Closed already by the other side, most of them.
+            // Most of them have been closed by the peer already.
             let _ = connection.shutdown(Shutdown::Both);
         }
     }
@@ -115,9 +115,9 @@ fn accept(shared: &Arc<Shared>, stream: TcpStream) {
     shared.connections.lock().expect("no holder panics").push(copy);
     let shared = shared.clone();
     thread::spawn(move || {
-        // A connection that breaks is the client's affair.
+        // A broken connection is for the client to handle.
         let _ = connection::serve(&shared, stream);
-        // The copy that is kept would hold it open.
+        // The stored copy would keep it open.
         let _ = end.shutdown(Shutdown::Both);
     });
 }
@@ -127,7 +127,7 @@ impl Drop for ApiServer {
         self.stop();
         self.store().wake();
         let violations = self.violations();
-        // A test that failed already says why itself.
+        // A test that already failed has reported the reason itself.
         assert!(
             violations.is_empty() || thread::panicking(),
             "requests that the agent's ClusterRole does not grant: {violations:?}"

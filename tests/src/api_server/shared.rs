@@ -1,4 +1,4 @@
-//! What the listener, the connections and the test share.
+//! State shared by the listener, the connections and the test.
 
 use std::{
     net::TcpStream,

@@ -1,4 +1,4 @@
-//! What the server stores: objects, every change with its version, and the faults still to be committed.
+//! The server's data: objects, every change with its version, and the planned faults.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -11,32 +11,32 @@ use serde_json::{Value, json};
 
 use super::selector::Selector;
 
-/// Something a real server or network does now and then; each is committed once.
+/// An occasional fault of a real server or network; each happens once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The next list of it is answered with this status.
+    /// The next list is answered with this status.
     ListStatus(u16),
-    /// The next page but the first is refused: its version was compacted.
+    /// The next page after the first is rejected: its version was compacted.
     PageGone,
-    /// The next watch is refused with 410.
+    /// The next watch is rejected with 410.
     WatchGone,
-    /// Each watch that is open, or the next, ends with an ERROR line of code 410.
+    /// Each open watch, or the next one, ends with an ERROR line of code 410.
     StreamGone,
-    /// The next request is refused with 429 and this Retry-After.
+    /// The next request is rejected with 429 and this Retry-After.
     TooMany(u64),
-    /// The next request's connection is closed without an answer.
+    /// The next request's connection is closed without a response.
     Reset,
-    /// The next request is never answered.
+    /// The next request gets no response.
     Hang,
-    /// The next list ends in the middle, as JSON; HTTP's length is right.
+    /// The next list is truncated JSON with the correct HTTP length.
     CutList,
-    /// The next list ends in the middle, before the length HTTP announced.
+    /// The next list ends before the announced HTTP length.
     ShortList,
-    /// Each watch that is open, or the next, ends in the middle of a line.
+    /// Each open watch, or the next one, ends in the middle of a line.
     CutLine,
     /// The next list is empty although there are objects.
     EmptyList,
-    /// Streaming lists are refused, as where the feature is off.
+    /// Streaming lists are rejected, as on servers without the feature.
     NoStreaming,
 }
 
@@ -51,13 +51,13 @@ pub(crate) struct State {
     objects: BTreeMap<(String, String), Value>,
     pub(crate) log: Vec<Change>,
     pub(crate) version: u64,
-    /// Watches from before this are refused.
+    /// Watches from earlier versions are rejected.
     pub(crate) compacted: u64,
     faults: VecDeque<(String, Fault)>,
     requests: Vec<String>,
     violations: Vec<String>,
     pub(super) events: Vec<Value>,
-    /// Nothing but Nodes is selected by fields, as before 1.31.
+    /// Field selectors work for Nodes only, as before 1.31.
     pub(super) is_old: bool,
 }
 
@@ -89,7 +89,7 @@ impl Store {
         let version = state.next();
         let meta = &mut object["metadata"];
         meta["resourceVersion"] = version.to_string().into();
-        // What every object of a real cluster drags along.
+        // Fields that every object of a real cluster has.
         meta["managedFields"] =
             json!([{"manager": "harness", "operation": "Update", "fieldsV1": {"f:spec": {}}}]);
         if !matches!(resource, "nodes" | "servicecidrs") && meta.get("namespace").is_none() {
@@ -116,7 +116,7 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets old versions: a watch from before now is refused with 410.
+    /// Discards old versions: a watch from an earlier version is rejected with 410.
     pub fn compact(&self) {
         let mut state = self.lock();
         state.version += 1;
@@ -124,7 +124,7 @@ impl Store {
         state.log.clear();
     }
 
-    /// Goes back to an earlier version, as a restored backup does. What was applied stays.
+    /// Goes back to an earlier version, as a restored backup does. Applied objects stay.
     pub fn go_back(&self, version: u64) {
         let mut state = self.lock();
         state.version = version;
@@ -142,17 +142,17 @@ impl Store {
         self.wake();
     }
 
-    /// From now on a server of before 1.31, which selects no Services by their clusterIP.
+    /// Behaves like a server before 1.31 from now on, which cannot select Services by their clusterIP.
     pub fn be_old(&self) {
         self.lock().is_old = true;
     }
 
-    /// Faults that were planned and not committed yet.
+    /// Number of planned faults that have not happened yet.
     pub fn faults_left(&self) -> usize {
         self.lock().faults.len()
     }
 
-    /// Every request so far: `list services`, `watch services`, `page services`, `stream services`.
+    /// All requests so far: `list services`, `watch services`, `page services`, `stream services`.
     pub fn requests(&self) -> Vec<String> {
         self.lock().requests.clone()
     }
@@ -162,12 +162,12 @@ impl Store {
         self.lock().violations.clone()
     }
 
-    /// Events as they were written, later states of one included.
+    /// Events as they were written, including later states of the same Event.
     pub fn events(&self) -> Vec<Value> {
         self.lock().events.clone()
     }
 
-    /// Waits for a change, or at most so long.
+    /// Waits for a change, for at most this time.
     pub(crate) fn wait<'a>(&'a self, state: MutexGuard<'a, State>, most: Duration) -> MutexGuard<'a, State> {
         self.changed.wait_timeout(state, most).expect("no holder panics").0
     }
@@ -191,13 +191,13 @@ impl State {
         self.violations.push(request);
     }
 
-    /// Takes the fault that is planned for this resource, if `suits` it.
+    /// Takes the fault planned for this resource, if `suits` accepts it.
     pub(crate) fn take_fault(&mut self, resource: &str, suits: impl Fn(Fault) -> bool) -> Option<Fault> {
         let at = self.faults.iter().position(|(of, fault)| of == resource && suits(*fault))?;
         self.faults.remove(at).map(|(_, fault)| fault)
     }
 
-    /// Objects of a resource that are selected, in the order of their names.
+    /// Selected objects of a resource, sorted by name.
     pub(crate) fn list(&self, resource: &str, selector: &Selector) -> Vec<&Value> {
         let of = self.objects.iter().filter(|((of, _), _)| of == resource);
         of.map(|(_, object)| object).filter(|object| selector.matches(object)).collect()
@@ -205,7 +205,7 @@ impl State {
 }
 
 impl Change {
-    /// The line of a watch that this change is for a selector: leaving the selection is a deletion.
+    /// The watch line of this change for a selector: an object that no longer matches is sent as a deletion.
     pub(crate) fn line(&self, resource: &str, selector: &Selector) -> Option<Value> {
         if self.resource != resource {
             return None;

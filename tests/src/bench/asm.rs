@@ -1,5 +1,4 @@
-//! The little of an eBPF assembler that the bench needs for programs that are no part of the product: an empty one and
-//! yardsticks.
+//! A minimal eBPF assembler for the bench's programs that are not part of the product: an empty program and yardsticks.
 
 use std::{
     io,
@@ -26,7 +25,7 @@ pub const MAP_LOOKUP: i32 = 1;
 pub const MAP_UPDATE: i32 = 2;
 pub const PRANDOM: i32 = 7;
 
-/// Instructions, one after the other.
+/// A sequence of instructions.
 #[derive(Clone, Debug, Default)]
 pub struct Asm(Vec<u64>);
 
@@ -153,7 +152,7 @@ pub fn update(map: &OwnedFd, key: &[u8], value: &[u8]) -> io::Result<()> {
 
 fn new_fd<A: Pod>(command: libc::c_int, attr: &A) -> io::Result<OwnedFd> {
     let fd = bpf(command, attr)?;
-    // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
+    // SAFETY: the kernel has just created this descriptor for this process; it has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

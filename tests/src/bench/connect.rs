@@ -1,7 +1,7 @@
-//! connect(), from a pod and from the node, to a Service and past it, through the real `shunt`.
+//! connect() from a pod and from the node, to a Service and directly to its backend, through the real `shunt`.
 //!
-//! Client and server are pinned to different cores. All kinds take turns in small blocks, so that what the machine does
-//! meanwhile it does to all of them; a run without shunt comes before and after.
+//! Client and server are pinned to different cores. All kinds take turns in small blocks, so that other load on the
+//! machine affects all of them; a run without shunt comes before and after.
 
 use std::{
     net::SocketAddr,
@@ -29,7 +29,7 @@ use crate::{
 const BLOCKS: usize = 40;
 const BLOCK: usize = 50;
 
-/// The Service's backend listens here; nobody knows of the other port.
+/// The port of the Service's backend; shunt has no entry for the other port.
 const BACKEND: u16 = 8080;
 const UNKNOWN: u16 = 9090;
 
@@ -39,11 +39,11 @@ pub struct Connect {
     pub name: &'static str,
     /// Median in microseconds.
     pub p50: f64,
-    /// As a multiple of the same way past the Service, measured in turn with it.
+    /// As a multiple of the same path without the Service, measured alternately with it.
     pub to_direct: Option<f64>,
 }
 
-/// Somebody who connects somewhere.
+/// A client and its destination.
 struct Kind<'a> {
     name: &'static str,
     place: &'a Place,
@@ -115,7 +115,7 @@ fn run(kinds: &[Kind<'_>], blocks: usize) -> Result<Vec<Vec<f64>>> {
 
 fn once(kind: &Kind<'_>) -> Result<f64> {
     let socket = kind.place.socket(libc::AF_INET, libc::SOCK_STREAM, 0)?;
-    // Closed by a reset: no port waits two minutes to be used again.
+    // Closed by a reset: no port has to wait two minutes before reuse.
     setsockopt(&socket, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 })?;
     let to = SockaddrStorage::from(kind.to);
     let start = Instant::now();
@@ -128,7 +128,7 @@ fn median(mut times: Vec<f64>) -> f64 {
     times[times.len() / 2]
 }
 
-/// Accepts and closes, on the other core, until the process ends.
+/// Accepts and closes connections, on the other core, until the process ends.
 fn serve(place: &Place, addr: SocketAddr) -> Result<()> {
     let listener: OwnedFd = place.socket(libc::AF_INET, libc::SOCK_STREAM, 0)?;
     bind(listener.as_raw_fd(), &SockaddrStorage::from(addr))?;
@@ -143,7 +143,7 @@ fn serve(place: &Place, addr: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-/// Keeps the calling thread on one core.
+/// Pins the calling thread to one core.
 fn pin(core: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(core)?;

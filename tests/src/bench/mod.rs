@@ -1,7 +1,8 @@
-//! What `shunt-bench` measures: the datapath's paths packet by packet, and connect() through a cluster of namespaces.
+//! The measurements of `shunt-bench`: the datapath's paths packet by packet, and connect() through a cluster of
+//! namespaces.
 //!
-//! Nothing here judges: figures stand beside PERFORMANCE.md's goals, and what is no multiple of something measured in
-//! the same run moves with the machine.
+//! The bench only reports: it prints figures next to PERFORMANCE.md's goals. A figure that is not a multiple of another
+//! one from the same run depends on the machine.
 
 pub mod asm;
 pub mod connect;

@@ -1,8 +1,8 @@
 //! Nanoseconds of the datapath's paths, by BPF_PROG_TEST_RUN.
 //!
-//! A test run repeats a program over what the run before left of the packet. An established flow is measured by two
-//! flows, each of which translates the packet into the other's: every run does one packet's whole work. A new flow
-//! cannot be repeated like that; it is measured run by run, as are the inserts it is compared with.
+//! A test run repeats a program on the output of the previous run. An established flow is measured with two flows, each
+//! of which translates the packet into the other's: every run does the complete work for one packet. A new flow cannot
+//! be repeated like that; it is measured run by run, as are the inserts it is compared with.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 
@@ -17,18 +17,18 @@ use crate::packet::{
     world::{OUTSIDE, POD, VIP, at},
 };
 
-/// Runs within one measurement, and measurements, of which the least counts.
+/// Runs per measurement, and number of measurements; the lowest result is used.
 const REPEAT: u32 = 100_000;
 const ROUNDS: u32 = 15;
 
-/// New flows, of which the median and the least count.
+/// New flows; the median and the lowest result are used.
 const NEW_FLOWS: u16 = 20_000;
 
 const LINK: Link = Link::Ethernet;
 
-/// What a path calls. Counted by hand along the path in proxy-ebpf's source, for a packet whose headers are linear; not
-/// measured, because a kernel under lockdown lets nobody probe its functions. Array reads and the clock are no calls: the
-/// kernel puts their instructions into the program.
+/// Calls made by a path. Counted by hand along the path in proxy-ebpf's source, for a packet whose headers are linear.
+/// They are not measured, because a kernel under lockdown allows no probes on its functions. Array reads and the clock
+/// are not calls: the kernel inlines their instructions into the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Calls {
     /// Hash lookups.
@@ -43,7 +43,7 @@ const ESTABLISHED: Calls = Calls { lookups: 1, helpers: 3 };
 const NOT_OURS: Calls = Calls { lookups: 1, helpers: 1 };
 /// CONNTRACK, and FRONTENDS because PORTS has the port.
 const NEAR_MISS: Calls = Calls { lookups: 2, helpers: 2 };
-/// CONNTRACK three times (the flow, the same two ends the other way round, the flow whose place in HALF_OPEN this one
+/// CONNTRACK three times (the flow, the same tuple in the other direction, the flow whose place in HALF_OPEN this one
 /// takes), FRONTENDS; two inserts; address and ports in the transport checksum.
 pub const NEW_FLOW: Calls = Calls { lookups: 4, helpers: 8 };
 
@@ -51,12 +51,12 @@ pub const NEW_FLOW: Calls = Calls { lookups: 4, helpers: 8 };
 #[derive(Clone, Debug)]
 pub struct Figure {
     pub name: &'static str,
-    /// Net of an empty program.
+    /// Minus the time of an empty program.
     pub ns: f64,
     pub calls: Calls,
 }
 
-/// Median and least of single runs, net of an empty program's.
+/// Median and lowest of single runs, minus those of an empty program.
 #[derive(Clone, Copy, Debug)]
 pub struct Single {
     pub median: f64,
@@ -96,7 +96,7 @@ pub fn measure() -> Result<Figures> {
     let mut runs: Vec<(BorrowedFd<'_>, Vec<u8>, u32)> =
         sticks.into_iter().map(|fd| (fd, plain.clone(), u32::MAX)).collect();
     runs.extend(paths.iter().map(|path| (node.fd(path.hook, LINK), path.packet.bytes(), u32::MAX)));
-    // In turn, so that a machine that changes its pace changes it for all.
+    // In turn, so that a change of the machine's speed affects all of them.
     for _ in 0..ROUNDS {
         for (fd, packet, least) in &mut runs {
             *least = (*least).min(run::time(*fd, packet, way, REPEAT)?);
@@ -122,7 +122,7 @@ pub fn measure() -> Result<Figures> {
     Ok(Figures { empty: least[0], hash: net(1), lru: net(2), paths: figures, new_flow, inserts, programs })
 }
 
-/// Times of single runs, each over a packet that opens a flow of its own, in order of size.
+/// Sorted times of single runs, each on a packet that opens a flow of its own.
 fn singles(program: BorrowedFd<'_>, count: u16, way: Way) -> std::io::Result<Vec<u32>> {
     let mut all = Vec::with_capacity(count.into());
     for number in 0..count {
@@ -134,11 +134,11 @@ fn singles(program: BorrowedFd<'_>, count: u16, way: Way) -> std::io::Result<Vec
     Ok(all)
 }
 
-/// Fills the maps; the paths in the order they are printed.
+/// Fills the maps; returns the paths in the order they are printed.
 fn set_up(node: &mut Datapath) -> Result<Vec<Path>> {
     let mut paths = Vec::new();
     for ip in [Ip::V4, Ip::V6] {
-        // A Service that is there for its port's bits and for new flows.
+        // A Service that only provides its port's bits and new flows.
         let backend = node.backend(at(ip, POD + 1, 8081), 6, true)?;
         let service = node.service(6, &[backend], &[])?;
         node.cluster_ip(&service, at(ip, VIP, 81))?;

@@ -1,12 +1,12 @@
-//! Nanoseconds of the XDP lane's paths, by BPF_PROG_TEST_RUN of `xdp_native`.
+//! Nanoseconds of the XDP program's paths, by BPF_PROG_TEST_RUN of `xdp_native`.
 //!
-//! As in [`super::paths`] two flows translate a frame into each other's. What is sent on has a hop less each time, so a
-//! measurement has few runs. What is handed to this node's stack is marked in front of the frame, where marks add up: it
-//! is run by run that this is measured, and the least of many single runs counts. The empty program is measured beside
-//! each, in the same way. Whether each run went the whole way is asked of the counters.
+//! As in [`super::paths`], two flows translate a frame into each other's. A forwarded frame loses one hop per run, so a
+//! measurement has few runs. A frame passed to this node's stack gets a mark in front of it, and marks accumulate:
+//! these frames are measured run by run, and the lowest of many single runs is used. The empty program is measured next
+//! to each path in the same way. Counters verify that each run took the complete path.
 //!
-//! A measurement of more than one run waits twice for the kernel to change its XDP dispatcher (synchronize_rcu): tens of
-//! milliseconds on a busy machine.
+//! A measurement of more than one run waits twice for the kernel to change its XDP dispatcher (synchronize_rcu): tens
+//! of milliseconds on a busy machine.
 
 use std::{net::SocketAddr, os::fd::AsFd as _};
 
@@ -31,7 +31,7 @@ const REMOTE: Calls = Calls { lookups: 2, helpers: 3 };
 /// CONNTRACK.
 const NOT_OURS: Calls = Calls { lookups: 1, helpers: 1 };
 
-/// Runs in one measurement, and measurements.
+/// Runs per measurement, and number of measurements.
 #[derive(Clone, Copy, Debug)]
 struct Extent {
     repeat: u32,
@@ -47,12 +47,12 @@ struct Path {
     name: &'static str,
     frame: Vec<u8>,
     extent: Extent,
-    /// What counts each run, and nothing else.
+    /// A counter that each run increments exactly once.
     counter: Option<Counter>,
     calls: Calls,
 }
 
-/// The paths' figures, and the empty program's as the kernel times it.
+/// The paths' figures, and the empty program's time as measured by the kernel.
 pub fn measure() -> Result<(f64, Vec<Figure>)> {
     let mut node = Datapath::load(65_536)?;
     node.wire()?;
@@ -61,7 +61,7 @@ pub fn measure() -> Result<(f64, Vec<Figure>)> {
     let empty = yardstick::empty_xdp()?;
     let time = |program, path: &Path| run::time_xdp(program, &path.frame, node.uplink, path.extent.repeat);
     let mut least = vec![(u32::MAX, u32::MAX); paths.len()];
-    // In turn, so that a machine that changes its pace changes it for all.
+    // In turn, so that a change of the machine's speed affects all of them.
     const TURNS: u32 = 5;
     for _ in 0..TURNS {
         for (path, (full, bare)) in paths.iter().zip(&mut least) {
@@ -87,7 +87,7 @@ pub fn measure() -> Result<(f64, Vec<Figure>)> {
     Ok((f64::from(bare), paths.iter().zip(&least).map(figure).collect()))
 }
 
-/// Fills the maps; the paths in the order they are printed.
+/// Fills the maps; returns the paths in the order they are printed.
 fn set_up(node: &mut Datapath) -> Result<Vec<Path>> {
     let mut paths = Vec::new();
     for ip in [Ip::V4, Ip::V6] {
@@ -96,7 +96,7 @@ fn set_up(node: &mut Datapath) -> Result<Vec<Path>> {
         for (from, to) in [(vip, near), (near, vip)] {
             request(node, (client, from), (client, to))?;
         }
-        // Of another Service's address: a frame to the one above is for this node's backend.
+        // The address of another Service: a frame to the one above is for this node's backend.
         let vip = at(ip, VIP, 81);
         for (from, to) in [((client, vip), (source, far)), ((source, far), (client, vip))] {
             request(node, from, to)?;
@@ -139,7 +139,7 @@ fn set_up(node: &mut Datapath) -> Result<Vec<Path>> {
 
 type Ends = (SocketAddr, SocketAddr);
 
-/// Records what translates a request's two ends; with another source, both of its halves.
+/// Records the translation of a request's source and destination; if the source changes, both of its halves.
 fn request(node: &mut Datapath, from: Ends, to: Ends) -> Result<()> {
     let masqueraded = from.0 != to.0;
     let flags = CtEntry::REQUEST | if masqueraded { CtEntry::MASQUERADED } else { 0 };
@@ -151,7 +151,7 @@ fn request(node: &mut Datapath, from: Ends, to: Ends) -> Result<()> {
     Ok(())
 }
 
-/// Records what translates the ends of the reply to a request between `to`, of a flow to `from`.
+/// Records the translation of the reply to a request with the ends `to`, in a flow with the original ends `from`.
 fn reply(node: &mut Datapath, from: Ends, to: Ends) -> Result<()> {
     insert(node, (to.1, to.0, Half::Ingress), entry(from.0, to.1.port(), CtEntry::UNMASQUERADE))?;
     insert(node, (to.1, from.0, Half::Egress), entry(from.1, from.0.port(), CtEntry::REPLY))

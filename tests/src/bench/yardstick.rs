@@ -1,5 +1,5 @@
-//! What the datapath is measured by: an empty program, one hash lookup, one LRU hit, two inserts; each with keys and
-//! values of CONNTRACK's size.
+//! Yardsticks for the datapath: an empty program, one hash lookup, one LRU hit, two inserts; each with keys and values
+//! of CONNTRACK's size.
 
 use std::{io, os::fd::OwnedFd};
 
@@ -12,7 +12,7 @@ const VALUE: i16 = size_of::<proxy_common::CtEntry>() as i16;
 /// BPF_NOEXIST
 const NOEXIST: i32 = 1;
 
-/// Classifiers, all of which let the packet pass.
+/// Classifiers; all of them pass the packet.
 #[derive(Debug)]
 pub struct Yardsticks {
     pub empty: OwnedFd,
@@ -34,7 +34,7 @@ impl Yardsticks {
         };
         let map = asm::map(HASH, KEY as u32, VALUE as u32, 262_144)?;
         let mut code = zeros(zeros(Asm::default(), -KEY, KEY), -KEY - VALUE, VALUE);
-        // Two random words: no key comes twice.
+        // Two random words: no key occurs twice.
         code = code.call(PRANDOM).store_reg(10, -KEY, 0).call(PRANDOM).store_reg(10, -KEY + 8, 0);
         for half in 0..2 {
             code = code

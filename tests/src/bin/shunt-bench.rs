@@ -1,6 +1,6 @@
-//! `shunt-bench`, what `cargo xtask bench` starts: measures, and prints a table beside the goals of PERFORMANCE.md.
+//! `shunt-bench`, started by `cargo xtask bench`: measures, and prints a table next to the goals of PERFORMANCE.md.
 //!
-//! Gates nothing. Needs root.
+//! It has no pass or fail. Needs root.
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};

@@ -50,7 +50,7 @@ fn stay(stage: &mut Stage) -> Result<()> {
     guide::print(stage);
     while !interrupt::noted() {
         thread::sleep(Duration::from_millis(200));
-        // A change that cannot be carried out is the user's to mend; the rest of the cluster goes on.
+        // A change that cannot be applied is for the user to fix; the rest of the cluster goes on.
         if let Err(error) = stage.follow() {
             eprintln!("{error:#}");
         }

@@ -1,4 +1,4 @@
-//! /init of the virtual machines of the vm suite; started anywhere else it would turn the machine off.
+//! /init of the virtual machines of the vm suite; anywhere else it would power the machine off.
 
 fn main() {
     if std::process::id() != 1 {

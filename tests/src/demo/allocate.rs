@@ -1,5 +1,5 @@
-//! What the API server fills in: clusterIPs and node ports. What a Service was given it keeps; what a user chose, also
-//! outside of the usual range, is taken as it is.
+//! Fields that the API server fills in: clusterIPs and node ports. A Service keeps the values it was given. Values
+//! chosen by a user are accepted as they are, also outside the usual range.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,14 +9,14 @@ use serde_json::{Value, json};
 use super::objects::default_namespace;
 use crate::net::plan::vip;
 
-/// ClusterIPs below this are left to be chosen by hand (10.68.0.1 is `kubernetes`).
+/// ClusterIPs below this are left for manual choice (10.68.0.1 is `kubernetes`).
 const FIRST_VIP: u8 = 10;
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 
 /// Namespace and name.
 pub type Key = (String, String);
 
-/// Who has what.
+/// Allocated clusterIPs and node ports, with their Services.
 #[derive(Debug, Default)]
 pub struct Allocator {
     vips: BTreeMap<Key, u8>,
@@ -31,7 +31,7 @@ pub fn key(document: &Value) -> Key {
 }
 
 impl Allocator {
-    /// Fills in what `service` lacks and forgets what no Service of `all` has any more.
+    /// Fills in the missing fields of `service` and releases values that no Service of `all` uses any more.
     pub fn complete(&mut self, service: &mut Value, all: &[Value]) -> Result<()> {
         let alive: BTreeSet<Key> = all.iter().map(key).collect();
         self.vips.retain(|owner, _| alive.contains(owner));
@@ -135,7 +135,7 @@ mod tests {
         let mut second = all[1].clone();
         allocator.complete(&mut second, &all).unwrap();
         assert_eq!(second["spec"]["ports"][0]["nodePort"], 30_000);
-        // Turned into a NodePort with a port of its own, outside of the range.
+        // Changed to a NodePort with a user-chosen port outside the range.
         all[0] = service("a", "NodePort", json!({"port": 80, "nodePort": 20_651}));
         let mut again = all[0].clone();
         allocator.complete(&mut again, &all).unwrap();

@@ -1,4 +1,4 @@
-//! Scheduler and kubelet: Deployments become pods. What the pods are endpoints of is [`super::endpoints`]' affair.
+//! Scheduler and kubelet: create pods for Deployments. [`super::endpoints`] makes them endpoints.
 
 use std::{collections::BTreeMap, thread, time::Duration};
 
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::net::{Cluster, Pod};
 
-/// How long a pod that leaves still answers after its endpoint is gone, as under a kubelet.
+/// How long a leaving pod still answers after its endpoint is removed, as under a kubelet.
 const GRACE: Duration = Duration::from_millis(500);
 
 /// The demo's control plane.
@@ -46,7 +46,7 @@ impl RunningPod {
 }
 
 impl Control {
-    /// Makes the cluster what `objects` say; tells `say` what it does.
+    /// Changes the cluster to match `objects`; reports its actions to `say`.
     pub fn reconcile(
         &mut self,
         cluster: &Cluster,
@@ -112,7 +112,7 @@ impl Control {
         ips.into_iter().flatten().filter_map(Value::as_str).collect()
     }
 
-    /// Pods no Deployment wants any more, or wants otherwise.
+    /// Pods that no Deployment needs any more, or needs in another form.
     fn leaving(&self, objects: &Objects) -> Vec<String> {
         let mut wanted: BTreeMap<Key, (usize, &Deployment)> = objects
             .deployments
@@ -159,7 +159,7 @@ impl Control {
                     .iter()
                     .position(|node| node.name() == name)
                     .with_context(|| format!("Deployment {}: there is no node {name}", owner.1))?,
-                // Where the fewest of its siblings are.
+                // The node with the fewest pods of the same Deployment.
                 None => (0..cluster.nodes().len())
                     .min_by_key(|node| mine.iter().filter(|taken| *taken == node).count())
                     .context("a cluster without nodes")?,

@@ -1,4 +1,4 @@
-//! The endpoint controller: a Service's selector and the pods there are become EndpointSlices. Pure.
+//! The endpoint controller: derives EndpointSlices from a Service's selector and the existing pods. Pure.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ pub struct Candidate<'a> {
     pub node: String,
 }
 
-/// The EndpointSlices of a Service with a selector, one for each of its families; none for one without.
+/// The EndpointSlices of a Service with a selector, one per family; none for a Service without selector.
 pub fn slices(service: &Value, pods: &[Candidate<'_>]) -> Vec<Value> {
     let Some(selector) = service["spec"]["selector"].as_object().filter(|selector| !selector.is_empty())
     else {
@@ -66,8 +66,8 @@ fn endpoint(pod: &Candidate<'_>, family: Family) -> Value {
     })
 }
 
-/// The Service's ports with target ports resolved: a name is looked up among the container ports, and a port whose
-/// name no pod knows leads nowhere yet.
+/// The Service's ports with target ports resolved: a name is looked up in the container ports. A port whose name no pod
+/// has does not lead to an endpoint yet.
 fn ports(service: &Value, pods: &[&Candidate<'_>]) -> Vec<Value> {
     let ports = service["spec"]["ports"].as_array().into_iter().flatten();
     ports

@@ -1,4 +1,4 @@
-//! How a user gets into the demo's machines: a small script for each.
+//! Scripts that run a user's commands in the demo's machines, one per machine.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
@@ -7,13 +7,14 @@ use anyhow::Result;
 use super::control::Control;
 use crate::net::{Cluster, shunt};
 
-/// Writes one script per node, pod and for outside: `node-1 COMMAND...` runs the command there.
+/// Writes one script per node, per pod and for the outside client: `node-1 COMMAND...` runs the command there.
 pub fn write(cluster: &Cluster, control: &Control) -> Result<()> {
     let dir = cluster.files().join("in");
     fs::create_dir_all(&dir)?;
     let shunt = shunt::binary()?;
     for node in cluster.nodes() {
-        // Into the node's cgroup first: the socket hooks are there. bpffs must stay visible: nsenter, not `ip netns`.
+        // Join the node's cgroup first: the socket hooks are attached there. bpffs must stay visible: nsenter, not `ip
+        // netns`.
         let body = format!(
             "echo $$ > {cgroup}/cgroup.procs\n\
              if [ \"$1\" = shunt ]; then shift; set -- {shunt} \"$@\" --bpffs {bpffs}; fi\n\

@@ -1,8 +1,9 @@
-//! What the demo says when its cluster is up: what there is, and what to try with the scripts of [`super::entrances`].
+//! The demo's message once its cluster is up: an overview, and commands to try with the scripts of
+//! [`super::entrances`].
 
 use super::stage::Stage;
 
-/// Says what there is and what to try.
+/// Prints the overview and the commands to try.
 pub fn print(stage: &Stage) {
     let become_root = if std::env::var_os("SUDO_USER").is_some() { "sudo " } else { "" };
     let into = format!("{become_root}{}/in", stage.cluster.files().display());

@@ -1,4 +1,4 @@
-//! Ctrl-C: noted, so that everything is taken down in order.
+//! Ctrl-C: recorded, so that everything is removed in order.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,7 +11,7 @@ extern "C" fn note(_: libc::c_int) {
     NOTED.store(true, Ordering::Relaxed);
 }
 
-/// From now on SIGINT, SIGTERM and SIGHUP are noted instead of ending the process.
+/// From now on SIGINT, SIGTERM and SIGHUP are recorded instead of ending the process.
 pub fn listen() -> Result<()> {
     let action = SigAction::new(SigHandler::Handler(note), SaFlags::SA_RESTART, SigSet::empty());
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
@@ -21,7 +21,7 @@ pub fn listen() -> Result<()> {
     Ok(())
 }
 
-/// Whether one came.
+/// Whether one has arrived.
 pub fn noted() -> bool {
     NOTED.load(Ordering::Relaxed)
 }

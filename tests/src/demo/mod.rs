@@ -1,7 +1,7 @@
-//! The demo: a two-node cluster on this machine, one real `shunt` per node, and this process in the parts of API
-//! server, scheduler, kubelet and endpoint controller. Called by `shunt-demo` (and so by `cargo xtask demo`).
+//! The demo: a two-node cluster on this machine with one real `shunt` per node. This process takes the roles of API
+//! server, scheduler, kubelet and endpoint controller. Started by `shunt-demo` (and so by `cargo xtask demo`).
 //!
-//! shunt itself sees what it would see of a real cluster: Services, EndpointSlices, Endpoints and Nodes.
+//! shunt itself sees the same objects as in a real cluster: Services, EndpointSlices, Endpoints and Nodes.
 
 pub mod allocate;
 pub mod control;

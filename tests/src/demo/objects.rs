@@ -1,4 +1,4 @@
-//! What the user's manifests say, as far as the demo acts on it; everything else is passed on as it is.
+//! The parts of the user's manifests that the demo acts on; everything else is passed on unchanged.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -10,9 +10,9 @@ use serde_json::Value;
 #[derive(Clone, Debug, Default)]
 pub struct Objects {
     pub deployments: Vec<Deployment>,
-    /// Services as documents: the demo fills in what is missing and keeps every field it does not know.
+    /// Services as documents: the demo fills in missing fields and keeps all fields that it does not know.
     pub services: Vec<Value>,
-    /// All others, for shunt to judge.
+    /// All other documents, passed to shunt.
     pub rest: Vec<Value>,
 }
 
@@ -49,7 +49,7 @@ pub struct Template {
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct PodSpec {
-    /// Where the pod must run; wherever there is room when it is absent.
+    /// The node the pod must run on; if absent, any node with room.
     pub node_name: Option<String>,
     #[serde(default)]
     pub containers: Vec<Container>,
@@ -86,7 +86,7 @@ impl Objects {
                 let items = document["items"].as_array().cloned().unwrap_or_default();
                 items.into_iter().try_for_each(|item| self.add(item))?;
             }
-            // An empty document between two lines of dashes.
+            // An empty document between two separator lines.
             None if document.is_null() => {}
             _ => self.rest.push(document),
         }
@@ -100,7 +100,7 @@ impl Objects {
     }
 }
 
-/// Reads one file's documents.
+/// Parses one file's documents.
 fn parse(text: &str) -> Result<Objects> {
     let mut objects = Objects::default();
     for (nth, document) in serde_saphyr::from_multiple::<Value>(text)?.into_iter().enumerate() {
@@ -109,14 +109,14 @@ fn parse(text: &str) -> Result<Objects> {
     Ok(objects)
 }
 
-/// A directory that is read again and again; a file that cannot be read keeps what it last said.
+/// A directory that is read repeatedly; a file that cannot be read keeps its previous contents.
 #[derive(Debug, Default)]
 pub struct Directory {
     files: BTreeMap<String, (String, Objects)>,
 }
 
 impl Directory {
-    /// Reads `dir`; `None` when nothing changed. `complain` is told of each file that cannot be read.
+    /// Reads `dir`; `None` if nothing changed. `complain` receives an error for each file that cannot be read.
     pub fn read(&mut self, dir: &Path, mut complain: impl FnMut(&str)) -> Result<Option<Objects>> {
         let mut changed = false;
         let mut present = Vec::new();
@@ -127,7 +127,7 @@ impl Directory {
             if !known || name.starts_with('.') {
                 continue;
             }
-            // An editor may have taken it away between the two calls.
+            // An editor may have removed it between the two calls.
             let Ok(text) = fs::read_to_string(&path) else { continue };
             present.push(name.clone());
             let known = self.files.get(&name);

@@ -1,4 +1,4 @@
-//! The cluster of the demo with everything on it: what the walk-through acts on and what stays up without it.
+//! The demo's complete cluster: the walk-through acts on it, and it stays up without the walk-through.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::net::{Cluster, Plan, plan::Family, repository::repository};
 
-/// The port of the plain HTTP server that node-2 itself runs, which `mysvc` leads to.
+/// The port of node-2's own plain HTTP server, the backend of `mysvc`.
 pub const NODE_SERVER: u16 = 9999;
 
 /// The demo's cluster.
@@ -48,12 +48,12 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Where the user may edit.
+    /// The directory for the user's edits.
     pub fn manifests(&self) -> &Path {
         &self.manifests
     }
 
-    /// Acts on what changed in the directory of manifests; says whether anything did.
+    /// Applies changes in the directory of manifests; returns whether there were any.
     pub fn follow(&mut self) -> Result<bool> {
         let Some(objects) = self.directory.read(&self.manifests, |text| eprintln!("{text}"))? else {
             return Ok(false);
@@ -68,7 +68,7 @@ impl Stage {
         result
     }
 
-    /// Replaces `from` by `to` in one of the files and acts on it.
+    /// Replaces `from` by `to` in one of the files and applies the change.
     pub fn edit(&mut self, file: &str, from: &str, to: &str) -> Result<()> {
         let path = self.manifests.join(file);
         let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;

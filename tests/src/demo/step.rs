@@ -1,10 +1,10 @@
-//! One step of the walk-through, and what it saw.
+//! One step of the walk-through, and its observed result.
 
 use anyhow::Result;
 
 use super::stage::Stage;
 
-/// What a step saw.
+/// The observed result of a step.
 #[derive(Debug)]
 pub struct Seen {
     pub text: String,
@@ -20,10 +20,10 @@ impl Seen {
 /// One step.
 pub struct Step {
     pub title: &'static str,
-    /// What the user would type.
+    /// The command a user would type.
     pub command: &'static str,
     pub expected: &'static str,
-    /// Done once, before looking.
+    /// Done once, before the check.
     pub act: fn(&mut Stage) -> Result<()>,
     pub look: fn(&Stage) -> Result<Seen>,
 }

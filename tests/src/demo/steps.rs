@@ -262,7 +262,7 @@ fn peer(attempt: &Attempt) -> Option<IpAddr> {
     }
 }
 
-/// Without the time it took, so that two runs read alike.
+/// Without its duration, so that two runs print the same.
 fn describe(attempt: &Attempt) -> String {
     let what = match &attempt.outcome {
         Outcome::Answered(answer) => answer.to_string(),
@@ -273,7 +273,7 @@ fn describe(attempt: &Attempt) -> String {
     format!("{}: {what}", attempt.what)
 }
 
-/// Counts who answers; stops at the first attempt that is not answered and describes it.
+/// Counts replies by backend; stops at the first attempt without a reply and describes it.
 fn tally(count: usize, mut attempt: impl FnMut() -> Result<Attempt>) -> Result<(Tally, Option<String>)> {
     let mut tally = Tally::default();
     for _ in 0..count {

@@ -1,4 +1,4 @@
-//! The walk-through: each step says what it does and what is expected, then what was seen.
+//! The walk-through: each step prints its action and the expected result, then the observed result.
 
 use std::{
     thread,
@@ -14,10 +14,10 @@ use super::{
     steps,
 };
 
-/// A change reaches the datapath within this; a step that looks too early looks again.
+/// Time limit for a change to reach the datapath; a step that checks too early checks again.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// Walks all steps; fails when one saw something else than was expected.
+/// Runs all steps; fails if an observed result is not the expected one.
 pub fn all(stage: &mut Stage) -> Result<()> {
     let steps = steps::all();
     let mut wrong = Vec::new();

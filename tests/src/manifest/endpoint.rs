@@ -7,19 +7,19 @@ use crate::net::{
     plan::{Dual, Family},
 };
 
-/// An endpoint: ready, on its node and without hints unless told otherwise.
+/// An endpoint: by default ready, on its node and without hints.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     addr: Dual,
     node: Option<String>,
-    /// The text behind `conditions:`; `None` where the field is absent.
+    /// The text after `conditions:`; `None` if the field is absent.
     conditions: Option<&'static str>,
     zones: Vec<String>,
     nodes: Vec<String>,
 }
 
 impl Endpoint {
-    /// An address that nobody said which node it is on.
+    /// An endpoint by address, without a node.
     pub fn at(addr: Dual) -> Self {
         let conditions = Some("{ready: true}");
         Self { addr, node: None, conditions, zones: Vec::new(), nodes: Vec::new() }
@@ -39,22 +39,22 @@ impl Endpoint {
         Self { node: None, ..self }
     }
 
-    /// On its way out, and still serving.
+    /// Terminating and still serving.
     pub fn terminating(self) -> Self {
         self.conditions("{ready: false, serving: true, terminating: true}")
     }
 
-    /// On its way out, and no longer serving.
+    /// Terminating and no longer serving.
     pub fn gone(self) -> Self {
         self.conditions("{ready: false, serving: false, terminating: true}")
     }
 
-    /// Not ready, and not on its way out.
+    /// Not ready and not terminating.
     pub fn unready(self) -> Self {
         self.conditions("{ready: false, serving: false, terminating: false}")
     }
 
-    /// What a Service with publishNotReadyAddresses is given of a pod that is on its way out.
+    /// The conditions of a terminating pod in a Service with publishNotReadyAddresses.
     pub fn published_terminating(self) -> Self {
         self.conditions("{ready: true, serving: true, terminating: true}")
     }
@@ -78,7 +78,7 @@ impl Endpoint {
         Self { conditions: Some(text), ..self }
     }
 
-    /// Whether new flows go to it while there are others.
+    /// Whether new flows go to it while other endpoints exist.
     pub(super) fn is_ready(&self) -> bool {
         self.conditions.is_none_or(|text| text.contains("ready: true"))
     }

@@ -1,4 +1,4 @@
-//! Manifests of the kinds the files source reads, as text.
+//! Manifests, as text, of the kinds that the files source reads.
 
 mod endpoint;
 mod service;
@@ -10,13 +10,13 @@ pub use service::Service;
 
 use crate::net::{Node, plan::pod_addr};
 
-/// One way to a Service, as whoever serves it sees it.
+/// A frontend of a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Front {
     pub service: String,
     /// `tcp`, `udp` or `sctp`.
     pub protocol: String,
-    /// Under the unspecified address a NodePort.
+    /// The unspecified address for a NodePort.
     pub at: SocketAddr,
     /// Anything but a ClusterIP.
     pub is_external: bool,
@@ -41,7 +41,7 @@ pub fn node(node: &Node) -> String {
     )
 }
 
-/// The zone of node `index`: the first has one of its own, all others share the second.
+/// The zone of node `index`: the first node has its own, all others share the second.
 pub fn zone(index: usize) -> &'static str {
     if index == 0 { "zone-a" } else { "zone-b" }
 }

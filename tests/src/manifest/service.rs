@@ -8,7 +8,7 @@ use crate::net::{
     plan::{BOTH, Dual, Family},
 };
 
-/// A Service to be written, with its EndpointSlices; in namespace `default`.
+/// A Service and its EndpointSlices, in namespace `default`.
 #[derive(Clone, Debug)]
 pub struct Service {
     name: String,
@@ -21,7 +21,7 @@ pub struct Service {
     slice_labels: Vec<String>,
     spec: Vec<String>,
     external_ips: Vec<IpAddr>,
-    /// Items of `status.loadBalancer.ingress`, and those that are served.
+    /// Items of `status.loadBalancer.ingress`, and those addresses that are served.
     ingress: Vec<String>,
     balancer_ips: Vec<IpAddr>,
     endpoints: Vec<Endpoint>,
@@ -37,7 +37,7 @@ struct ServicePort {
 }
 
 impl Service {
-    /// A dual-stack Service of type ClusterIP; its type follows from what is added.
+    /// A dual-stack Service of type ClusterIP; its type changes with what is added.
     pub fn new(name: &str, vip: Dual) -> Self {
         Self {
             name: name.to_owned(),
@@ -73,7 +73,7 @@ impl Service {
         self.port("SCTP", port, target, None)
     }
 
-    /// A port of both protocols that every node answers on, too.
+    /// A port of both protocols with a NodePort on every node.
     pub fn node_port(self, port: u16, target: u16, node_port: u16) -> Self {
         self.tcp_node_port(port, target, node_port).udp_node_port(port, target, node_port)
     }
@@ -86,7 +86,7 @@ impl Service {
         self.port("UDP", port, target, Some(node_port)).at_least_node_port()
     }
 
-    /// Type LoadBalancer, with these addresses given to it (ipMode absent, which means VIP).
+    /// Type LoadBalancer with these addresses (ipMode absent, which means VIP).
     pub fn load_balancer(mut self, addr: Dual) -> Self {
         self.ingress.extend(BOTH.map(|family| format!("{{ip: \"{}\"}}", addr.of(family))));
         self.balancer_ips.extend(BOTH.map(|family| addr.of(family)));
@@ -99,7 +99,7 @@ impl Service {
         Self { kind: "LoadBalancer", ..self }
     }
 
-    /// Type ExternalName, whatever else it has.
+    /// Type ExternalName, whatever other fields it has.
     pub fn external_name(self, name: &str) -> Self {
         Self { kind: "ExternalName", ..self }.spec(&format!("externalName: {name}"))
     }
@@ -150,12 +150,12 @@ impl Service {
         self
     }
 
-    /// Sends to these pods, too.
+    /// Adds these pods as endpoints.
     pub fn pods(self, pods: &[&Pod]) -> Self {
         self.endpoints(pods.iter().map(|pod| Endpoint::pod(pod)))
     }
 
-    /// Sends to these nodes' own addresses, too.
+    /// Adds these nodes' own addresses as endpoints.
     pub fn nodes(self, nodes: &[&Node]) -> Self {
         self.endpoints(nodes.iter().map(|node| Endpoint::node(node)))
     }
@@ -165,7 +165,7 @@ impl Service {
         self
     }
 
-    /// A port; its name is the protocol's and its number, as `tcp-80`.
+    /// A port; its name is the protocol's name and the port number, as in `tcp-80`.
     fn port(mut self, protocol: &'static str, port: u16, target: u16, node_port: Option<u16>) -> Self {
         let name = format!("{}-{port}", protocol.to_lowercase());
         self.ports.push(ServicePort { name, protocol, port, target, node_port });
@@ -177,8 +177,7 @@ impl Service {
         Self { kind, ..self }
     }
 
-    /// What it is reached at, and which endpoints stand behind, in its families. Of policies, hints and conditions
-    /// other than ready nothing is known here.
+    /// Its frontends and their endpoints, in its families. Policies, hints and conditions other than ready are ignored.
     pub fn fronts(&self) -> Vec<Front> {
         let mut fronts = Vec::new();
         for (port, family) in self.ports.iter().flat_map(|port| BOTH.map(|family| (port, family))) {
@@ -202,13 +201,13 @@ impl Service {
         fronts
     }
 
-    /// The Service's document and one EndpointSlice for each family.
+    /// The Service's document and one EndpointSlice per family.
     pub fn yaml(&self) -> String {
         let slices: Vec<_> = self.families.iter().map(|family| self.slice(*family, "")).collect();
         [self.document(), slices.join("---\n")].join("---\n")
     }
 
-    /// The Service's document alone.
+    /// The Service's document only.
     pub fn document(&self) -> String {
         let mut text = format!(
             "apiVersion: v1\nkind: Service\nmetadata: {{name: {}, namespace: default, labels: {{{}}}, annotations: {{{}}}}}\nspec:\n  \
@@ -282,7 +281,7 @@ impl Service {
     }
 }
 
-/// How names and the API call a family.
+/// The family's name in object names and in the API.
 fn kind(family: Family) -> (&'static str, &'static str) {
     match family {
         Family::V4 => ("v4", "IPv4"),

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-/// A cgroup directory; emptied and removed in `Drop`.
+/// A cgroup directory, emptied and removed in `Drop`.
 #[derive(Debug)]
 pub struct Cgroup {
     path: PathBuf,
@@ -26,7 +26,7 @@ impl Cgroup {
         &self.path
     }
 
-    /// Moves a process in, with all its threads.
+    /// Moves a process and all its threads into the cgroup.
     pub fn adopt(&self, pid: u32) -> Result<()> {
         fs::write(self.path.join("cgroup.procs"), pid.to_string())
             .with_context(|| format!("moving process {pid} to {}", self.path.display()))
@@ -39,7 +39,7 @@ impl Drop for Cgroup {
     }
 }
 
-/// The cgroup2 mount, wherever this machine has it.
+/// The mount point of cgroup2 on this machine.
 pub fn root() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts")?;
     mounts
@@ -50,8 +50,8 @@ pub fn root() -> Result<PathBuf> {
         .context("no cgroup2 is mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")
 }
 
-/// Kills what is left inside (ours: nobody else knows the directory) and removes it. A process that was just killed
-/// leaves its cgroup only when it is reaped, so this tries for a second.
+/// Kills the processes left in the cgroup (no other process uses the directory) and removes it. A killed process leaves
+/// its cgroup only when it is reaped, so removal is retried for a second.
 pub fn remove(path: &Path) {
     let _ = fs::write(path.join("cgroup.kill"), "1");
     for _ in 0..100 {

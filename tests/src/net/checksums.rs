@@ -1,5 +1,5 @@
-//! What a namespace's own stack has found wrong with checksums: zero, whatever shunt rewrote. [`super::Cluster`] looks
-//! at every namespace of its own when it goes away, so every test of the suite is a test of this.
+//! Checksum errors counted by a namespace's own network stack. They must be zero, whatever shunt rewrote.
+//! [`super::Cluster`] checks every namespace it owns when it is dropped, so every test of the suite tests this.
 
 use std::fs;
 
@@ -7,10 +7,10 @@ use anyhow::{Context, Result};
 
 use super::Netns;
 
-/// The end of every such counter's name: `Tcp: InCsumErrors`, `IpExt: InCsumErrors`, `Udp6InCsumErrors`, ...
+/// Suffix of all these counters: `Tcp: InCsumErrors`, `IpExt: InCsumErrors`, `Udp6InCsumErrors`, ...
 const SUFFIX: &str = "InCsumErrors";
 
-/// The counters that are not zero, as `NAMESPACE: COUNTER VALUE`.
+/// The nonzero counters, as `NAMESPACE: COUNTER VALUE`.
 pub fn errors(netns: &Netns) -> Result<Vec<String>> {
     let read = |name: &str| {
         netns
@@ -24,7 +24,7 @@ pub fn errors(netns: &Netns) -> Result<Vec<String>> {
     Ok(found.into_iter().map(|(name, value)| format!("{}: {name} {value}", netns.name())).collect())
 }
 
-/// `snmp` and `netstat`: a line of names, then one of values, both beginning with the protocol's name.
+/// `snmp` and `netstat`: a line of names followed by a line of values, both starting with the protocol's name.
 fn paired(text: &str) -> Vec<(String, u64)> {
     let lines: Vec<&str> = text.lines().collect();
     let mut found = Vec::new();
@@ -38,7 +38,7 @@ fn paired(text: &str) -> Vec<(String, u64)> {
     found
 }
 
-/// `snmp6`: a name and a value a line.
+/// `snmp6`: one name and value per line.
 fn listed(text: &str) -> Vec<(String, u64)> {
     text.lines()
         .filter_map(|line| line.split_once(char::is_whitespace))
@@ -59,7 +59,7 @@ mod tests {
         assert_eq!(listed(snmp6), [("Udp6InCsumErrors".to_owned(), 2)]);
     }
 
-    /// The kernel's own files have the names this looks for.
+    /// The counters have these names in the kernel's own files.
     #[test]
     fn this_kernel_counts_them() {
         let read = |name| fs::read_to_string(format!("/proc/self/net/{name}")).unwrap();

@@ -1,4 +1,4 @@
-//! A whole cluster: what a test or the demo makes first and drops last.
+//! A whole cluster. A test or the demo creates it first and drops it last.
 
 use std::{
     env, fs,
@@ -26,13 +26,13 @@ use super::{
 };
 use crate::manifest;
 
-/// Clusters made by this process, so that several live side by side.
+/// Number of clusters made by this process, so that several can exist side by side.
 static MADE: AtomicUsize = AtomicUsize::new(0);
 
-/// The first pod's host number on each node: 0 is the tunnel's, 1 the bridge's.
+/// Host number of the first pod on each node: 0 is the tunnel device, 1 the bridge.
 const FIRST_POD: u8 = 2;
 
-/// A cluster. The order of the fields is the order in which they are taken down.
+/// A cluster. Fields are dropped in this order.
 #[derive(Debug)]
 pub struct Cluster {
     foreign: Mutex<Option<ForeignTraffic>>,
@@ -42,7 +42,7 @@ pub struct Cluster {
     outside: Place,
     underlay: Arc<Netns>,
     hop: Mutex<Option<Arc<Netns>>>,
-    /// What checksums pods found wrong that are gone.
+    /// Checksum errors seen by pods that were removed.
     past_checksum_errors: Mutex<Vec<String>>,
     files: Scratch,
     id: String,
@@ -50,7 +50,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Builds the machines; no pod and no shunt yet.
+    /// Builds the machines, without pods and without shunt.
     pub fn new(plan: Plan) -> Result<Self> {
         sweep(plan.prefix)?;
         scratch::mount_bpffs()?;
@@ -124,12 +124,12 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// `PREFIX-PID-N`: the beginning of all this cluster's names.
+    /// `PREFIX-PID-N`: the prefix of all names of this cluster.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// A directory of this cluster's own.
+    /// A directory owned by this cluster.
     pub fn files(&self) -> &Path {
         self.files.path()
     }
@@ -142,12 +142,12 @@ impl Cluster {
         &self.nodes[index]
     }
 
-    /// The switch that all machines hang on, by the ports `outside`, `node-1` and so on.
+    /// The switch that connects all machines, by the ports `outside`, `node-1` and so on.
     pub fn underlay(&self) -> &Netns {
         &self.underlay
     }
 
-    /// The client that is no part of the cluster, at [`OUTSIDE`].
+    /// The client outside the cluster, at [`OUTSIDE`].
     pub fn outside(&self) -> &Place {
         &self.outside
     }
@@ -156,7 +156,7 @@ impl Cluster {
         OUTSIDE
     }
 
-    /// Makes the router with a narrow way behind it: see [`hop`]. Once a cluster.
+    /// Adds the router with the low MTU: see [`hop`]. At most once per cluster.
     pub fn add_hop(&self, mtu: u32) -> Result<()> {
         let mut place = self.hop.lock().expect("no holder panics");
         if place.is_some() {
@@ -169,14 +169,15 @@ impl Cluster {
         Ok(())
     }
 
-    /// From now on packets of `from` (a node or outside) for these go through the hop.
+    /// Routes packets of `from` (a node or the outside client) to these destinations through the hop from now on.
     pub fn detour(&self, from: &Netns, toward: Toward) -> Result<()> {
-        // The hop sends packets out where they came in; IPv6 cannot be told not to mention it.
+        // The hop forwards out of the receiving device. IPv6 redirects cannot be switched off there, so ignore them
+        // here.
         from.sysctl("net/ipv6/conf/eth0/accept_redirects", "0")?;
         from.ip(&toward.detour())
     }
 
-    /// Makes a pod on a node, at the node's lowest free address; nothing runs in it yet.
+    /// Creates a pod on a node, at the node's lowest free address. Nothing runs in it yet.
     pub fn add_pod(&self, node: usize, name: &str) -> Result<Pod> {
         let mut pods = self.pods.lock().expect("no holder panics");
         let taken: Vec<_> = pods.iter().filter(|pod| pod.node() == node).map(Pod::addr).collect();
@@ -201,7 +202,7 @@ impl Cluster {
         let lines = wiring::pod_at_node(self.plan.pod_net, &device, &netns.path(), node, host, mtu);
         host_netns.ip(&lines)?;
         if self.plan.pod_net == PodNet::Routed {
-            // As CNIs do it: the node answers for the gateway at once.
+            // As CNIs do: the node answers ARP for the gateway immediately.
             host_netns.sysctl(&format!("net/ipv4/conf/{device}/proxy_arp"), "1")?;
             host_netns.sysctl(&format!("net/ipv4/neigh/{device}/proxy_delay"), "0")?;
         }
@@ -211,7 +212,7 @@ impl Cluster {
         Ok(pod)
     }
 
-    /// A pod that serves TCP and UDP on `port`, in both families, and that a CNI's rules let be reached there.
+    /// A pod with TCP and UDP servers on `port`, in both families, to which the CNI's rules allow new flows.
     pub fn add_server(&self, node: usize, name: &str, port: u16) -> Result<Pod> {
         let pod = self.add_pod(node, name)?;
         pod.serve_tcp(port)?;
@@ -220,7 +221,7 @@ impl Cluster {
         Ok(pod)
     }
 
-    /// Lets the CNI's rules, where there are any, pass new flows to this address and port.
+    /// Allows new flows to this address and port in the CNI's rules, if the cluster has them.
     pub fn allow(&self, addr: Dual, port: u16) -> Result<()> {
         if !self.plan.cni_rules {
             return Ok(());
@@ -234,7 +235,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Takes a pod away, with its cable.
+    /// Removes a pod and its cable.
     pub fn remove_pod(&self, pod: &Pod) -> Result<()> {
         pod.stop_serving();
         let errors = checksums::errors(pod.place().netns())?;
@@ -244,12 +245,12 @@ impl Cluster {
         Ok(())
     }
 
-    /// Puts a manifest on every node.
+    /// Writes a manifest on every node.
     pub fn apply(&self, file: &str, text: &str) -> Result<()> {
         self.nodes.iter().try_for_each(|node| node.write_manifest(file, text))
     }
 
-    /// Takes a manifest from every node.
+    /// Removes a manifest from every node.
     pub fn remove(&self, file: &str) -> Result<()> {
         self.nodes.iter().try_for_each(|node| Ok(fs::remove_file(node.manifests().join(file))?))
     }
@@ -263,8 +264,8 @@ impl Cluster {
         self.nodes.iter().try_for_each(Node::wait_ready)
     }
 
-    /// From now on there is foreign traffic on all nodes, with direct flows of their processes to `backends` at this
-    /// port. When the cluster goes away all of it must have been right.
+    /// Starts foreign traffic on all nodes, with direct flows of their processes to `backends` at this port. All of it
+    /// must have been answered correctly when the cluster is dropped.
     pub fn start_foreign_traffic(&self, backends: &[&Pod], port: u16) -> Result<()> {
         let stranger = Arc::new(Netns::new("stranger")?);
         self.underlay.ip(&wiring::cable("stranger", &stranger.path()))?;
@@ -281,11 +282,11 @@ impl Cluster {
         Ok(())
     }
 
-    /// Ends the foreign traffic, where there is any, and fails unless all of it was right.
+    /// Stops the foreign traffic, if any, and fails unless all of it was answered correctly.
     pub fn end_foreign_traffic(&self) -> Result<()> {
         let Some(traffic) = self.foreign.lock().expect("no holder panics").take() else { return Ok(()) };
         let mut summary = traffic.finish();
-        // Answers of strangers that servers of the test were given.
+        // Replies to foreign traffic that the test's servers received.
         let pods = self.pods.lock().expect("no holder panics");
         summary.strays.extend(pods.iter().flat_map(Pod::strays));
         summary.strays.extend(self.nodes.iter().flat_map(Node::strays));
@@ -294,7 +295,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Every checksum that a stack of this cluster found wrong so far, as [`checksums::errors`] puts it.
+    /// All checksum errors that network stacks of this cluster counted so far, as [`checksums::errors`] formats them.
     pub fn checksum_errors(&self) -> Result<Vec<String>> {
         let mut found = self.past_checksum_errors.lock().expect("no holder panics").clone();
         let pods = self.pods.lock().expect("no holder panics");
@@ -307,7 +308,7 @@ impl Cluster {
         Ok(found)
     }
 
-    /// Packets that conntrack called invalid on any node.
+    /// Packets that conntrack classified as invalid on any node.
     pub fn invalid(&self) -> Result<u64> {
         self.nodes.iter().map(|node| cni::invalid(node.netns())).sum()
     }
@@ -319,7 +320,7 @@ impl Drop for Cluster {
             if let Err(error) = self.end_foreign_traffic() {
                 panic!("{error:#}");
             }
-            // Of every test of the suite: whatever was rewritten had the right checksum.
+            // Every test of the suite checks that rewritten packets had correct checksums.
             match self.checksum_errors() {
                 Ok(errors) => assert!(errors.is_empty(), "wrong checksums were received: {errors:#?}"),
                 Err(error) => panic!("reading the checksum counters: {error:#}"),
@@ -351,7 +352,7 @@ impl Drop for Cluster {
     }
 }
 
-/// Waits until `condition` holds; returns how long that took, or fails after `within`.
+/// Waits until `condition` holds and returns how long that took. Fails after `within`.
 pub fn eventually(within: Duration, mut condition: impl FnMut() -> bool) -> Result<Duration> {
     let start = Instant::now();
     while !condition() {
@@ -375,7 +376,7 @@ fn sweep(prefix: &str) -> Result<()> {
     Ok(())
 }
 
-/// A node forwards, and checks sources strictly.
+/// A node forwards packets and applies strict source checks.
 fn forwarding(netns: &Netns) -> Result<()> {
     netns.sysctl("net/ipv4/ip_forward", "1")?;
     netns.sysctl("net/ipv6/conf/all/forwarding", "1")?;

@@ -1,8 +1,9 @@
-//! The rules a CNI with NetworkPolicy puts on its nodes, at their strictest: everything forwarded is dropped but for
-//! established flows, new flows to a pod's real address and port, and new flows that leave the cluster; what conntrack calls invalid is
-//! counted and dropped; pod traffic that leaves the pod range is masqueraded.
+//! Rules as a CNI with NetworkPolicy installs on its nodes, in the strictest form. Every forwarded packet is dropped
+//! except for established flows, new flows to a pod's real address and port, and new flows that leave the cluster.
+//! Packets that conntrack classifies as invalid are counted and dropped. Pod traffic that leaves the pod range is
+//! masqueraded.
 //!
-//! A proxy that lets conntrack see half a flow, or a VIP, dies here.
+//! Under these rules a proxy fails if conntrack sees only half of a flow, or sees a VIP.
 
 use std::net::IpAddr;
 
@@ -13,7 +14,7 @@ use super::{
     plan::{PODS_V4, PODS_V6, SERVICES_V4, SERVICES_V6},
 };
 
-/// Installs the rules but for [`masquerade`].
+/// Installs the rules except for [`masquerade`].
 pub fn install(netns: &Netns) -> Result<()> {
     netns.nft(&format!(
         "table inet cni {{
@@ -46,7 +47,7 @@ pub fn install(netns: &Netns) -> Result<()> {
     ))
 }
 
-/// Installs the masquerading alone: without it, other machines would see addresses of pods that only tunnels route.
+/// Installs the masquerading only. Without it, other machines would see pod addresses that only the tunnels route.
 pub fn masquerade(netns: &Netns) -> Result<()> {
     netns.nft(&format!(
         "table inet cni-masquerade {{
@@ -59,7 +60,7 @@ pub fn masquerade(netns: &Netns) -> Result<()> {
     ))
 }
 
-/// The same as CNIs with `--random-fully` do it: a port from 1024 to 65535, whoever else has it in mind.
+/// The same as CNIs with `--random-fully` do it: a port from 1024 to 65535, even if another flow may use it.
 pub fn masquerade_randomly(netns: &Netns) -> Result<()> {
     netns.nft(&format!(
         "table inet cni-masquerade {{
@@ -72,18 +73,18 @@ pub fn masquerade_randomly(netns: &Netns) -> Result<()> {
     ))
 }
 
-/// Lets new flows to `addr:port` through.
+/// Allows new flows to `addr:port`.
 pub fn allow(netns: &Netns, addr: IpAddr, protocol: &str, port: u16) -> Result<()> {
     let set = if addr.is_ipv4() { "allowed4" } else { "allowed6" };
     netns.nft(&format!("add element inet cni {set} {{ {addr} . {protocol} . {port} }}"))
 }
 
-/// Packets that conntrack called invalid so far.
+/// Number of packets so far that conntrack classified as invalid.
 pub fn invalid(netns: &Netns) -> Result<u64> {
     counter(netns, "invalid")
 }
 
-/// Packets that no rule let through so far.
+/// Number of packets so far that no rule accepted.
 pub fn refused(netns: &Netns) -> Result<u64> {
     counter(netns, "refused")
 }

@@ -1,7 +1,7 @@
-//! A container as a runtime makes one of `manifests/base/daemonset.yaml`, without the runtime: namespaces of its own
-//! but for the network's, a root that can only be read, three capabilities, no new privileges.
+//! A container as a runtime creates it from `manifests/base/daemonset.yaml`, without the runtime: its own namespaces
+//! except for the network namespace, a read-only root, three capabilities, no new privileges.
 //!
-//! [`Container::command`] is what a test starts; `shunt-contained` (the program in `src/bin`) calls [`enter`].
+//! Tests start [`Container::command`]; `shunt-contained` (the program in `src/bin`) calls [`enter`].
 
 use std::{
     convert::Infallible,
@@ -23,10 +23,10 @@ use nix::{
     unistd::{ForkResult, chdir, execve, fork, pivot_root},
 };
 
-/// What a container may do.
+/// The privileges of a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Privileges {
-    /// The DaemonSet's `capabilities`, and nothing else.
+    /// The DaemonSet's `capabilities` only.
     Three,
     /// `privileged: true`.
     All,
@@ -36,26 +36,26 @@ pub enum Privileges {
 const THREE: [u8; 3] = [12, 38, 39];
 
 impl Privileges {
-    /// The mask in `CapEff` of /proc/PID/status, as far as it is known beforehand.
+    /// The expected mask in `CapEff` of /proc/PID/status, if it is known in advance.
     pub fn effective(self) -> Option<u64> {
         (self == Self::Three).then(|| THREE.iter().map(|cap| 1 << cap).sum())
     }
 }
 
-/// What the container sees of the machine.
+/// A container: its program and the parts of the machine it can see.
 #[derive(Clone, Debug, Parser)]
 #[command(about = "Runs a program in a container, for shunt's tests")]
 pub struct Container {
-    /// The program; in the container it is /shunt.
+    /// The program's path on the machine; in the container it is /shunt.
     #[arg(long)]
     pub program: PathBuf,
-    /// An empty directory to build the root at.
+    /// An empty directory to build the root in.
     #[arg(long)]
     pub root: PathBuf,
-    /// Files and directories to be seen, to read: PATH, or FROM=TO for one that is elsewhere outside.
+    /// Files and directories mounted read-only: PATH, or FROM=TO for a different path outside.
     #[arg(long)]
     pub see: Vec<String>,
-    /// Its environment: NAME=VALUE.
+    /// The environment: NAME=VALUE.
     #[arg(long)]
     pub env: Vec<String>,
     #[arg(long)]
@@ -71,13 +71,13 @@ impl Container {
         Self { program, root, see: Vec::new(), env: Vec::new(), privileged, args: Vec::new() }
     }
 
-    /// Lets it read what stands at this path.
+    /// Mounts this path read-only at the same path in the container.
     pub fn sees(mut self, path: &Path) -> Self {
         self.see.push(path.display().to_string());
         self
     }
 
-    /// Lets it read at `to` what stands at `from`.
+    /// Mounts `from` read-only at `to`.
     pub fn sees_at(mut self, from: &Path, to: &str) -> Self {
         self.see.push(format!("{}={to}", from.display()));
         self
@@ -88,7 +88,8 @@ impl Container {
         self
     }
 
-    /// The words that start it, `contained` being where `shunt-contained` lies; the program's arguments follow.
+    /// The command that starts the container, `contained` being the path of `shunt-contained`; the program's arguments
+    /// follow.
     pub fn command(&self, contained: &Path) -> Vec<OsString> {
         let mut words = vec![contained.into(), "--program".into(), self.program.clone().into()];
         words.extend(["--root".into(), self.root.clone().into()]);
@@ -106,8 +107,8 @@ impl Container {
     }
 }
 
-/// Makes the container and runs its program as process 1; returns the program's exit status. To be called by a
-/// process with one thread, in the network namespace that the container shall have.
+/// Creates the container and runs its program as process 1; returns the program's exit status. The caller must be
+/// single-threaded and in the network namespace that the container is to use.
 pub fn run(container: &Container) -> Result<i32> {
     // A signal between fork and wait must not be lost.
     let mut signals = SigSet::empty();
@@ -152,7 +153,7 @@ fn enter(container: &Container) -> Result<Infallible> {
     let text = |word: OsString| CString::new(word.into_vec()).context("a word with a NUL");
     let args = [OsString::from("/shunt")].into_iter().chain(container.args.iter().cloned());
     let args = args.map(text).collect::<Result<Vec<_>>>()?;
-    // As a runtime does: nothing of the environment but what the manifest names.
+    // As a runtime does: only environment variables that the manifest names.
     let env = [OsString::from("NO_COLOR=1")].into_iter().chain(container.env.iter().map(OsString::from));
     let env = env.map(text).collect::<Result<Vec<_>>>()?;
     Ok(execve(c"/shunt", &args, &env)?)
@@ -169,7 +170,8 @@ fn bind(from: &Path, to: &Path, read_only: bool) -> Result<()> {
     Ok(())
 }
 
-/// `/shunt`, what it may see, /proc, /sys with bpffs and the cgroups of the machine in their places: and no more.
+/// The root: `/shunt`, the mounted paths, /proc, /sys, and the machine's bpffs and cgroups at their usual places;
+/// nothing else.
 fn build_root(container: &Container) -> Result<()> {
     let (root, none) = (&container.root, None::<&str>);
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("/: private")?;
@@ -198,18 +200,18 @@ fn build_root(container: &Container) -> Result<()> {
     bind(Path::new("/sys/fs/bpf"), &root.join("sys/fs/bpf"), false)?;
     bind(Path::new("/sys/fs/cgroup"), &root.join("sys/fs/cgroup"), true)?;
     mount(none, root, none, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, none).context("the root: read-only")?;
-    // The old root ends up on top of the new one, from where it is taken off: no directory for it is needed.
+    // pivot_root stacks the old root on top of the new one, where it is unmounted: it needs no directory.
     chdir(root)?;
     pivot_root(".", ".").context("pivot_root")?;
     umount2(".", MntFlags::MNT_DETACH).context("the old root")?;
     Ok(chdir("/")?)
 }
 
-/// Leaves [`THREE`] in the bounding set, which is what a process of uid 0 has after its next exec.
+/// Keeps only [`THREE`] in the bounding set, which is what a process of uid 0 has after its next exec.
 fn drop_capabilities() -> Result<()> {
     let last: u8 = fs::read_to_string("/proc/sys/kernel/cap_last_cap")?.trim().parse()?;
     for cap in (0..=last).filter(|cap| !THREE.contains(cap)) {
-        // SAFETY: this option takes a number and touches no memory of ours.
+        // SAFETY: this option takes a number and touches no memory of this process.
         if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(cap), 0, 0, 0) } != 0 {
             bail!("dropping capability {cap}: {}", std::io::Error::last_os_error());
         }
@@ -217,7 +219,7 @@ fn drop_capabilities() -> Result<()> {
     nix::sys::prctl::set_no_new_privs().context("no new privileges")
 }
 
-/// Whether the root of this process can be written to: read from /proc/PID/mountinfo.
+/// Whether the root of this process is read-only: read from /proc/PID/mountinfo.
 pub fn root_is_read_only(pid: u32) -> Result<bool> {
     let text = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
     let root =
@@ -226,7 +228,7 @@ pub fn root_is_read_only(pid: u32) -> Result<bool> {
     Ok(super_options.split(',').any(|option| option == "ro"))
 }
 
-/// The one child of a process: of `shunt-contained`, the program.
+/// The only child of a process. For `shunt-contained`, this is the program.
 pub fn child_of(pid: u32) -> Result<u32> {
     let path = format!("/proc/{pid}/task/{pid}/children");
     let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;

@@ -1,5 +1,6 @@
-//! More clients than a process has descriptors: behind a device of its own in the namespace outside, sixteen addresses
-//! with all their UDP ports, played by whoever holds this. Each question says whose it is, and so does its answer.
+//! More clients than a process can have descriptors: sixteen addresses with all their UDP ports, on a device of their
+//! own in the outside namespace, played by the owner of this value. Each request names its client, and so does its
+//! reply.
 
 use std::{
     fs::File,
@@ -16,11 +17,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::{Cluster, plan::OUTSIDE, tun};
 use crate::packet::{Ip, Link, Packet, Transport, frame::ends};
 
-/// Where they are; each node is told the way there.
+/// Address range of the clients; each node has a route to it.
 const RANGE_V4: &str = "198.18.0.0/24";
 const RANGE_V6: &str = "fd00:9::/64";
 
-/// Ports of each address: the first is 5000.
+/// Ports per address, starting at 5000.
 const PORTS: usize = 4100;
 const FIRST_PORT: u16 = 5000;
 
@@ -30,19 +31,19 @@ pub struct Crowd {
     device: File,
 }
 
-/// What came of a client's question.
+/// Result of a client's request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
     Answered,
     /// Port unreachable, after this time.
     Refused(Duration),
-    /// Another text than the answer to its own question.
+    /// A text other than the reply to its own request.
     Wrong(String),
     Silence,
 }
 
 impl Crowd {
-    /// Puts them behind the client outside.
+    /// Attaches the clients to the outside client.
     pub fn new(cluster: &Cluster) -> Result<Self> {
         let outside = cluster.outside().netns();
         outside.sysctl("net/ipv4/ip_forward", "1")?;
@@ -60,7 +61,7 @@ impl Crowd {
         Ok(Self { device })
     }
 
-    /// These clients ask `to` at once; what came of each within `patience`.
+    /// These clients send a request to `to` at the same time; the result of each within `patience`.
     pub fn ask(&mut self, clients: Range<usize>, to: SocketAddr, patience: Duration) -> Result<Vec<Reply>> {
         let start = Instant::now();
         for nth in clients.clone() {
@@ -92,7 +93,7 @@ impl Crowd {
                 Err(error) => return Err(error).context("receiving"),
             };
             let Some((nth, reply)) = parse(&buffer[..length], start) else { continue };
-            // Late ones are not asked for any more.
+            // Replies after the deadline are not read.
             let Some(slot) = nth.checked_sub(clients.start).and_then(|slot| replies.get_mut(slot)) else {
                 continue;
             };
@@ -115,7 +116,7 @@ pub fn client(nth: usize, is_v4: bool) -> SocketAddr {
     (addr, FIRST_PORT + (nth % PORTS) as u16).into()
 }
 
-/// The client that an address is.
+/// The client with this address.
 fn number(client: SocketAddr) -> Option<usize> {
     let host = match client.ip() {
         IpAddr::V4(v4) => v4.octets()[3],
@@ -124,7 +125,7 @@ fn number(client: SocketAddr) -> Option<usize> {
     Some(usize::from(host.checked_sub(1)?) * PORTS + usize::from(client.port().checked_sub(FIRST_PORT)?))
 }
 
-/// Whose packet it is and what it says; `None` for what is none of theirs (neighbour discovery).
+/// The client a packet belongs to and its text; `None` for packets of no client (neighbour discovery).
 fn parse(packet: &[u8], start: Instant) -> Option<(usize, Reply)> {
     let (header, protocol) = match packet.first()? >> 4 {
         4 => (20, *packet.get(9)?),
@@ -139,7 +140,7 @@ fn parse(packet: &[u8], start: Instant) -> Option<(usize, Reply)> {
             let is_own = text.ends_with(&format!(" {}", question(nth)));
             Some((nth, if is_own { Reply::Answered } else { Reply::Wrong(text.into_owned()) }))
         }
-        // Unreachable, the port: what it quotes begins with its client.
+        // Port unreachable: the quoted packet starts with its client.
         1 if body.starts_with(&[3, 3]) => {
             let (from, _) = ends(body.get(8..)?, Link::Ip);
             Some((number(from)?, Reply::Refused(start.elapsed())))

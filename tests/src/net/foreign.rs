@@ -1,5 +1,6 @@
-//! Somebody else's tc program: one that drops everything, put on a device beside shunt's; and a look at what hangs on a
-//! device. By bpf(2) itself, because what is tested is how shunt gets on with others, not how aya does.
+//! Foreign tc programs: one that drops every packet, attached to a device next to shunt's, and queries of the programs
+//! attached to a device. They use bpf(2) directly, because the tests cover how shunt coexists with other programs, not
+//! how aya does.
 
 use std::{
     ffi::CString,
@@ -76,19 +77,19 @@ impl DropAll {
             rest: [0; 8],
         };
         let fd = bpf(PROG_LOAD, &mut { attr }).context("loading a program that drops")?;
-        // SAFETY: PROG_LOAD returned a new descriptor, which nobody else owns.
+        // SAFETY: PROG_LOAD returned a new descriptor without another owner.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Hangs it behind whatever is on the tcx hook; it stays there until the returned link is dropped.
+    /// Attaches it after the existing programs of the tcx hook, until the returned link is dropped.
     pub fn attach_tcx(&self, netns: &Netns, device: &str, hook: Hook) -> Result<OwnedFd> {
         let mut attr = [self.0.as_raw_fd() as u32, index(netns, device)?, hook.attach_type(), 0, 0, 0, 0, 0];
         let fd = netns.enter(|| bpf(LINK_CREATE, &mut attr)).context("attaching by tcx")?;
-        // SAFETY: LINK_CREATE returned a new descriptor, which nobody else owns.
+        // SAFETY: LINK_CREATE returned a new descriptor without another owner.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 
-    /// Hangs it on the device's clsact qdisc, as programs from before tcx do; `pin` is a free path on bpffs.
+    /// Attaches it to the device's clsact qdisc, as programs from before tcx do; `pin` is a free path on bpffs.
     pub fn attach_clsact(&self, netns: &Netns, device: &str, hook: Hook, pin: &Path) -> Result<()> {
         let path = CString::new(pin.as_os_str().as_bytes())?;
         let address = path.as_ptr() as u64;
@@ -113,28 +114,27 @@ impl DropAll {
         Ok(())
     }
 
-    /// Takes everything that `tc` knows off the hook again.
+    /// Removes all filters that `tc` knows from the hook.
     pub fn detach_clsact(netns: &Netns, device: &str, hook: Hook) -> Result<()> {
         netns.run(&["tc", "filter", "del", "dev", device, hook.name()])?;
         Ok(())
     }
 }
 
-/// Puts an XDP program on a device that lets everything pass (XDP_PASS is 2 too); it stays there until the returned link
-/// is dropped.
+/// Attaches an XDP program that passes all packets (XDP_PASS is 2 too) to a device, until the returned link is dropped.
 pub fn occupy_xdp(netns: &Netns, device: &str) -> Result<OwnedFd> {
     const BPF_XDP: u32 = 37;
     const SKB_MODE: u32 = 1 << 1;
     let program = DropAll::of_kind(XDP)?;
     let mut attr = [program.0.as_raw_fd() as u32, index(netns, device)?, BPF_XDP, SKB_MODE, 0, 0, 0, 0];
     let fd = netns.enter(|| bpf(LINK_CREATE, &mut attr)).context("attaching by XDP")?;
-    // SAFETY: LINK_CREATE returned a new descriptor, which nobody else owns.
+    // SAFETY: LINK_CREATE returned a new descriptor without another owner.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// How many programs hang on a device's tcx hook.
+/// Number of programs attached to a device's tcx hook.
 pub fn tcx_programs(netns: &Netns, device: &str, hook: Hook) -> Result<u32> {
-    // target_ifindex, attach_type, query_flags, attach_flags, prog_ids (2), prog_cnt, and the rest.
+    // target_ifindex, attach_type, query_flags, attach_flags, prog_ids (2), prog_cnt, and the remaining fields.
     let mut attr = [0u32; 16];
     (attr[0], attr[1]) = (index(netns, device)?, hook.attach_type());
     netns.enter(|| bpf(PROG_QUERY, &mut attr)).with_context(|| format!("querying {device}"))?;
@@ -148,8 +148,8 @@ fn index(netns: &Netns, device: &str) -> Result<u32> {
 }
 
 fn bpf<T: bytemuck::NoUninit>(command: u32, attr: &mut T) -> io::Result<i32> {
-    // SAFETY: the kernel reads and writes at most `size_of::<T>()` bytes of `attr`; what its pointers name outlives
-    // the call.
+    // SAFETY: the kernel reads and writes at most `size_of::<T>()` bytes of `attr`; the memory its pointers refer to
+    // outlives the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
 }

@@ -1,10 +1,10 @@
-//! Foreign traffic: what else goes on at a cluster's nodes while a test runs. The nodes' own sockets, pods that a CNI
-//! masquerades, and direct flows to backends take port numbers that are Services' and Services' clients' on purpose, and
-//! every one of their answers must come back to whom it belongs.
+//! Foreign traffic: unrelated traffic on a cluster's nodes while a test runs. The nodes' own sockets, pods that a CNI
+//! masquerades, and direct flows to backends deliberately use the port numbers of Services and of Services' clients.
+//! Every reply must reach the flow it belongs to.
 //!
-//! [`VARIABLE`] makes every cluster of the network suite run it; [`Cluster::start_foreign_traffic`] makes one. It leaves
-//! a test's own Services, names and lowest addresses alone: strangers have a namespace of their own on the underlay, and
-//! on each node the pod with the highest address.
+//! [`VARIABLE`] makes every cluster of the network suite run it; [`Cluster::start_foreign_traffic`] starts it in one
+//! cluster. It does not use a test's own Services, names or lowest addresses: the foreign server has a namespace of its
+//! own on the underlay, and on each node foreign traffic uses the pod with the highest address.
 //!
 //! [`Cluster::start_foreign_traffic`]: super::Cluster::start_foreign_traffic
 
@@ -28,43 +28,44 @@ use super::{
 };
 use crate::traffic::{Answer, Client, Server, Stream, UdpClient};
 
-/// `1` runs it under every test of the network suite that starts a cluster.
+/// `1` runs it in every test of the network suite that starts a cluster.
 pub const VARIABLE: &str = "SHUNT_TEST_FOREIGN";
 
-/// The strangers' address on the underlay.
+/// The foreign server's address on the underlay.
 pub const STRANGER: Dual = Dual {
     v4: std::net::Ipv4Addr::new(192, 168, 8, 98),
     v6: std::net::Ipv6Addr::new(0xfd00, 8, 0, 0, 0, 0, 0, 0x98),
 };
 
-/// The pod of each node: the highest address, which no test's pod is given.
+/// The pod for foreign traffic on each node: the highest address, which no test's pod gets.
 pub(super) const POD: u8 = 254;
 
-/// Strangers answer here: whom everybody asks, and whom masqueraded pods ask from frontends' numbers.
+/// Ports of the foreign server: one for all clients, and one for masqueraded pods that use frontends' ports as source
+/// ports.
 const ANYBODY: u16 = 53;
 const BY_NUMBER: u16 = 54;
 
-/// NodePorts of the suites, and ports that are their backends' and Services'.
+/// NodePorts of the suites, and ports of their backends and Services.
 const FIRST_NODE_PORT: u16 = 30_080;
 const LAST_NODE_PORT: u16 = 30_090;
 const OTHERS: [u16; 4] = [80, 443, 8080, 20_443];
 
-/// Source ports of direct flows, which the suites' clients of NodePorts use too.
+/// Source ports of direct flows; the suites' NodePort clients use them too.
 pub const SHARED: std::ops::Range<u16> = 20_000..20_060;
 
-/// Between two questions of one asker.
+/// Interval between two requests of one client.
 const PACE: Duration = Duration::from_millis(20);
-/// Later than this an answer is lost; a SYN is sent again after 1 and 3 seconds.
+/// A reply that takes longer is lost; a SYN is sent again after 1 and 3 seconds.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// So many are told in full.
+/// Number of failures reported in full.
 const TOLD: usize = 30;
 
-/// Whether every cluster is to run it.
+/// Whether every cluster runs foreign traffic.
 pub fn is_asked_for() -> bool {
     env::var(VARIABLE).is_ok_and(|value| value == "1")
 }
 
-/// It runs until [`Self::finish`].
+/// Running foreign traffic, until [`Self::finish`].
 #[derive(Debug)]
 pub struct ForeignTraffic {
     askers: Vec<thread::JoinHandle<()>>,
@@ -81,11 +82,11 @@ struct Shared {
     lost: Mutex<Vec<String>>,
 }
 
-/// What came of it.
+/// The result.
 #[derive(Debug)]
 pub struct Summary {
     pub asked: usize,
-    /// Questions without their own answer, and answers that were given to somebody else.
+    /// Requests without their own reply, and replies that reached the wrong socket.
     pub lost: Vec<String>,
     pub strays: Vec<String>,
 }
@@ -105,8 +106,8 @@ impl fmt::Display for Summary {
 }
 
 impl ForeignTraffic {
-    /// Starts it on these nodes, whose `pods` it uses, with direct flows to `backends` (addresses of servers of the
-    /// harness that stay until the end). `stranger` is on the underlay already.
+    /// Starts it on these nodes, using their `pods`, with direct flows to `backends` (addresses of the harness's
+    /// servers that run until the end). `stranger` is already connected to the underlay.
     pub(super) fn start(
         stranger: Arc<Netns>,
         nodes: &[Node],
@@ -148,7 +149,7 @@ impl ForeignTraffic {
         Ok(Self { askers, shared, servers, pods, _stranger: stranger })
     }
 
-    /// Ends it, and tells what came of it.
+    /// Stops it and returns the result.
     pub fn finish(mut self) -> Summary {
         self.end();
         let lost = std::mem::take(&mut *self.shared.lost.lock().expect("no holder panics"));
@@ -173,8 +174,8 @@ impl Drop for ForeignTraffic {
     }
 }
 
-/// What a CNI with `--random-fully` does for the pod, before the cluster's own rules; and to NodePorts only where the
-/// stranger's second port is asked.
+/// Masquerades the pod's traffic as a CNI with `--random-fully` does, ahead of the cluster's own rules. Source ports
+/// are in the NodePort range only for requests to the foreign server's second port.
 fn masquerade(netns: &Netns, pod: Dual) -> Result<()> {
     let rule = |ip: &str, addr: String, pods: &str| {
         format!(
@@ -196,7 +197,7 @@ fn masquerade(netns: &Netns, pod: Dual) -> Result<()> {
     ))
 }
 
-/// One thread: somebody who asks until it is over.
+/// One thread: a client that sends requests until the end.
 struct Asker {
     client: Client,
     what: String,
@@ -204,7 +205,7 @@ struct Asker {
 }
 
 impl Asker {
-    /// From each of the numbers in turn, with new sockets or with those that are open.
+    /// Uses each of the source ports in turn, with new sockets or with those that are open.
     fn by_numbers(self) {
         let numbers: Vec<u16> = (FIRST_NODE_PORT..=LAST_NODE_PORT).chain(OTHERS).collect();
         let ways: Vec<(u16, Family)> =
@@ -212,7 +213,7 @@ impl Asker {
         let mut open: Vec<Option<Open>> = ways.iter().map(|_| None).collect();
         for nth in 0.. {
             let ((number, family), slot) = (ways[nth % ways.len()], nth % ways.len());
-            // A third of them are begun anew in each round.
+            // A third of the sockets are replaced in each round.
             if nth / ways.len() % 3 == slot % 3 {
                 open[slot] = None;
             }
@@ -223,7 +224,7 @@ impl Asker {
         }
     }
 
-    /// From a port that nobody chose, each time another one.
+    /// Uses a different kernel-assigned port each time.
     fn by_any_port(self) {
         for nth in 0.. {
             self.ask(&mut None, 0, ANYBODY, BOTH[nth % 2]);
@@ -233,7 +234,7 @@ impl Asker {
         }
     }
 
-    /// Over a few flows that stay open, as there are few NodePorts.
+    /// Uses a few long-lived flows, as there are few NodePorts.
     fn steadily(self) {
         let mut open: [Option<Open>; 8] = Default::default();
         for nth in 0.. {
@@ -245,7 +246,7 @@ impl Asker {
         }
     }
 
-    /// To backends themselves, from ports that clients of NodePorts use too.
+    /// Connects to backends directly, from ports that NodePort clients use too.
     fn directly(self, ways: &[(String, SocketAddr)]) {
         for nth in 0.. {
             let (name, to) = &ways[nth % ways.len()];
@@ -259,8 +260,8 @@ impl Asker {
         }
     }
 
-    /// Asks the stranger once over TCP and once over UDP, by what is open or what is opened for it from this port (0:
-    /// any).
+    /// Sends the foreign server one request over TCP and one over UDP, over the open sockets or over new ones with this
+    /// source port (0: any).
     fn ask(&self, open: &mut Option<Open>, own: u16, port: u16, family: Family) {
         let to = SocketAddr::new(STRANGER.of(family), port);
         let asked = open.take().map_or_else(|| Open::new(&self.client.clone().port(own), to), Ok);
@@ -288,7 +289,7 @@ impl Asker {
     }
 }
 
-/// A connection and a connected UDP socket, of one port where one was chosen.
+/// A connection and a connected UDP socket, with the same port if one was chosen.
 struct Open {
     stream: Stream,
     socket: UdpClient,
@@ -296,7 +297,7 @@ struct Open {
 
 impl Open {
     fn new(client: &Client, to: SocketAddr) -> io::Result<Self> {
-        // A process that this one forks just now holds the port's last socket until it executes its program.
+        // A process that this one is forking holds the port's last socket until it calls exec.
         let mut tries = 0;
         let stream = loop {
             match client.connect(to) {
@@ -307,7 +308,7 @@ impl Open {
                 result => break result?,
             }
         };
-        // It ends by a reset: TIME_WAIT would keep the port from the next.
+        // Closed by a reset: TIME_WAIT would block the port for the next connection.
         setsockopt(&stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 })?;
         Ok(Self { stream, socket: client.udp_connected(to)? })
     }

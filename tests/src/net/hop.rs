@@ -1,5 +1,5 @@
-//! A router of the underlay with a narrow way behind it: every packet it passes on must fit into the given MTU, and the
-//! sender of one that does not is told so. Nobody's way leads through it until [`super::Cluster::detour`] says so.
+//! A router of the underlay with a low MTU: every packet it forwards must fit into the given MTU, and it reports larger
+//! ones to their sender. No route leads through it until [`super::Cluster::detour`] adds one.
 
 use std::sync::Arc;
 
@@ -12,21 +12,21 @@ use super::{
     },
 };
 
-/// What a packet is for, as far as ways through the hop go.
+/// Kind of destination of routes through the hop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Toward {
     Outside,
-    /// A node's own addresses, by its index.
+    /// A node's own addresses, by node index.
     Node(usize),
-    /// A node's pods, by its index.
+    /// A node's pods, by node index.
     Pods(usize),
-    /// ClusterIPs, external addresses.
+    /// ClusterIPs and external addresses.
     Services,
     External,
 }
 
 impl Toward {
-    /// The ranges, and the machine of the underlay that is next.
+    /// The destination ranges, and the next hop on the underlay.
     fn ranges(self) -> ([String; 2], Dual) {
         let host = |addr: Dual| ([format!("{}/32", addr.v4), format!("{}/128", addr.v6)], addr);
         let range = |v4: &str, v6: &str| ([v4.to_owned(), v6.to_owned()], node_addr(0));
@@ -42,13 +42,13 @@ impl Toward {
         }
     }
 
-    /// For whoever shall go through the hop.
+    /// Routes for a machine whose traffic is to go through the hop.
     pub(super) fn detour(self) -> String {
         let ([v4, v6], _) = self.ranges();
         format!("route replace {v4} via {}\nroute replace {v6} via {}\n", HOP.v4, HOP.v6)
     }
 
-    /// For the hop itself: a locked MTU holds also for what is only passed on.
+    /// Routes for the hop itself: a locked MTU also applies to forwarded packets.
     fn onward(self, mtu: u32) -> String {
         let ([v4, v6], next) = self.ranges();
         let via = |range: &str, next: String| {
@@ -62,15 +62,15 @@ impl Toward {
     }
 }
 
-/// Makes the router; its `eth0` is there already, as a cable to the underlay.
+/// Configures the router; its `eth0` exists already, as a cable to the underlay.
 pub(super) fn configure(netns: &Arc<Netns>, nodes: usize, mtu: u32) -> Result<()> {
     for (key, value) in [
         ("net/ipv4/ip_forward", "1"),
         ("net/ipv6/conf/all/forwarding", "1"),
-        // It sends packets out where they came in, and is not to say so.
+        // It forwards out of the receiving device and must not send redirects.
         ("net/ipv4/conf/all/send_redirects", "0"),
         ("net/ipv4/conf/eth0/send_redirects", "0"),
-        // Each packet that is too big is told so, however many there are.
+        // Each packet that is too big is reported, without rate limit.
         ("net/ipv4/icmp_ratelimit", "0"),
         ("net/ipv6/icmp/ratelimit", "0"),
     ] {

@@ -1,4 +1,4 @@
-//! The cluster: an underlay, nodes, pods and an outside client, each a network namespace of this machine.
+//! The cluster: an underlay, nodes, pods and an outside client, each in a network namespace of this machine.
 
 pub mod cgroup;
 pub mod checksums;

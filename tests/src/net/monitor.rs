@@ -1,4 +1,4 @@
-//! A running `shunt monitor` and the events that it has told so far, as JSON.
+//! A running `shunt monitor` and the events it has printed so far, as JSON.
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -17,10 +17,10 @@ use serde_json::Value;
 
 use super::{Node, cluster::eventually, shunt};
 
-/// How long it may take until it watches, until it tells of an event, and until it ends.
+/// Time limit for it to start watching, to print an event, and to exit.
 const SOON: Duration = Duration::from_secs(5);
 
-/// A watcher; killed when dropped.
+/// A running monitor; killed when dropped.
 #[derive(Debug)]
 pub struct Monitor {
     child: Child,
@@ -29,23 +29,23 @@ pub struct Monitor {
     stderr: BufReader<ChildStderr>,
 }
 
-/// How a watcher ended.
+/// Exit status and output of a monitor.
 #[derive(Debug)]
 pub struct Ended {
     pub status: ExitStatus,
-    /// What it wrote to stdout, line by line.
+    /// Its stdout, line by line.
     pub lines: Vec<String>,
-    /// What it wrote to stderr, after it had begun.
+    /// Its stderr after it started watching.
     pub stderr: String,
 }
 
 impl Monitor {
-    /// Starts `shunt monitor -j` with `more` arguments on the node, and waits until it watches.
+    /// Starts `shunt monitor -j` with the arguments `more` on the node, and waits until it is watching.
     pub fn start(node: &Node, more: &[&str]) -> Result<Self> {
         Self::start_as(node, &[&["-j"], more].concat())
     }
 
-    /// The same with an output format among `more`.
+    /// The same, with an output format in `more`.
     pub fn start_as(node: &Node, more: &[&str]) -> Result<Self> {
         let mut command = node.netns().command(shunt::binary()?);
         command.arg("monitor").args(more).arg("--bpffs").arg(node.bpffs()).env("NO_COLOR", "1");
@@ -62,17 +62,17 @@ impl Monitor {
         Ok(monitor)
     }
 
-    /// What it has told so far.
+    /// The lines it has printed so far.
     pub fn lines(&self) -> Vec<String> {
         self.lines.lock().expect("no holder panics").clone()
     }
 
-    /// The events that it has told so far.
+    /// The events it has printed so far.
     pub fn events(&self) -> Result<Vec<Value>> {
         self.lines().iter().map(|line| serde_json::from_str(line).with_context(|| line.clone())).collect()
     }
 
-    /// The first event with all these fields, once it has been told.
+    /// Waits for an event with all these fields and returns the first one.
     pub fn event(&self, fields: &[(&str, Value)]) -> Result<Value> {
         let is = |event: &Value| fields.iter().all(|(name, value)| event[*name] == *value);
         let find = || self.events().map(|events| events.into_iter().find(is));
@@ -85,11 +85,11 @@ impl Monitor {
 
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        // Our child, which was not waited for: the number is nobody else's.
+        // Our child, not yet waited for: the process id cannot have been reused.
         Ok(kill(Pid::from_raw(self.child.id() as i32), signal)?)
     }
 
-    /// Waits until it ends by itself.
+    /// Waits until it exits by itself.
     pub fn wait(mut self) -> Result<Ended> {
         let deadline = Instant::now() + SOON;
         let status = loop {
@@ -105,7 +105,7 @@ impl Monitor {
         Ok(Ended { status, lines: self.lines(), stderr })
     }
 
-    /// Ends it by SIGTERM.
+    /// Stops it with SIGTERM.
     pub fn stop(self) -> Result<Ended> {
         self.signal(Signal::SIGTERM)?;
         self.wait()

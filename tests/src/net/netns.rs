@@ -1,6 +1,7 @@
-//! One network namespace, held by file descriptor: it goes away with the process that made it, however that ends.
+//! One network namespace, held by file descriptor: it is removed with the process that created it, however that process
+//! ends.
 //!
-//! Not entered by `ip netns exec`, which hides bpffs behind a mount namespace of its own.
+//! It is not entered by `ip netns exec`, which hides bpffs behind a mount namespace of its own.
 
 use std::{
     fs::{self, File},
@@ -64,7 +65,7 @@ impl Netns {
         }
     }
 
-    /// Gives the namespace a name that `ip netns` shows, until it is dropped.
+    /// Gives the namespace a name that `ip netns` shows, until the namespace is dropped.
     pub fn publish(&mut self, name: &str) -> Result<()> {
         fs::create_dir_all(RUN_NETNS)?;
         let path = Path::new(RUN_NETNS).join(name);
@@ -86,7 +87,7 @@ impl Netns {
 
     /// Runs `f` with the calling thread inside the namespace. Sockets and devices made there stay there.
     pub fn enter<T>(&self, f: impl FnOnce() -> T) -> T {
-        /// Brings the thread back, also when `f` panics.
+        /// Returns the thread to its own namespace, also when `f` panics.
         struct Back(File);
         impl Drop for Back {
             fn drop(&mut self) {
@@ -100,7 +101,7 @@ impl Netns {
         value
     }
 
-    /// A command that will run inside and that dies with the calling thread.
+    /// A command that runs inside the namespace and is killed when the calling thread ends.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let fd: RawFd = self.file.as_raw_fd();
         let mut command = Command::new(program);
@@ -118,7 +119,7 @@ impl Netns {
         command
     }
 
-    /// Runs a command to its end and returns what it wrote; fails with its stderr when it fails.
+    /// Runs a command to completion and returns its stdout; on failure the error has its stderr.
     pub fn run(&self, words: &[&str]) -> Result<String> {
         let output = self.output(words)?;
         if !output.status.success() {
@@ -127,7 +128,7 @@ impl Netns {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Runs a command to its end, whatever that is.
+    /// Runs a command to completion, whatever its exit status.
     pub fn output(&self, words: &[&str]) -> Result<Output> {
         let (program, args) = words.split_first().context("an empty command")?;
         self.command(program)
@@ -137,12 +138,12 @@ impl Netns {
             .with_context(|| format!("cannot run {program}: install it (iproute2, nftables)"))
     }
 
-    /// Carries out lines of iproute2's grammar, without the leading `ip`.
+    /// Runs lines in iproute2's batch syntax, without the leading `ip`.
     pub fn ip(&self, lines: &str) -> Result<()> {
         self.fed("ip", &["-batch", "-"], lines)
     }
 
-    /// Carries out a script of nftables.
+    /// Runs an nftables script.
     pub fn nft(&self, script: &str) -> Result<()> {
         self.fed("nft", &["-f", "-"], script)
     }
@@ -182,7 +183,7 @@ impl Drop for Netns {
     }
 }
 
-/// Removes the names of namespaces that processes which no longer live had published as `PREFIX-PID-...`.
+/// Removes the names that dead processes had published for namespaces as `PREFIX-PID-...`.
 pub fn sweep(prefix: &str) {
     for entry in fs::read_dir(RUN_NETNS).into_iter().flatten().flatten() {
         let name = entry.file_name();

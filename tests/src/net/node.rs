@@ -23,13 +23,13 @@ use super::{
 };
 use crate::traffic::{Client, Server};
 
-/// Where each node's `shunt` answers `/readyz`, inside the node's own namespace.
+/// Address of each node's `/readyz`, inside the node's own namespace.
 const HEALTH: ([u8; 4], u16) = ([127, 0, 0, 1], 10256);
 
-/// How long a `shunt` may take until it is ready.
+/// Time limit for `shunt` to become ready.
 const READY_WITHIN: Duration = Duration::from_secs(180);
 
-/// A node. The order of the fields is the order in which they are taken down.
+/// A node. Fields are dropped in this order.
 #[derive(Debug)]
 pub struct Node {
     index: usize,
@@ -66,7 +66,7 @@ impl Node {
         self.index
     }
 
-    /// `node-1`, `node-2`, ...: what `--node-name` and manifests say.
+    /// `node-1`, `node-2`, ...: the name in `--node-name` and manifests.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -83,13 +83,13 @@ impl Node {
         &self.netns
     }
 
-    /// Where the node's own processes make their sockets: its namespace and its cgroup.
+    /// The node's own processes create their sockets here: its namespace and its cgroup.
     pub fn place(&self) -> &Place {
         &self.place
     }
 
-    /// Where a pod's processes make their sockets, as the kubelet starts them: below the node's cgroup, so that socket
-    /// hooks for all meet them. (A [`Pod`]'s own place is in no node's cgroup.)
+    /// A pod's processes create their sockets here, as the kubelet starts them: in a cgroup below the node's, so that
+    /// socket hooks for all processes run. (A [`Pod`]'s own place is not in a node's cgroup.)
     pub fn process_of(&self, pod: &Pod) -> Result<Place> {
         pod.place().with_cgroup(&self.cgroup)
     }
@@ -120,13 +120,13 @@ impl Node {
         Ok(())
     }
 
-    /// Somebody else's answers that its servers were given.
+    /// Replies to other flows that its servers received.
     pub fn strays(&self) -> Vec<String> {
         let servers = self.servers.lock().expect("no holder panics");
         servers.iter().flat_map(Server::strays).collect()
     }
 
-    /// Writes one manifest in a way that a follower never sees half of it.
+    /// Writes one manifest atomically, so that a follower never reads a partial file.
     pub fn write_manifest(&self, file: &str, text: &str) -> Result<()> {
         let half = self.manifests.join(format!(".{file}.half"));
         fs::write(&half, text)?;
@@ -134,18 +134,18 @@ impl Node {
         Ok(())
     }
 
-    /// Starts `shunt run` with `more` arguments and waits until it is ready.
+    /// Starts `shunt run` with the arguments `more` and waits until it is ready.
     pub fn start_shunt(&self, more: &[&str]) -> Result<()> {
         self.launch_shunt(more)?;
         self.wait_ready()
     }
 
-    /// Starts `shunt run` with `more` arguments.
+    /// Starts `shunt run` with the arguments `more`.
     pub fn launch_shunt(&self, more: &[&str]) -> Result<()> {
         self.launch_shunt_by(&[shunt::binary()?.into()], more)
     }
 
-    /// The same by a command of one's own.
+    /// The same with another command.
     pub fn launch_shunt_by(&self, program: &[OsString], more: &[&str]) -> Result<()> {
         let mut running = self.shunt.lock().expect("no holder panics");
         if running.is_some() {
@@ -173,7 +173,7 @@ impl Node {
         Ok(())
     }
 
-    /// Waits until `/readyz` says 200.
+    /// Waits until `/readyz` returns 200.
     pub fn wait_ready(&self) -> Result<()> {
         let deadline = Instant::now() + READY_WITHIN;
         loop {
@@ -198,13 +198,13 @@ impl Node {
         }
     }
 
-    /// The process that was started.
+    /// Process id of the running shunt.
     pub fn shunt_pid(&self) -> Result<u32> {
         let running = self.shunt.lock().expect("no holder panics");
         Ok(running.as_ref().with_context(|| format!("{} has no shunt", self.name))?.pid())
     }
 
-    /// Fails when shunt has ended by itself.
+    /// Fails if shunt has exited by itself.
     pub fn still_runs(&self) -> Result<()> {
         let mut running = self.shunt.lock().expect("no holder panics");
         let shunt = running.as_mut().with_context(|| format!("{} has no shunt", self.name))?;
@@ -221,7 +221,7 @@ impl Node {
         Ok(status.parse()?)
     }
 
-    /// The whole answer of one of shunt's servers on the node's loopback address.
+    /// The full response of one of shunt's servers on the node's loopback address.
     pub fn get(&self, port: u16, path: &str) -> Result<String> {
         let client = Client::at(&Place::inside(self.netns.clone()));
         let stream = client.connect((HEALTH.0, port).into())?;
@@ -232,7 +232,7 @@ impl Node {
         Ok(answer)
     }
 
-    /// A line of `/proc/PID/status` of shunt that is about memory (`VmRSS`, `VmHWM`), in KiB.
+    /// A memory line (`VmRSS`, `VmHWM`) of shunt's `/proc/PID/status`, in KiB.
     pub fn shunt_memory(&self, name: &str) -> Result<u64> {
         let running = self.shunt.lock().expect("no holder panics");
         let pid = running.as_ref().with_context(|| format!("{} has no shunt", self.name))?.pid();
@@ -242,21 +242,21 @@ impl Node {
         Ok(words.trim().trim_end_matches(" kB").parse()?)
     }
 
-    /// Ends shunt by SIGTERM.
+    /// Stops shunt with SIGTERM.
     pub fn stop_shunt(&self) -> Result<()> {
         let log = self.take_shunt()?.stop()?;
         self.past_logs.lock().expect("no holder panics").push_str(&log);
         Ok(())
     }
 
-    /// Ends shunt by SIGKILL.
+    /// Kills shunt with SIGKILL.
     pub fn kill_shunt(&self) -> Result<()> {
         let log = self.take_shunt()?.kill()?;
         self.past_logs.lock().expect("no holder panics").push_str(&log);
         Ok(())
     }
 
-    /// Waits until shunt ends by itself, with status 0; what it wrote.
+    /// Waits until shunt exits by itself with status 0; returns its log.
     pub fn wait_ended(&self, within: Duration) -> Result<String> {
         let mut shunt = self.take_shunt()?;
         let deadline = Instant::now() + within;
@@ -282,21 +282,21 @@ impl Node {
         taken.with_context(|| format!("{} has no shunt", self.name))
     }
 
-    /// What all shunts of this node have written so far.
+    /// The logs of all shunt processes of this node so far.
     pub fn shunt_log(&self) -> String {
         let past = self.past_logs.lock().expect("no holder panics").clone();
         let running = self.shunt.lock().expect("no holder panics").as_ref().map(Shunt::log);
         past + &running.unwrap_or_default()
     }
 
-    /// Runs another command of shunt here, with this node's `--bpffs`.
+    /// Runs another shunt command on this node, with the node's `--bpffs`.
     pub fn shunt_output(&self, args: &[&str]) -> Result<Output> {
         let mut command = self.netns.command(shunt::binary()?);
         command.args(args).arg("--bpffs").arg(self.bpffs()).env("NO_COLOR", "1");
         command.output().with_context(|| format!("running shunt {args:?}"))
     }
 
-    /// The same, for commands that must succeed: what it wrote to stdout.
+    /// The same, for commands that must succeed; returns stdout.
     pub fn shunt_command(&self, args: &[&str]) -> Result<String> {
         let output = self.shunt_output(args)?;
         if !output.status.success() {

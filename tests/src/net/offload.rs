@@ -1,4 +1,4 @@
-//! What a device does for the stack, switched on and off as `ethtool -K` does it.
+//! Device offloads, switched on and off as `ethtool -K` does it.
 
 use std::{net::UdpSocket, os::fd::AsRawFd};
 
@@ -14,13 +14,13 @@ const GET_TX_CHECKSUM: u32 = 0x16;
 const SET_GRO: u32 = 0x2c;
 const GET_GRO: u32 = 0x2b;
 
-/// Whether checksums are left to the device (on veth: to whoever reads them), or computed before a packet is sent.
-/// Without them there are no super-packets (GSO) either.
+/// Whether checksums are left to the device (on veth: to the receiver) or computed before a packet is sent. Without
+/// checksum offload there are no super-packets (GSO) either.
 pub fn tx_checksum(netns: &Netns, device: &str, on: bool) -> Result<()> {
     switch(netns, device, "tx-checksumming", [SET_TX_CHECKSUM, GET_TX_CHECKSUM], on)
 }
 
-/// Whether packets that arrive are put together to super-packets.
+/// Whether received packets are merged into super-packets (GRO).
 pub fn receive(netns: &Netns, device: &str, on: bool) -> Result<()> {
     switch(netns, device, "generic-receive-offload", [SET_GRO, GET_GRO], on)
 }
@@ -36,7 +36,7 @@ fn switch(netns: &Netns, device: &str, name: &str, [set, get]: [u32; 2], on: boo
     })
 }
 
-/// One command about a device of the calling thread's namespace; its value afterwards.
+/// One ethtool command for a device of the calling thread's namespace; returns the resulting value.
 fn ethtool(device: &str, command: u32, value: u32) -> Result<u32> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     // struct ethtool_value

@@ -1,8 +1,8 @@
-//! Where a socket is made: a namespace, and for a node's own processes also the node's cgroup.
+//! The place where a socket is created: a namespace, and for a node's own processes also the node's cgroup.
 //!
-//! A socket belongs for life to the namespace and the cgroup of whoever called `socket()`. For pods and outside this
-//! thread enters the namespace for that one call. A node's sockets must come from a process in the node's cgroup (a
-//! thread alone cannot move): a small child of ours makes them and passes them over.
+//! A socket belongs permanently to the namespace and the cgroup of the process that called `socket()`. For pods and the
+//! outside client, this thread enters the namespace for that one call. A node's sockets must come from a process in the
+//! node's cgroup, because a single thread cannot move: a small child process creates them and passes them over.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -17,7 +17,7 @@ use nix::sys::socket::{
 
 use super::{Netns, cgroup::Cgroup};
 
-/// A place to make sockets at.
+/// A place to create sockets in.
 #[derive(Clone, Debug)]
 pub struct Place {
     netns: Arc<Netns>,
@@ -25,19 +25,19 @@ pub struct Place {
 }
 
 impl Place {
-    /// Sockets of this process, inside `netns`.
+    /// Sockets of this process, created inside `netns`.
     pub fn inside(netns: Arc<Netns>) -> Self {
         Self { netns, maker: None }
     }
 
-    /// Sockets of a process in `cgroup`, inside `netns`.
+    /// Sockets of a process in `cgroup`, created inside `netns`.
     pub fn in_cgroup(netns: Arc<Netns>, cgroup: &Cgroup) -> Result<Self> {
         let maker = SocketMaker::start(&netns)?;
         cgroup.adopt(maker.pid as u32)?;
         Ok(Self { netns, maker: Some(Arc::new(maker)) })
     }
 
-    /// The same namespace, seen by a process in `cgroup`.
+    /// The same namespace, for a process in `cgroup`.
     pub(super) fn with_cgroup(&self, cgroup: &Cgroup) -> Result<Self> {
         Self::in_cgroup(self.netns.clone(), cgroup)
     }
@@ -50,12 +50,12 @@ impl Place {
         &self.netns
     }
 
-    /// The namespace, for what outlives this place.
+    /// The namespace, for owners that outlive this place.
     pub fn shared_netns(&self) -> Arc<Netns> {
         self.netns.clone()
     }
 
-    /// A socket made here; the arguments are those of socket(2).
+    /// A socket created here; the arguments are those of socket(2).
     pub fn socket(&self, family: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
         if let Some(maker) = &self.maker {
             return maker.socket([family, kind, protocol]);
@@ -65,12 +65,12 @@ impl Place {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
+        // SAFETY: the kernel has just created this descriptor for this process; it has no other owner.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 }
 
-/// The child that makes a node's sockets.
+/// The child process that creates a node's sockets.
 #[derive(Debug)]
 struct SocketMaker {
     pid: libc::pid_t,
@@ -81,7 +81,7 @@ impl SocketMaker {
     fn start(netns: &Netns) -> Result<Self> {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
-        // SAFETY: the child runs `serve`, which makes system calls only: no allocation, no lock, no return.
+        // SAFETY: the child runs `serve`, which only makes system calls: no allocation, no lock, no return.
         let pid = netns.enter(|| unsafe {
             let pid = libc::fork();
             if pid == 0 {
@@ -117,7 +117,7 @@ impl SocketMaker {
             if let ControlMessageOwned::ScmRights(fds) = item
                 && let Some(&fd) = fds.first()
             {
-                // SAFETY: the kernel has just installed this descriptor for us; nobody else owns it.
+                // SAFETY: the kernel has just installed this descriptor for this process; it has no other owner.
                 return Ok(unsafe { OwnedFd::from_raw_fd(fd) });
             }
         }
@@ -135,7 +135,8 @@ impl Drop for SocketMaker {
     }
 }
 
-/// The child's loop: an order of (family, kind, protocol) in, a descriptor or an errno out, until the parent is gone.
+/// The child's loop: it reads a request (family, kind, protocol) and sends a descriptor or an errno, until the parent
+/// exits.
 ///
 /// # Safety
 /// Runs after fork in a process with other threads: only async-signal-safe calls, never returns.

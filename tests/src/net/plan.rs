@@ -1,4 +1,4 @@
-//! What a cluster is to look like, and the address plan all of them share.
+//! The layout of a cluster, and the address plan that all clusters share.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -14,7 +14,7 @@ pub enum PodNet {
     Bridged,
 }
 
-/// How pod traffic goes from node to node.
+/// How pod traffic is carried between nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Between {
     /// By routes over the underlay.
@@ -22,7 +22,7 @@ pub enum Between {
     Routes,
     /// By the tunnel device `flannel.1`, which has an address of its own (as flannel does).
     Vxlan,
-    /// By the device `tun0`, which has no link-layer header, but an address of its own (as WireGuard's).
+    /// By the device `tun0`, which has an address of its own but no link-layer header (as WireGuard's).
     Tun,
 }
 
@@ -32,13 +32,13 @@ pub struct Plan {
     pub nodes: usize,
     pub pod_net: PodNet,
     pub between: Between,
-    /// A CNI's rules on every node: see [`super::cni`].
+    /// Whether every node has a CNI's rules: see [`super::cni`].
     pub cni_rules: bool,
-    /// Outside traffic in XDP, over cables that are like wires; else as the environment says.
+    /// The XDP mode for outside traffic, over cables that behave like wires; the environment decides if absent.
     pub xdp: Option<Lane>,
-    /// First part of every name: `PREFIX-PID-...`.
+    /// First part of all names: `PREFIX-PID-...`.
     pub prefix: &'static str,
-    /// Namespaces get names that `ip netns` shows.
+    /// Whether namespaces get names that `ip netns` shows.
     pub published: bool,
 }
 
@@ -73,8 +73,8 @@ impl Plan {
         Self { between: Between::Tun, ..self }
     }
 
-    /// Pod traffic that leaves the pod range gets the node's address, as every CNI does it whose pods are reached by
-    /// tunnels only.
+    /// Pod traffic that leaves the pod range gets the node's address, as with every CNI whose pods are reachable only
+    /// through tunnels.
     pub fn masquerades(&self) -> bool {
         self.cni_rules || self.between != Between::Routes
     }
@@ -88,7 +88,7 @@ impl Plan {
     }
 }
 
-/// An address of each family.
+/// One address of each family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dual {
     pub v4: Ipv4Addr,
@@ -108,7 +108,7 @@ impl Dual {
     }
 }
 
-/// The two families, for tests that do everything in both.
+/// The two families, for tests that run in both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     V4,
@@ -131,19 +131,19 @@ impl Family {
 pub const ROUTER: Dual =
     Dual { v4: Ipv4Addr::new(192, 168, 8, 1), v6: Ipv6Addr::new(0xfd00, 8, 0, 0, 0, 0, 0, 1) };
 
-/// The client that is no part of the cluster.
+/// The client outside the cluster.
 pub const OUTSIDE: Dual =
     Dual { v4: Ipv4Addr::new(192, 168, 8, 100), v6: Ipv6Addr::new(0xfd00, 8, 0, 0, 0, 0, 0, 0x100) };
 
-/// The router behind which ways are narrow, where a cluster has one (see [`super::hop`]).
+/// The router with the low MTU, in clusters that have one (see [`super::hop`]).
 pub const HOP: Dual =
     Dual { v4: Ipv4Addr::new(192, 168, 8, 99), v6: Ipv6Addr::new(0xfd00, 8, 0, 0, 0, 0, 0, 0x99) };
 
-/// Where ClusterIPs are taken from.
+/// Range of ClusterIPs.
 pub const SERVICES_V4: &str = "10.68.0.0/16";
 pub const SERVICES_V6: &str = "fd00:10:68::/112";
 
-/// Where pods of all nodes have their addresses.
+/// Range of all nodes' pod addresses.
 pub const PODS_V4: &str = "172.20.0.0/16";
 pub const PODS_V6: &str = "fd00:172:20::/48";
 
@@ -171,11 +171,11 @@ pub fn vip(last: u8) -> Dual {
     }
 }
 
-/// Where load balancers' addresses and externalIPs are taken from.
+/// Range of load balancer addresses and externalIPs.
 pub const EXTERNAL_V4: &str = "203.0.113.0/24";
 pub const EXTERNAL_V6: &str = "2001:db8::/112";
 
-/// A load balancer's or an external address, of each family.
+/// A load balancer address or externalIP, in each family.
 pub fn external(last: u8) -> Dual {
     Dual {
         v4: Ipv4Addr::new(203, 0, 113, last),

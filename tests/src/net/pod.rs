@@ -1,4 +1,4 @@
-//! A pod: a namespace on a node's pod network, and the servers that run in it.
+//! A pod: a namespace on a node's pod network, and its servers.
 
 use std::{
     net::SocketAddr,
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::traffic::Server;
 
-/// A pod. Clones are the same pod.
+/// A pod. Clones refer to the same pod.
 #[derive(Clone, Debug)]
 pub struct Pod(Arc<Inner>);
 
@@ -37,7 +37,7 @@ impl Pod {
         &self.0.name
     }
 
-    /// Index of the node the pod is on.
+    /// Index of the pod's node.
     pub fn node(&self) -> usize {
         self.0.node
     }
@@ -73,13 +73,13 @@ impl Pod {
         Ok(())
     }
 
-    /// Somebody else's answers that its servers were given.
+    /// Replies to other flows that its servers received.
     pub fn strays(&self) -> Vec<String> {
         let servers = self.0.servers.lock().expect("no holder panics");
         servers.iter().flat_map(Server::strays).collect()
     }
 
-    /// Ends all servers; connections that are open stay so.
+    /// Stops all servers; open connections stay open.
     pub fn stop_serving(&self) {
         self.0.servers.lock().expect("no holder panics").clear();
     }

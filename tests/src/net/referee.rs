@@ -1,10 +1,10 @@
-//! The referee: the kernel's own nf_conntrack under nftables rules of kube-proxy's shape, in the place of `shunt`. Where
-//! a rule says "as nf_conntrack does", one test body runs under both and is judged alike.
+//! The reference: the kernel's own nf_conntrack under nftables rules of kube-proxy's form, in place of `shunt`. Where a
+//! requirement says "as nf_conntrack does", one test body runs under both and both must pass it.
 //!
-//! The shape is that of kube-proxy's nftables mode: a verdict map by address, protocol and port, one of NodePorts behind
-//! `fib daddr type local`, DNAT by `numgen random`, a mark for what is to be masqueraded, `masquerade fully-random`. It
-//! knows neither policies nor affinity nor conditions, and refuses nothing: no test under it has a Service without
-//! endpoints.
+//! The rules follow kube-proxy's nftables mode: a verdict map by address, protocol and port, one for NodePorts behind
+//! `fib daddr type local`, DNAT by `numgen random`, a mark for packets to be masqueraded, `masquerade fully-random`.
+//! They implement no policies, affinity or endpoint conditions, and reject nothing: no test under them has a Service
+//! without endpoints.
 
 use std::{
     collections::BTreeSet,
@@ -21,10 +21,10 @@ use super::{
 };
 use crate::manifest::{Front, Service};
 
-/// How long `shunt` may take until it serves what manifests say.
+/// Time limit for `shunt` to apply manifests.
 const APPLIED_WITHIN: Duration = Duration::from_secs(10);
 
-/// Who serves the Services of a cluster's nodes.
+/// The proxy that serves the Services of a cluster's nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proxy {
     Shunt,
@@ -34,7 +34,7 @@ pub enum Proxy {
 impl Proxy {
     pub const BOTH: [Self; 2] = [Self::Shunt, Self::Referee];
 
-    /// Serves these Services on all nodes, from now on. `flags` are `shunt run`'s.
+    /// Starts serving these Services on all nodes. `flags` are `shunt run`'s.
     pub fn start(self, cluster: &Cluster, services: &[Service], flags: &[&str]) -> Result<()> {
         if self == Self::Shunt {
             cluster.apply("services.yaml", &documents(services))?;
@@ -43,7 +43,7 @@ impl Proxy {
         self.apply(cluster, services)
     }
 
-    /// Serves these, and no others, on all nodes; returns when it does.
+    /// Serves exactly these Services on all nodes; returns once it does.
     pub fn apply(self, cluster: &Cluster, services: &[Service]) -> Result<()> {
         let fronts: Vec<_> = services.iter().flat_map(Service::fronts).collect();
         match self {
@@ -65,10 +65,10 @@ fn documents(services: &[Service]) -> String {
     services.iter().map(Service::yaml).collect::<Vec<_>>().join("---\n")
 }
 
-/// A front's protocol, address and backends, in one order.
+/// A frontend's protocol, address and backends, sorted.
 type Row = (String, SocketAddr, Vec<SocketAddr>);
 
-/// Waits until `shunt service list` shows exactly these fronts.
+/// Waits until `shunt service list` shows exactly these frontends.
 fn until_served(node: &Node, fronts: &[Front]) -> Result<()> {
     let row = |front: &Front| {
         let mut backends = front.backends.clone();
@@ -97,7 +97,7 @@ fn served(node: &Node) -> Result<BTreeSet<Row>> {
     list.as_array().context("no list")?.iter().map(row).collect()
 }
 
-/// One family's table, which takes the place of the one before in one transaction.
+/// One family's table, which replaces the previous one in one transaction.
 fn table(fronts: &[Front], family: Family) -> String {
     let (ip, addr_type, pods, loopback) = match family {
         Family::V4 => ("ip", "ipv4_addr", PODS_V4, "127.0.0.0/8"),

@@ -1,5 +1,5 @@
-//! Directories a cluster owns: manifests in /tmp, pins on bpffs, cgroups. All carry the process id in their names, all
-//! go away in `Drop`, and what a killed process left is swept by the next one.
+//! Directories owned by a cluster: manifests in /tmp, pins on bpffs, cgroups. Their names contain the process id. They
+//! are removed in `Drop`; the next process removes those that a killed process left.
 
 use std::{
     fs,
@@ -9,10 +9,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
 
-/// Where bpffs is mounted on every Linux with systemd, and by us where it is not.
+/// bpffs mount point on every Linux with systemd; the harness mounts it there if it is missing.
 pub const BPFFS: &str = "/sys/fs/bpf";
 
-/// A directory that is removed with everything in it.
+/// A directory that is removed with its contents.
 #[derive(Debug)]
 pub struct Scratch {
     path: PathBuf,
@@ -39,7 +39,7 @@ impl Drop for Scratch {
     }
 }
 
-/// Makes sure that bpffs is mounted at its usual place.
+/// Mounts bpffs at its usual place unless it is mounted.
 pub fn mount_bpffs() -> Result<()> {
     let mounts = fs::read_to_string("/proc/self/mounts")?;
     if mounts.lines().any(|line| line.split(' ').skip(1).take(2).eq([BPFFS, "bpf"])) {
@@ -54,14 +54,14 @@ pub fn mount_bpffs() -> Result<()> {
     }
 }
 
-/// Whether `name` is `PREFIX-PID-...` (or `PREFIX-PID`) of a process that no longer lives.
+/// Whether `name` is `PREFIX-PID-...` (or `PREFIX-PID`) of a process that no longer exists.
 pub fn is_orphan(name: &str, prefix: &str) -> bool {
     let Some(rest) = name.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('-')) else { return false };
     let digits = rest.split('-').next().unwrap_or_default();
     digits.parse::<u32>().is_ok_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
 }
 
-/// Removes what dead processes left in `dir` under `PREFIX-PID...`; `remove` is how.
+/// Removes the entries `PREFIX-PID...` of dead processes from `dir` with `remove`.
 pub fn sweep(dir: &Path, prefix: &str, remove: impl Fn(&Path)) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if is_orphan(&entry.file_name().to_string_lossy(), prefix) {
@@ -77,7 +77,7 @@ mod tests {
     #[test]
     fn only_what_the_dead_left_is_an_orphan() {
         let me = std::process::id();
-        // Above /proc/sys/kernel/pid_max's limit of 2^22: never a process.
+        // Above the limit of 2^22 for /proc/sys/kernel/pid_max: never a process.
         let nobody = 5_000_000;
         assert!(is_orphan(&format!("shunt-test-{nobody}-0-node-1"), "shunt-test"));
         assert!(is_orphan(&format!("shunt-test-{nobody}"), "shunt-test"));

@@ -20,7 +20,7 @@ use nix::{
 
 use super::{Netns, cgroup::Cgroup};
 
-/// How long a process may take to end after SIGTERM.
+/// Time limit for a process to exit after SIGTERM.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// A running `shunt`; killed when dropped.
@@ -31,7 +31,7 @@ pub struct Shunt {
     reader: Option<thread::JoinHandle<()>>,
 }
 
-/// The program to test: `$SHUNT_BIN`, or `shunt` in the directory cargo built this test into.
+/// The program under test: `$SHUNT_BIN`, or `shunt` in the directory cargo built this test into.
 pub fn binary() -> Result<PathBuf> {
     if let Some(path) = env::var_os("SHUNT_BIN") {
         let path = PathBuf::from(path);
@@ -41,7 +41,7 @@ pub fn binary() -> Result<PathBuf> {
         return Ok(path.canonicalize()?);
     }
     let this = env::current_exe()?;
-    // target/debug/shunt-demo lies beside it, target/debug/deps/network-HASH one further down.
+    // target/debug/shunt-demo is next to it, target/debug/deps/network-HASH one level below.
     let found = this.ancestors().skip(1).take(2).map(|dir| dir.join("shunt")).find(|path| path.is_file());
     found.with_context(|| {
         format!(
@@ -51,7 +51,7 @@ pub fn binary() -> Result<PathBuf> {
     })
 }
 
-/// The statically linked one: `$SHUNT_STATIC_BIN`, or what `cargo xtask build --static` built.
+/// The statically linked program: `$SHUNT_STATIC_BIN`, or the result of `cargo xtask build --static`.
 pub fn static_binary() -> Result<PathBuf> {
     let built = super::repository::repository().join("target/static/debug/shunt");
     let path = env::var_os("SHUNT_STATIC_BIN").map_or(built, PathBuf::from);
@@ -62,7 +62,8 @@ pub fn static_binary() -> Result<PathBuf> {
 }
 
 impl Shunt {
-    /// Starts `PROGRAM... ARGS` in the node's namespace and cgroup; the first words are [`binary`], or what starts it.
+    /// Starts `PROGRAM... ARGS` in the node's namespace and cgroup; the first words are [`binary`], or a command that
+    /// starts it.
     pub fn start(netns: &Netns, cgroup: &Cgroup, program: &[OsString], args: &[String]) -> Result<Self> {
         let (first, more) = program.split_first().context("no program")?;
         let mut child = netns
@@ -93,17 +94,17 @@ impl Shunt {
         self.child.id()
     }
 
-    /// What it has written to stderr so far.
+    /// Its stderr so far.
     pub fn log(&self) -> String {
         self.log.lock().expect("no holder panics").clone()
     }
 
-    /// Its end, if it has ended.
+    /// Its exit status, if it has exited.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
     }
 
-    /// All that it wrote, once it has ended.
+    /// Its complete log, after it has exited.
     pub fn whole_log(mut self) -> String {
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
@@ -111,7 +112,7 @@ impl Shunt {
         self.log()
     }
 
-    /// Asks it to end and waits; fails when it does not, or not with status 0.
+    /// Sends SIGTERM and waits; fails unless it exits in time with status 0.
     pub fn stop(mut self) -> Result<String> {
         let status = self.finish(Signal::SIGTERM)?;
         let log = self.log();
@@ -121,7 +122,7 @@ impl Shunt {
         Ok(log)
     }
 
-    /// Ends it without a chance to clean up.
+    /// Kills it without a chance to clean up.
     pub fn kill(mut self) -> Result<String> {
         let status = self.finish(Signal::SIGKILL)?;
         if status.signal() != Some(Signal::SIGKILL as i32) {
@@ -131,7 +132,7 @@ impl Shunt {
     }
 
     fn finish(&mut self, signal: Signal) -> Result<ExitStatus> {
-        // The process cannot be another one's by now: it is our child and was not waited for.
+        // The process id cannot have been reused: it is our child and was not waited for.
         kill(Pid::from_raw(self.child.id() as i32), signal)?;
         let deadline = Instant::now() + GRACE;
         let status = loop {

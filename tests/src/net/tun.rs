@@ -1,5 +1,5 @@
-//! A tunnel in user space, as WireGuard's user-space implementations are: on each node a `tun0` without a link-layer
-//! header, between them this process.
+//! A tunnel in user space, like WireGuard's user-space implementations: each node has a `tun0` without a link-layer
+//! header, and this process carries packets between them.
 
 use std::{
     fs::{File, OpenOptions},
@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 
 use super::Netns;
 
-/// Milliseconds a carrier sleeps at most when there is nothing to carry.
+/// Longest sleep of an idle carrier thread, in milliseconds.
 const IDLE: i32 = 50;
 
 /// Carries packets between the nodes until dropped.
@@ -28,7 +28,7 @@ pub(super) struct Tunnel {
 }
 
 impl Tunnel {
-    /// Makes `tun0` in each namespace; the index of a node in `nodes` is its pod range's.
+    /// Creates `tun0` in each namespace; a node's index in `nodes` is that of its pod range.
     pub fn new(nodes: &[Arc<Netns>]) -> Result<Self> {
         let ends =
             nodes.iter().map(|netns| netns.enter(|| make("tun0", false))).collect::<Result<Vec<_>>>()?;
@@ -48,7 +48,7 @@ impl Tunnel {
                     if let Some(to) = destination(&packet[..length]).filter(|to| *to != from)
                         && let Some(mut other) = others.get(to)
                     {
-                        // A full queue loses the packet, as a wire does.
+                        // A full queue drops the packet, as a wire does.
                         let _ = other.write(&packet[..length]);
                     }
                 }
@@ -67,7 +67,7 @@ impl Drop for Tunnel {
     }
 }
 
-/// The node whose pods a packet is for: third octet, or fourth group, of the destination (see [`super::plan`]).
+/// The node of a packet's destination pod: third octet, or fourth group, of the address (see [`super::plan`]).
 fn destination(packet: &[u8]) -> Option<usize> {
     match packet.first()? >> 4 {
         4 => packet.get(18).map(|octet| usize::from(*octet)),
@@ -76,8 +76,8 @@ fn destination(packet: &[u8]) -> Option<usize> {
     }
 }
 
-/// Makes a device in the calling thread's namespace: Ethernet (TAP), or without a link-layer header (TUN). It lives as
-/// long as the file.
+/// Creates a device in the calling thread's namespace: Ethernet (TAP), or without a link-layer header (TUN). It exists
+/// as long as the file is open.
 pub fn make(name: &str, ethernet: bool) -> Result<File> {
     let file = OpenOptions::new()
         .read(true)
@@ -95,7 +95,7 @@ pub fn make(name: &str, ethernet: bool) -> Result<File> {
     Ok(file)
 }
 
-/// Sets a device of the calling thread's namespace up: one system call, for measurements.
+/// Brings a device of the calling thread's namespace up with one system call, for measurements.
 pub fn set_up(name: &str) -> Result<()> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     let mut request = request(name);
@@ -107,7 +107,7 @@ pub fn set_up(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// An otherwise empty request about the device `name`, cut off where the kernel does.
+/// An otherwise empty request for the device `name`, truncated where the kernel does.
 pub(super) fn request(name: &str) -> libc::ifreq {
     // SAFETY: an all-zero ifreq is valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };

@@ -1,4 +1,4 @@
-//! The lines of iproute2 that make a cluster's devices, addresses and routes. Text only; [`super::cluster`] runs it.
+//! iproute2 commands for a cluster's devices, addresses and routes. Text only; [`super::cluster`] runs them.
 
 use std::path::Path;
 
@@ -6,11 +6,11 @@ use super::plan::{
     Between, EXTERNAL_V4, EXTERNAL_V6, OUTSIDE, PodNet, ROUTER, SERVICES_V4, SERVICES_V6, node_addr, pod_addr,
 };
 
-/// VXLAN network and port as flannel uses them.
+/// VXLAN network identifier and port, as flannel uses them.
 const VNI: u32 = 1;
 const VXLAN_PORT: u16 = 8472;
 
-/// In the underlay: the switch all machines hang on, which is also their router (and forwards nothing).
+/// In the underlay: the switch that connects all machines and is also their router (it forwards nothing).
 pub fn underlay() -> String {
     format!(
         "link add br0 type bridge forward_delay 0 stp_state 0 mcast_snooping 0\n\
@@ -21,7 +21,7 @@ pub fn underlay() -> String {
     )
 }
 
-/// In the underlay: a cable `port` to `eth0` of the machine in the namespace at `peer`.
+/// In the underlay: a cable from `port` to `eth0` of the machine in the namespace at `peer`.
 pub fn cable(port: &str, peer: &Path) -> String {
     format!(
         "link add {port} type veth peer name eth0 netns {}\nlink set {port} master br0 up\n",
@@ -29,7 +29,7 @@ pub fn cable(port: &str, peer: &Path) -> String {
     )
 }
 
-/// In the outside client: addresses, and ClusterIPs and external addresses reached through node 0 as from an
+/// In the outside client: addresses, and routes to ClusterIPs and external addresses through node 0, as on an
 /// off-cluster host with a route.
 pub fn outside() -> String {
     let via = node_addr(0);
@@ -54,7 +54,8 @@ pub fn node(index: usize, pods: PodNet) -> String {
     );
     if pods == PodNet::Bridged {
         let gateway = pod_addr(index, 1);
-        // An address of its own, as the bridge plugin gives it: else it would be the lowest of its ports', and change with them.
+        // A fixed MAC address, as the bridge plugin sets it: otherwise the bridge takes the lowest of its ports' and
+        // changes with them.
         lines += &format!(
             "link add cni0 address 02:00:ac:14:{index:02x}:01 type bridge forward_delay 0 stp_state 0 mcast_snooping 0\n\
              link set cni0 up\n\
@@ -65,7 +66,8 @@ pub fn node(index: usize, pods: PodNet) -> String {
     lines
 }
 
-/// In node `index`: the way to the pods of all other nodes. `tunnel_mac` gives the address of a node's tunnel device.
+/// In node `index`: routes to the pods of all other nodes. `tunnel_mac` gives the MAC address of a node's tunnel
+/// device.
 pub fn between(index: usize, nodes: usize, how: Between) -> String {
     let own = pod_addr(index, 0);
     let mut lines = String::new();
@@ -112,7 +114,7 @@ pub fn between(index: usize, nodes: usize, how: Between) -> String {
     lines
 }
 
-/// In node `index`, for `bridge fdb`: where the other nodes' tunnel devices are.
+/// In node `index`, for `bridge fdb`: the underlay addresses of the other nodes' tunnel devices.
 pub fn forwarding_database(index: usize, nodes: usize) -> String {
     (0..nodes)
         .filter(|other| *other != index)
@@ -140,7 +142,7 @@ pub fn pod_at_node(pods: PodNet, device: &str, peer: &Path, node: usize, host: u
         }
 }
 
-/// In the pod: its address and its way out.
+/// In the pod: its address and its default route.
 pub fn pod_inside(pods: PodNet, node: usize, host: u8) -> String {
     let (own, gateway) = (pod_addr(node, host), pod_addr(node, 1));
     match pods {

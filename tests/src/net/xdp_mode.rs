@@ -1,8 +1,8 @@
-//! The lane of outside traffic (`--xdp`) that a cluster's nodes are started in, and the wires it needs.
+//! The XDP mode for outside traffic (`--xdp`) of a cluster's nodes, and the cables it needs.
 //!
-//! A veth hands over packets whose checksums nobody has computed, and takes frames from an XDP program only where its
-//! peer polls. A network card's wire does neither: with transmit offloads off, what is on the cable is whole; with GRO
-//! on at the switch's end, that end polls.
+//! A veth passes on packets whose checksums have not been computed, and accepts frames from an XDP program only if its
+//! peer polls. A wire between network cards has neither property. So transmit offloads are off, which makes checksums
+//! on the cable complete, and GRO is on at the switch's end, which makes that end poll.
 
 use std::{env, fmt};
 
@@ -10,7 +10,7 @@ use anyhow::Result;
 
 use super::Netns;
 
-/// Runs every test of the network suite in a lane: `native` or `generic`.
+/// Runs every test of the network suite in this XDP mode: `native` or `generic`.
 pub const VARIABLE: &str = "SHUNT_TEST_XDP";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub enum Lane {
 impl Lane {
     pub const BOTH: [Self; 2] = [Self::Native, Self::Generic];
 
-    /// The lane that the environment asks for.
+    /// The mode set in the environment.
     pub fn of_environment() -> Option<Self> {
         let word = env::var(VARIABLE).unwrap_or_default();
         match word.as_str() {
@@ -45,7 +45,7 @@ impl fmt::Display for Lane {
     }
 }
 
-/// Makes the cable between `port` of the switch and `eth0` of a machine a wire.
+/// Makes the cable between `port` of the switch and `eth0` of a machine behave like a wire.
 pub fn wire(switch: &Netns, port: &str, machine: &Netns) -> Result<()> {
     switch.run(&["ethtool", "-K", port, "tx", "off", "gro", "on"])?;
     machine.run(&["ethtool", "-K", "eth0", "tx", "off"])?;

@@ -1,4 +1,4 @@
-//! The hosts around a datapath: their addresses and neighbours, and the numbers that its maps have given away.
+//! The hosts around a datapath, their addresses and neighbours, and the identifiers already used in its maps.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -8,23 +8,23 @@ use super::frame::Ip;
 pub const POD: u16 = 0x0102;
 /// A pod of another node.
 pub const FAR_POD: u16 = 0x0202;
-/// Somebody outside the cluster.
+/// A client outside the cluster.
 pub const OUTSIDE: u16 = 0x0902;
 /// The first VIP.
 pub const VIP: u16 = 0x4401;
-/// The node itself: takes NodePort traffic, and is its primary address.
+/// The node's primary address, which also accepts NodePort traffic.
 pub const NODE: u16 = 0xc801;
-/// The uplink's own address, with which translated flows leave it.
+/// The uplink's own address, the source address of masqueraded flows.
 pub const UPLINK: u16 = 0xc802;
 
-/// Another node: a host on the uplink's wire of which no MAC address is known.
+/// Another node: a host on the uplink's wire whose MAC address is unknown.
 pub const UNKNOWN: u16 = 0x0302;
-/// A pod whose way there takes packets of at most 1280 bytes (locked: forwarding looks at no other route MTU).
+/// A pod whose route takes packets of at most 1280 bytes (locked: forwarding considers no other route MTU).
 pub const NARROW: u16 = 0x0402;
-/// The uplink's MAC address, and that of whoever is at the other end of its wire.
+/// MAC addresses of the uplink and of the peer on its wire.
 pub const MACS: [[u8; 6]; 2] = [[2, 1, 1, 1, 1, 1], [2, 9, 9, 9, 9, 9]];
 
-/// For iproute2: addresses and routes of an uplink whose neighbours are known.
+/// iproute2 commands: addresses and routes of an uplink whose neighbours are known.
 pub fn wiring() -> String {
     let mut lines =
         format!("link set uplink address {}\nlink set pod up\nlink set uplink up\n", text(MACS[0]));
@@ -43,7 +43,7 @@ pub fn wiring() -> String {
     lines
 }
 
-/// For iproute2: the uplink's own MAC address for neighbours of a wired uplink.
+/// iproute2 commands: the uplink's own MAC address for the neighbours of a wired uplink.
 pub fn mirror() -> String {
     let hosts = [Ip::V4, Ip::V6]
         .into_iter()
@@ -60,8 +60,8 @@ fn text(mac: [u8; 6]) -> String {
 }
 
 /// An address of the family with this host number. All are 8.0.x.x and 2001:db8:86dd::x, because BPF_PROG_TEST_RUN
-/// reads an EtherType at bytes 12 and 13 whatever the program's device would have: without an Ethernet header these
-/// bytes of a source address then say IPv4 and IPv6.
+/// reads an EtherType at bytes 12 and 13 regardless of the program's device type: without an Ethernet header these
+/// bytes of a source address then mean IPv4 and IPv6.
 pub fn addr(ip: Ip, host: u16) -> IpAddr {
     let [high, low] = host.to_be_bytes();
     match ip {
@@ -75,7 +75,7 @@ pub fn at(ip: Ip, host: u16, port: u16) -> SocketAddr {
     SocketAddr::new(addr(ip, host), port)
 }
 
-/// Last numbers given away.
+/// Last identifiers used.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Last {
     pub backend: u32,

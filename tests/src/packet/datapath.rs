@@ -1,8 +1,8 @@
-//! The object that `shunt` embeds, loaded into maps of its own in a network namespace of its own.
+//! The object embedded in `shunt`, loaded with its own maps in a network namespace of its own.
 //!
-//! The kernel takes a second or more to verify it, so the tests of one process share one, emptied before each use.
-//! aya pins maps that are declared as pinned; here the pins live in a private directory and only until the maps are
-//! open. Nothing is attached.
+//! The kernel takes a second or more to verify it, so the tests of one process share one datapath, which is emptied
+//! before each use. aya pins maps that are declared as pinned; here the pins are in a private directory and exist only
+//! until the maps are open. No program is attached.
 
 use std::{
     collections::HashMap as StdMap,
@@ -37,18 +37,18 @@ use super::{
 };
 use crate::net::{Netns, scratch};
 
-/// Datapaths made by this process.
+/// Number of datapaths made by this process.
 static MADE: AtomicUsize = AtomicUsize::new(0);
 
-/// Entries of CONNTRACK in the datapath that tests share.
+/// Entries of CONNTRACK in the shared datapath.
 const CONNTRACK: u32 = 65_536;
 
 static SHARED: Mutex<Option<Datapath>> = Mutex::new(None);
 
-/// The datapath of this process, furnished and otherwise empty, with the calling thread in its namespace. Whoever asks
-/// next waits until it is given back.
+/// This process's datapath, with the node's basic configuration and otherwise empty; the calling thread is in its
+/// namespace. Further callers wait until it is returned.
 pub fn shared() -> Result<Shared> {
-    // A test that failed with it in its hands has done it no harm that emptying does not mend.
+    // A test that failed while it held the datapath left nothing that emptying does not remove.
     let mut guard = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
     match &mut *guard {
         Some(node) => {
@@ -111,39 +111,40 @@ pub struct Datapath {
     pub conntrack: HashMap<MapData, CtKey, CtEntry>,
     pub affinity: HashMap<MapData, AffinityKey, Affinity>,
     pub set_members: HashMap<MapData, SetMember, u32>,
-    /// By service and address, as `SourceRange` has them behind the length.
+    /// By service and address: the `SourceRange` fields after the prefix length.
     pub source_ranges: LpmTrie<MapData, [u32; 5], u32>,
     pub fragments: HashMap<MapData, FragmentKey, Fragment>,
     counters: PerCpuArray<MapData, u64>,
     stats: PerCpuArray<MapData, ServiceStats>,
     drops: PerCpuHashMap<MapData, DropKey, u64>,
     netns: Netns,
-    /// Keeps the XDP program on the uplink, once there is one.
+    /// Keeps the XDP program attached to the uplink, if it was attached.
     lane: Option<OwnedFd>,
-    /// INGRESS, filled.
+    /// INGRESS, populated.
     slots_of_gate: Option<ProgramArray<MapData>>,
-    /// The device towards other hosts.
+    /// The device to other hosts.
     pub uplink: u32,
     /// The device of a pod.
     pub pod: u32,
-    /// What [`super::world`] gave away last.
+    /// The identifiers that [`super::world`] used last.
     pub(super) last: Last,
-    /// Ports with bits in PORTS.
+    /// Ports with bits set in PORTS.
     pub(super) marked: Vec<u16>,
 }
 
 impl Datapath {
-    /// Loads it with room for this many CONNTRACK entries, and furnishes it. The calling thread moves to its namespace.
+    /// Loads the datapath with room for this many CONNTRACK entries and configures it. The calling thread moves to its
+    /// namespace.
     pub fn load(conntrack: u32) -> Result<Self> {
         Self::load_with(conntrack, 0)
     }
 
-    /// As [`Self::load`], with one in `trace` decisions told to the trace (0: none, and no code for it).
+    /// As [`Self::load`], with one in `trace` decisions written to the trace (0: none, and no code for it).
     pub fn load_with(conntrack: u32, trace: u32) -> Result<Self> {
         let number = MADE.fetch_add(1, Ordering::Relaxed);
         let id = format!("shunt-packet-{}-{number}", std::process::id());
         let netns = Netns::new(id.clone())?;
-        // Up, so that what a program sends by itself can be seen; without traffic of their own.
+        // Up, so that packets sent by a program can be seen; without traffic of the devices' own.
         netns.sysctl("net/ipv6/conf/default/addr_gen_mode", "1")?;
         netns.ip("link add uplink type veth peer name pod\nlink set uplink up\nlink set pod up\n")?;
         netns.join()?;
@@ -154,7 +155,7 @@ impl Datapath {
         fs::create_dir(&pins).with_context(|| format!("making {}", pins.display()))?;
         let loaded = EbpfLoader::new()
             .default_map_pin_directory(&pins)
-            // A device's checksum over IPv6 stays right only with it; older kernels are the vm suite's business.
+            // Only with it does a device checksum over IPv6 stay correct; older kernels are covered by the vm suite.
             .override_global("CSUM_IPV6", &(1u64 << 7), true)
             .override_global("TRACE", &trace, true)
             .map_max_entries(map::CONNTRACK, conntrack)
@@ -162,7 +163,7 @@ impl Datapath {
             .map_max_entries(map::SOCK_REVNAT, 64)
             .map_max_entries(map::SOCK_BACKEND, 64)
             .load(shunt::object::OBJECT);
-        // The maps are open (or were not made): their names have done their duty.
+        // The maps are open (or were not created), so the pins are no longer needed.
         fs::remove_dir_all(&pins)?;
         let mut ebpf = loaded.context("loading the object: the packet suite must run as root")?;
         for hook in [Hook::Ingress, Hook::Egress] {
@@ -204,7 +205,7 @@ impl Datapath {
         Ok(node)
     }
 
-    /// Forgets everything but the furniture.
+    /// Removes everything except the basic configuration.
     pub fn clear(&mut self) -> Result<()> {
         empty(&mut self.frontends)?;
         empty(&mut self.backend_addrs)?;
@@ -237,7 +238,7 @@ impl Datapath {
         self.furnish()
     }
 
-    /// Forgets the flows alone.
+    /// Removes the flows only.
     pub fn forget_flows(&mut self) -> Result<()> {
         empty(&mut self.conntrack)
     }
@@ -264,7 +265,7 @@ impl Datapath {
         }
     }
 
-    /// A packet that comes in by the uplink.
+    /// A packet that arrives at the uplink.
     #[track_caller]
     pub fn ingress(&self, link: Link, packet: &[u8]) -> Outcome {
         self.run(
@@ -275,20 +276,21 @@ impl Datapath {
         )
     }
 
-    /// A forwarded packet that leaves by the uplink.
+    /// A forwarded packet that leaves through the uplink.
     #[track_caller]
     pub fn egress(&self, link: Link, packet: &[u8]) -> Outcome {
         self.run(Hook::Egress, link, packet, Way { device: self.uplink, came_in: self.pod, complete: false })
     }
 
-    /// A packet of the node's own that leaves by the uplink.
+    /// A packet of the node's own that leaves through the uplink.
     #[track_caller]
     pub fn own(&self, link: Link, packet: &[u8]) -> Outcome {
         self.run(Hook::Egress, link, packet, Way { device: self.uplink, came_in: 0, complete: false })
     }
 
-    /// Makes the uplink a wire with neighbours at the other end (but for hosts of [`super::addresses::UNKNOWN`]), and puts the
-    /// XDP program on it: only such a device's number may be told to a test run.
+    /// Turns the uplink into a wire with neighbours at the other end (except for hosts of
+    /// [`super::addresses::UNKNOWN`]) and attaches the XDP program to it: a test run accepts only such a device's
+    /// index.
     pub fn wire(&mut self) -> Result<()> {
         if self.lane.is_some() {
             return Ok(());
@@ -305,7 +307,7 @@ impl Datapath {
         slots.set(0, &next, 0)?;
         self.slots_of_gate = Some(slots);
         const DRIVER: u32 = 1 << 2;
-        // Loaded for the verifier's word alone: no device here needs it.
+        // Loaded only to have it verified: no device here needs it.
         let soft: &mut Xdp = self.ebpf.program_mut("xdp_soft").context("no xdp_soft")?.try_into()?;
         soft.load().context("loading xdp_soft")?;
         let program: &mut Xdp = self.ebpf.program_mut("xdp_native").context("no XDP program")?.try_into()?;
@@ -315,8 +317,8 @@ impl Datapath {
         Ok(())
     }
 
-    /// Gives the neighbours on a wired uplink its own MAC address: a frame that the lane has sent is again one that was
-    /// sent to this node, so that a test run can repeat the program over it.
+    /// Gives the neighbours on a wired uplink its own MAC address: a frame that the XDP program has sent is then
+    /// addressed to this node again, so that a test run can repeat the program on it.
     pub fn mirror(&mut self) -> Result<()> {
         self.netns.ip(&super::addresses::mirror())
     }
@@ -328,7 +330,7 @@ impl Datapath {
         program.fd().expect("wired").as_fd()
     }
 
-    /// A frame that comes in by the uplink, at XDP.
+    /// A frame that arrives at the uplink, at XDP.
     #[track_caller]
     pub fn lane(&self, frame: &[u8]) -> XdpOutcome {
         run::run_xdp(self.lane_fd(), frame, self.uplink).expect("BPF_PROG_TEST_RUN of the XDP program")
@@ -339,7 +341,7 @@ impl Datapath {
         self.counters.get(&(counter as u32), 0).expect("every counter has an element").iter().sum()
     }
 
-    /// What a service port has carried, over all CPUs.
+    /// The traffic of a service port, over all CPUs.
     pub fn stats(&self, service: u32) -> Result<ServiceStats> {
         let mut sum = ServiceStats::zeroed();
         for cpu in self.stats.get(&service, 0)?.iter() {
@@ -363,7 +365,7 @@ impl Datapath {
         Ok(all)
     }
 
-    /// Every program of the object, loaded for its name and the instructions that the verifier walked.
+    /// Every program of the object, loaded to get its name and the number of instructions that the verifier processed.
     pub fn verified(&mut self) -> Result<Vec<(String, u32)>> {
         let names: Vec<_> = self.ebpf.programs().map(|(name, _)| name.to_owned()).collect();
         let mut all = Vec::new();
@@ -395,7 +397,7 @@ impl Datapath {
         Ok(all)
     }
 
-    /// Everything in CONNTRACK.
+    /// All entries of CONNTRACK.
     pub fn flows(&self) -> StdMap<CtKey, CtEntry> {
         self.conntrack.iter().map(|entry| entry.expect("nobody else writes")).collect()
     }

@@ -1,4 +1,4 @@
-//! Watching a datapath as `shunt monitor` does: MONITOR is written, EVENTS read.
+//! Monitors a datapath as `shunt monitor` does: writes MONITOR, reads EVENTS.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub fn monotonic() -> Result<u64> {
 }
 
 impl Datapath {
-    /// Has the programs tell of `kinds` for a minute.
+    /// Makes the programs report events of `kinds` for a minute.
     pub fn watch(&mut self, kinds: u32) -> Result<()> {
         let until = monotonic()? + 60_000_000_000;
         self.monitor(Monitor { until, kinds, one_in: 1, lost: 0 })
@@ -28,13 +28,13 @@ impl Datapath {
         Ok(Array::<_, Monitor>::try_from(map)?.set(0, value, 0)?)
     }
 
-    /// Events for which there was no room.
+    /// Number of events lost for lack of room.
     pub fn lost(&self) -> Result<u64> {
         let map = self.ebpf.map(map::MONITOR).context("no map MONITOR")?;
         Ok(Array::<_, Monitor>::try_from(map)?.get(&0, 0)?.lost)
     }
 
-    /// The events that were told since this was last asked.
+    /// The events reported since the last call.
     pub fn told(&mut self) -> Result<Vec<FlowEvent>> {
         let map = self.ebpf.map_mut(map::EVENTS).context("no map EVENTS")?;
         let mut ring = RingBuf::try_from(map)?;
@@ -45,7 +45,7 @@ impl Datapath {
         Ok(all)
     }
 
-    /// Nobody watches, and nothing is left to read.
+    /// Stops monitoring and discards unread events.
     pub(super) fn unwatch(&mut self) -> Result<()> {
         self.monitor(Monitor::zeroed())?;
         self.told().map(drop)

@@ -1,13 +1,13 @@
-//! IPv6 extension headers, put into packets that were built without.
+//! IPv6 extension headers, inserted into existing packets.
 
 use super::frame::Link;
 
 /// One extension header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Extension {
-    /// Its number in the header before it.
+    /// The next-header number that announces it.
     number: u8,
-    /// All of it but the next header's number, which is the first byte.
+    /// The header without its first byte, which is the next header's number.
     rest: Vec<u8>,
 }
 
@@ -17,22 +17,22 @@ impl Extension {
     /// Destination options: padding.
     pub const OPTIONS: Self = Self { number: 60, rest: Vec::new() };
 
-    /// One of `8 * (units + 1)` bytes, filled with padding.
+    /// A header of `8 * (units + 1)` bytes, filled with padding.
     pub fn new(number: u8, units: u8) -> Self {
         let mut rest = vec![units];
         let padding = 8 * (usize::from(units) + 1) - 2;
-        // PadN says how many bytes of zeros follow.
+        // PadN contains the number of zero bytes that follow.
         rest.extend([1, (padding - 2).min(255) as u8]);
         rest.resize(padding + 1, 0);
         Self { number, rest }
     }
 
-    /// A routing header (segment routing) with so many stations still to go to.
+    /// A routing header (segment routing) with this many segments left.
     pub fn routing(segments_left: u8) -> Self {
         Self { number: 43, rest: vec![0, 4, segments_left, 0, 0, 0, 0] }
     }
 
-    /// A fragment header; `offset` counts bytes.
+    /// A fragment header; `offset` is in bytes.
     pub fn fragment(offset: u16, more: bool) -> Self {
         let [high, low] = (offset & 0xfff8 | u16::from(more)).to_be_bytes();
         Self { number: 44, rest: vec![0, high, low, 0xde, 0xad, 0xbe, 0xef] }
@@ -45,7 +45,7 @@ impl Extension {
     }
 }
 
-/// An IPv6 packet with these headers between its own and the next one.
+/// An IPv6 packet with these headers inserted after its IPv6 header.
 pub fn extended(packet: &[u8], link: Link, headers: &[Extension]) -> Vec<u8> {
     let ip = link.header();
     let mut out = packet.to_vec();

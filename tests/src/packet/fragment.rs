@@ -1,12 +1,12 @@
-//! Packets cut into IP fragments, as a sender or a router cuts them. Shares nothing with the datapath's code.
+//! Fragments IP packets as a sender or a router does. Shares no code with the datapath.
 
 use super::frame::{Link, mend_v4};
 
 /// The fragment header's number in IPv6.
 const FRAGMENT_HEADER: u8 = 44;
 
-/// Cuts a packet into fragments of `size` bytes of payload (whole eights), the last one shorter, with this
-/// identification. IPv4 options stand in all of them.
+/// Splits a packet into fragments of `size` bytes of payload (a multiple of eight), the last one shorter, with this
+/// identification. IPv4 options are copied to all of them.
 pub fn fragments(packet: &[u8], link: Link, id: u32, size: usize) -> Vec<Vec<u8>> {
     assert_eq!(size % 8, 0, "offsets count eights");
     let (front, payload) = packet.split_at(link.header() + header_len(&packet[link.header()..]));
@@ -18,7 +18,7 @@ pub fn fragments(packet: &[u8], link: Link, id: u32, size: usize) -> Vec<Vec<u8>
         .collect()
 }
 
-/// One fragment: link-layer and IP header as of the whole packet, offset in bytes.
+/// One fragment: link-layer and IP headers of the whole packet, offset in bytes.
 pub fn fragment(front: &[u8], link: Link, id: u32, offset: usize, more: bool, part: &[u8]) -> Vec<u8> {
     let mut bytes = front.to_vec();
     let ip = link.header();

@@ -1,5 +1,5 @@
 //! Packets as bytes, built from scratch: every header field and every checksum, by code that shares nothing with the
-//! datapath's. What a hook should have made of a packet is built the same way and compared byte for byte.
+//! datapath. The expected output of a hook is built the same way and compared byte for byte.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,11 +10,11 @@ pub const RST: u8 = 0x04;
 pub const PSH: u8 = 0x08;
 pub const ACK: u8 = 0x10;
 
-/// What stands in front of the IP header.
+/// The link-layer header in front of the IP header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Link {
     Ethernet,
-    /// Nothing. A test run takes bytes 12 and 13 for an EtherType all the same: see [`super::world::addr`].
+    /// None. A test run reads bytes 12 and 13 as an EtherType all the same: see [`super::world::addr`].
     Ip,
 }
 
@@ -29,7 +29,7 @@ impl Link {
     }
 }
 
-/// An IP version, and how its header looks.
+/// The IP version and header form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ip {
     V4,
@@ -63,9 +63,9 @@ pub enum Transport {
         ack: u32,
     },
     Udp,
-    /// UDP over IPv4 that carries no checksum.
+    /// UDP over IPv4 without a checksum.
     UdpNoSum,
-    /// ICMP or ICMPv6 echo; ports do not count.
+    /// ICMP or ICMPv6 echo; ports are not used.
     Echo {
         reply: bool,
     },
@@ -96,7 +96,7 @@ pub struct Packet {
     pub dst: SocketAddr,
     pub transport: Transport,
     pub ttl: u8,
-    /// Whole words.
+    /// A multiple of four bytes.
     pub tcp_options: Vec<u8>,
     pub payload: Vec<u8>,
 }
@@ -114,17 +114,17 @@ impl Packet {
         Self { link, ip, macs, src, dst, transport, ttl: 61, tcp_options, payload }
     }
 
-    /// The same to another destination.
+    /// The same packet to another destination.
     pub fn to(&self, dst: SocketAddr) -> Self {
         Self { dst, ..self.clone() }
     }
 
-    /// The same from another source.
+    /// The same packet from another source.
     pub fn from(&self, src: SocketAddr) -> Self {
         Self { src, ..self.clone() }
     }
 
-    /// What its receiver sends back: the two ends change places, TCP answers with these flags.
+    /// The receiver's reply: source and destination swapped, TCP with these flags.
     pub fn answer(&self, flags: u8) -> Self {
         let transport = match self.transport {
             Transport::Tcp { .. } => Transport::Tcp { flags, seq: 0x0bad_cafe, ack: 0x1234_5679 },
@@ -134,7 +134,7 @@ impl Packet {
         Self { src: self.dst, dst: self.src, transport, ..self.clone() }
     }
 
-    /// The same with other TCP flags.
+    /// The same packet with other TCP flags.
     pub fn flagged(&self, flags: u8) -> Self {
         let transport = match self.transport {
             Transport::Tcp { seq, ack, .. } => Transport::Tcp { flags, seq, ack },
@@ -151,7 +151,7 @@ impl Packet {
         self.transport.proto(self.ip.is_v4())
     }
 
-    /// The packet as it lies on the wire.
+    /// The packet's bytes on the wire.
     pub fn bytes(&self) -> Vec<u8> {
         let body = self.body();
         let mut bytes = link_header(self.link, self.macs, self.ip.is_v4());
@@ -160,7 +160,7 @@ impl Packet {
         bytes
     }
 
-    /// From the transport header on.
+    /// The bytes from the transport header on.
     fn body(&self) -> Vec<u8> {
         let mut body = Vec::new();
         let sum_at = match self.transport {
@@ -209,7 +209,7 @@ impl Packet {
         body
     }
 
-    /// The reset that a packet to a closed port is answered with (RFC 9293, 3.10.7.1).
+    /// The reset in reply to a packet to a closed port (RFC 9293, 3.10.7.1).
     pub fn reset(&self) -> Vec<u8> {
         let Transport::Tcp { flags, seq, ack } = self.transport else { panic!("only TCP is reset") };
         let taken = self.payload.len() as u32 + u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
@@ -229,7 +229,7 @@ impl Packet {
             ..self.clone()
         };
         let mut bytes = answer.bytes();
-        // The one field besides that the answer has of its own: no window.
+        // The only other field that differs in the reply: a window of zero.
         let tcp = self.link.header() + self.ip.header();
         bytes[tcp + 14..tcp + 16].fill(0);
         let old = u16::from_be_bytes([bytes[tcp + 16], bytes[tcp + 17]]);
@@ -258,7 +258,7 @@ impl Packet {
         let at = bytes.len();
         bytes.extend(ip_header(if v4 { Ip::V4 } else { Ip::V6 }, src, dst, proto, 64, message.len()));
         if v4 {
-            // Internetwork control, no identification, not to be fragmented.
+            // Internetwork control, no identification, don't fragment.
             bytes[at + 1] = 0xc0;
             bytes[at + 4..at + 6].fill(0);
             bytes[at + 6..at + 8].copy_from_slice(&[0x40, 0]);
@@ -271,7 +271,7 @@ impl Packet {
     }
 }
 
-/// Source and destination of a packet as built here.
+/// Source and destination of a packet built by this module.
 pub fn ends(bytes: &[u8], link: Link) -> (SocketAddr, SocketAddr) {
     let ip = &bytes[link.header()..];
     let addr = |from: usize, len: usize| -> IpAddr {
@@ -326,7 +326,7 @@ pub(super) fn ip_header(ip: Ip, src: IpAddr, dst: IpAddr, proto: u8, ttl: u8, le
     }
 }
 
-/// Writes an IPv4 header's checksum.
+/// Recomputes an IPv4 header's checksum.
 pub fn mend_v4(header: &mut [u8]) {
     header[10..12].fill(0);
     let sum = checksum(&[header]);
@@ -346,7 +346,7 @@ pub(super) fn pseudo_header(src: IpAddr, dst: IpAddr, proto: u8, len: usize) -> 
     header
 }
 
-/// The Internet checksum (RFC 1071) over parts of even length, of which the last may be odd.
+/// The Internet checksum (RFC 1071) over parts of even length; only the last part may have an odd length.
 pub fn checksum(parts: &[&[u8]]) -> u16 {
     let mut sum: u64 = 0;
     for part in parts {
@@ -366,7 +366,7 @@ mod tests {
 
     #[test]
     fn a_packet_of_known_bytes() {
-        // From RFC 1071's example words, and a header whose sum is in many textbooks.
+        // From RFC 1071's example words, and a header whose checksum appears in many textbooks.
         assert_eq!(checksum(&[&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]]), !0xddf2);
         let mut header =
             [0x45, 0, 0, 0x73, 0, 0, 0x40, 0, 0x40, 0x11, 0, 0, 0xc0, 0xa8, 0, 1, 0xc0, 0xa8, 0, 0xc7];

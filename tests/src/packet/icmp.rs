@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::frame::{Ip, Link, checksum, ip_header, link_header, pseudo_header};
 
-/// A message that quotes a packet.
+/// An ICMP message that quotes a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
     pub link: Link,
@@ -13,17 +13,16 @@ pub struct Error {
     pub dst: IpAddr,
     pub kind: u8,
     pub code: u8,
-    /// The rest of the header: an MTU, a pointer, a gateway.
+    /// The rest of the header: an MTU, a pointer or a gateway.
     pub rest: [u8; 4],
-    /// What stands between header and quote: in an IPv6 redirect addresses and options.
+    /// Bytes between header and quote: in an IPv6 redirect, addresses and options.
     pub between: Vec<u8>,
-    /// The packet it is about, without its link header.
+    /// The quoted packet, without its link header.
     pub quoted: Vec<u8>,
 }
 
 impl Error {
-    /// About a packet as it lies on the wire, of which everything up to `len` bytes behind its IP headers (`headers`
-    /// bytes) is quoted.
+    /// An error about a packet on the wire; quotes its IP headers (`headers` bytes) and at most `len` bytes after them.
     pub fn about(packet: &[u8], link: Link, ip: Ip, headers: usize, len: usize) -> Self {
         let quoted = &packet[link.header()..];
         let end = (headers + len).min(quoted.len());
@@ -33,24 +32,24 @@ impl Error {
         Self { link, ip, src: any, dst: any, kind, code, rest, between: Vec::new(), quoted }
     }
 
-    /// The same sent by one to the other.
+    /// The same error from `src` to `dst`.
     pub fn between_hosts(&self, src: IpAddr, dst: IpAddr) -> Self {
         Self { src, dst, ..self.clone() }
     }
 
-    /// The same of another type and code.
+    /// The same error with another type and code.
     pub fn of(&self, kind: u8, code: u8, rest: [u8; 4]) -> Self {
         Self { kind, code, rest, ..self.clone() }
     }
 
-    /// An IPv6 redirect's target, destination and options in front of the quoted packet.
+    /// Inserts an IPv6 redirect's target, destination and options in front of the quoted packet.
     pub fn redirecting(&self, target: IpAddr, destination: IpAddr) -> Self {
         let mut between = Vec::new();
         for addr in [target, destination] {
             let IpAddr::V6(addr) = addr else { panic!("{addr} in an IPv6 redirect") };
             between.extend(addr.octets());
         }
-        // The target's link-layer address, then the redirected header, whose length counts 8 bytes each.
+        // The target's link-layer address, then the redirected header, whose length is in units of 8 bytes.
         between.extend([2, 1, 2, 2, 2, 2, 2, 2]);
         let mut quoted = self.quoted.clone();
         quoted.resize(quoted.len().next_multiple_of(8), 0);
@@ -58,7 +57,7 @@ impl Error {
         Self { between, quoted, ..self.clone() }
     }
 
-    /// As it lies on the wire.
+    /// The message's bytes on the wire.
     pub fn bytes(&self) -> Vec<u8> {
         let v4 = self.ip.is_v4();
         let proto = if v4 { 1 } else { 58 };

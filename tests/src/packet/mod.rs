@@ -1,10 +1,11 @@
-//! The harness of the packet suite and of the bench: the real eBPF object in maps of its own, run packet by packet with
-//! BPF_PROG_TEST_RUN.
+//! The harness of the packet suite and of the bench: the real eBPF object with maps of its own, run packet by packet
+//! with BPF_PROG_TEST_RUN.
 //!
-//! [`datapath`] loads it, [`world`] fills its maps, [`frame`] builds packets and their checksums from scratch, [`run`]
-//! is the system call, [`extension`] puts IPv6 extension headers into them, [`fragment`] cuts them up, [`icmp`] has errors
-//! about them, [`tap`] sees what a program sends by itself, [`events`] reads the ring buffer, [`model`] is what the
-//! translation should do, in plain Rust, and [`parties`] who has which port and where answers belong. No program is attached to anything.
+//! [`datapath`] loads the object, [`world`] fills its maps, [`frame`] builds packets and their checksums from scratch,
+//! and [`run`] makes the system call. [`extension`] inserts IPv6 extension headers, [`fragment`] splits packets into
+//! fragments, [`icmp`] builds errors about them. [`tap`] captures packets that a program sends itself, [`events`] reads
+//! the ring buffer. [`model`] is the expected translation in plain Rust, and [`parties`] models port ownership and the
+//! owner of each reply. No program is attached to a device.
 
 mod addresses;
 pub mod datapath;

@@ -1,7 +1,7 @@
-//! What the translation should do, in plain Rust: flows as whole objects, found by looking through two tables of tuples.
+//! The expected translation, in plain Rust: flows as whole objects, found through two tables of tuples.
 //!
-//! Written from ARCHITECTURE and the contract in proxy-common, not from the programs. Where the datapath is free to
-//! choose (a port that stands in for a taken one) the model takes over what was chosen, if it was allowed.
+//! Written from ARCHITECTURE and the contract in proxy-common, not from the programs. Where the datapath may choose (a
+//! substitute for a port in use), the model takes over its choice if that choice was allowed.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -13,7 +13,7 @@ use super::{
     run::Outcome,
 };
 
-/// A small generator of numbers (xorshift64*), the same for the same seed everywhere.
+/// A small random number generator (xorshift64*): the same seed gives the same sequence everywhere.
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
@@ -29,12 +29,12 @@ impl Random {
         (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as u32
     }
 
-    /// Below `end`.
+    /// A number below `end`.
     pub fn below(&mut self, end: u32) -> u32 {
         self.word() % end
     }
 
-    /// One of these.
+    /// One of these items.
     pub fn of<'a, T>(&mut self, items: &'a [T]) -> &'a T {
         &items[self.below(items.len() as u32) as usize]
     }
@@ -46,10 +46,10 @@ pub type Tuple = (SocketAddr, SocketAddr, u8);
 /// A Service's frontend.
 #[derive(Clone, Debug)]
 pub struct Front {
-    /// Frontends of one Service share its turns.
+    /// Frontends of one Service share its round-robin position.
     pub service: u32,
     pub external: bool,
-    /// Its policy is Local.
+    /// Whether its traffic policy is Local.
     pub local_policy: bool,
     pub cluster: Vec<SocketAddr>,
     pub local: Vec<SocketAddr>,
@@ -60,25 +60,27 @@ struct Flow {
     proto: u8,
     client: SocketAddr,
     front: SocketAddr,
-    /// The client as the backend's side of the node sees it: its own port, or another.
+    /// The client as the backend's side of the node sees it: with its own port or a substitute.
     stand_in: SocketAddr,
     back: SocketAddr,
-    /// Its source is translated; to what, once an egress hook has decided.
+    /// Whether its source is translated; the new source is set once an egress hook has chosen it.
     masquerade: bool,
     source: Option<SocketAddr>,
     fin_client: bool,
     fin_backend: bool,
+    /// A segment followed both FINs.
+    last_ack: bool,
     reset: bool,
 }
 
 impl Flow {
-    /// As it comes in from the client, and as it comes back to the translated source.
+    /// The request's tuple from the client, and the reply's tuple to the translated source.
     fn ingress_tuples(&self) -> impl Iterator<Item = Tuple> {
         let back = self.source.map(|source| (self.back, source, self.proto));
         [(self.client, self.front, self.proto)].into_iter().chain(back)
     }
 
-    /// As it comes back inside the node, and as it leaves with its source yet to be translated.
+    /// The reply's tuple inside the node, and the request's tuple before its source is translated.
     fn egress_tuples(&self) -> impl Iterator<Item = Tuple> {
         let out = self.masquerade.then_some((self.stand_in, self.back, self.proto));
         [(self.back, self.stand_in, self.proto)].into_iter().chain(out)
@@ -88,28 +90,36 @@ impl Flow {
         self.proto == 6 && (self.reset || self.fin_client && self.fin_backend)
     }
 
+    /// Whether another flow may use the tuple towards the backend.
+    fn has_ended(&self) -> bool {
+        self.proto == 6 && (self.reset || self.last_ack)
+    }
+
     fn note(&mut self, packet: &Packet, from_client: bool) {
         let Transport::Tcp { flags, .. } = packet.transport else { return };
         self.reset = flags & RST != 0;
+        if !self.reset && flags & FIN == 0 && self.fin_client && self.fin_backend {
+            self.last_ack = true;
+        }
         if !self.reset && flags & FIN != 0 {
             *(if from_client { &mut self.fin_client } else { &mut self.fin_backend }) = true;
         }
     }
 }
 
-/// One node: what it was told, and the flows it knows.
+/// One node: its configuration and its flows.
 #[derive(Clone, Debug, Default)]
 pub struct Model {
     /// By address and protocol.
     pub fronts: HashMap<(SocketAddr, u8), Front>,
     /// By port, protocol, and whether IPv4.
     pub node_ports: HashMap<(u16, u8, bool), Front>,
-    /// Addresses at which NodePorts are served.
+    /// Addresses that serve NodePorts.
     pub node_addrs: HashSet<IpAddr>,
     /// Addresses of this node's pods, clients and backends alike.
     pub pods: HashSet<IpAddr>,
     pub backends: HashSet<(SocketAddr, u8)>,
-    /// What translated sources are: IPv4 and IPv6.
+    /// Translated source addresses: IPv4 and IPv6.
     pub uplink: Vec<IpAddr>,
     flows: HashMap<u32, Flow>,
     ingress: HashMap<Tuple, u32>,
@@ -118,7 +128,7 @@ pub struct Model {
     last: u32,
 }
 
-/// What must have become of a packet.
+/// The expected result for a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Want {
     Pass { src: SocketAddr, dst: SocketAddr },
@@ -127,24 +137,24 @@ enum Want {
 }
 
 impl Model {
-    /// Judges what the ingress hook made of a packet; returns it if it goes on.
+    /// Checks the result of the ingress hook; returns the packet if it is passed on.
     pub fn at_ingress(&mut self, packet: &Packet, got: &Outcome) -> Result<Option<Packet>, String> {
         let want = self.ingress(packet, got)?;
         judge(packet, got, want)
     }
 
-    /// Judges what the egress hook made of a packet, the node's `own` or a forwarded one.
+    /// Checks the result of the egress hook for a packet, the node's `own` or a forwarded one.
     pub fn at_egress(&mut self, packet: &Packet, own: bool, got: &Outcome) -> Result<Option<Packet>, String> {
         let want = self.egress(packet, own, got)?;
         judge(packet, got, want)
     }
 
-    /// Tuples of all halves, by hook: what CONNTRACK must hold.
+    /// The tuples of all flow halves, by hook: the expected contents of CONNTRACK.
     pub fn tuples(&self) -> (HashSet<Tuple>, HashSet<Tuple>) {
         (self.ingress.keys().copied().collect(), self.egress.keys().copied().collect())
     }
 
-    /// A packet's ends for a reply of some flow, as the backend or whoever it talks to sends it.
+    /// Source and destination for a reply of a random flow, as sent by the backend or the peer it connected to.
     pub fn some_reply(&self, random: &mut Random) -> Option<Tuple> {
         if self.last == 0 {
             return None;
@@ -204,7 +214,7 @@ impl Model {
         Ok(Want::Pass { src: stand_in, dst: back })
     }
 
-    /// Records a flow; returns the client as it goes on.
+    /// Records a flow; returns the client's address as it is passed on.
     fn begin(
         &mut self,
         packet: &Packet,
@@ -218,7 +228,7 @@ impl Model {
         let itself = !direct && packet.src == back;
         if let Some(holder) = self.egress.get(&(back, packet.src, proto)).copied() {
             let flow = &self.flows[&holder];
-            if flow.is_over() && (flow.back, flow.stand_in) == (back, packet.src) {
+            if flow.has_ended() && (flow.back, flow.stand_in) == (back, packet.src) {
                 self.forget(holder);
             }
         }
@@ -241,6 +251,7 @@ impl Model {
             source: None,
             fin_client: false,
             fin_backend: false,
+            last_ack: false,
             reset: false,
         };
         flow.note(packet, true);
@@ -282,12 +293,12 @@ impl Model {
         Ok(Want::Pass { src: source, dst: packet.dst })
     }
 
-    /// The first egress hook decides which address and port of the node a flow goes out with.
+    /// The first egress hook chooses the node address and port with which a flow leaves.
     fn give_source(&mut self, id: u32, packet: &Packet, got: &Outcome) -> Result<(), String> {
         let (back, proto) = (packet.dst, packet.proto());
         let (source, _) = passed_ends(packet, got)?;
         let own = SocketAddr::new(source.ip(), packet.src.port());
-        // A flow that is over keeps its port while there are free ones, which here there always are.
+        // A closed flow keeps its port as long as there are free ones, which is always the case here.
         let own_is_free = own.port() >= 1024
             && !self.node_ports.keys().any(|(port, ..)| *port == own.port())
             && !self.ingress.contains_key(&(back, own, proto));
@@ -317,7 +328,7 @@ fn refusal(packet: &Packet) -> Want {
     }
 }
 
-/// Ports that stand in for others: outside the node's own ephemeral range.
+/// Substitute ports: outside the node's own ephemeral range.
 fn in_pool(port: u16) -> bool {
     (1024..30_000).contains(&port) || port >= 61_000
 }
@@ -326,7 +337,7 @@ fn passed_ends(packet: &Packet, got: &Outcome) -> Result<(SocketAddr, SocketAddr
     if got.is_passed() { Ok(ends(&got.bytes, packet.link)) } else { Err(format!("verdict {}", got.verdict)) }
 }
 
-/// Compares verdict and every byte.
+/// Compares the verdict and every byte.
 fn judge(packet: &Packet, got: &Outcome, want: Want) -> Result<Option<Packet>, String> {
     let (right, bytes, on) = match &want {
         Want::Pass { src, dst } => {

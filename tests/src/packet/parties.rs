@@ -1,9 +1,9 @@
-//! Three parties that give away the ports of one address: the node's sockets, netfilter's masquerade, and shunt. Each
-//! sees flows of its own and is told nothing by the others; a model of who has what, of what is on the wire, and of where
-//! an answer belongs.
+//! Three owners that allocate ports of one address: the node's sockets, netfilter's masquerade, and shunt. Each of them
+//! knows only its own flows. The model records which owner has which port, which tuples are on the wire, and which flow
+//! a reply belongs to.
 //!
-//! Sockets and netfilter are modelled by what nf_conntrack knows: it sees a flow between the two hooks, so that of a flow
-//! that shunt translates it knows the client and the backend, and no port of the node's.
+//! Sockets and netfilter are modelled by the tuples nf_conntrack knows. nf_conntrack sees a flow between the two hooks,
+//! so for a flow that shunt translates it knows the client and the backend, and no port of the node.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,58 +12,58 @@ use std::{
 
 use super::model::Tuple;
 
-/// Whose flow it is.
+/// The owner of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Party {
     /// A process of the node.
     Socket,
-    /// A pod that netfilter masquerades.
+    /// A pod masqueraded by netfilter.
     Masquerade,
-    /// A client outside, of a Service.
+    /// An outside client of a Service.
     Service,
 }
 
-/// A flow that lives.
+/// A live flow.
 #[derive(Clone, Debug)]
 pub struct Flow {
     pub party: Party,
     pub proto: u8,
-    /// As its owner sees it: from itself to whom it asked.
+    /// As its owner sees it: from itself to the destination it addressed.
     pub own: (SocketAddr, SocketAddr),
-    /// As the host's stack sees it on its way out, behind netfilter's postrouting: what the egress hook is given.
+    /// As the host's stack sees it on its way out, after netfilter's postrouting: the egress hook's input.
     pub inside: (SocketAddr, SocketAddr),
     /// As it is on the wire.
     pub wire: (SocketAddr, SocketAddr),
 }
 
 impl Flow {
-    /// The answer's tuple on the wire.
+    /// The reply's tuple on the wire.
     pub fn answer(&self) -> Tuple {
         (self.wire.1, self.wire.0, self.proto)
     }
 }
 
-/// Everybody's flows.
+/// The flows of all owners.
 #[derive(Clone, Debug, Default)]
 pub struct Parties {
     flows: BTreeMap<u32, Flow>,
     last: u32,
-    /// What nf_conntrack knows of the node's address: source, destination, protocol.
+    /// The tuples of the node's address in nf_conntrack: source, destination, protocol.
     netfilter: BTreeSet<Tuple>,
 }
 
 impl Parties {
-    /// Whether a socket may have this tuple, or a masquerade be given it: netfilter gives none away twice.
+    /// Whether a socket or a masquerade may use this tuple: netfilter never allocates one twice.
     pub fn is_free_to_netfilter(&self, tuple: &Tuple) -> bool {
         !self.netfilter.contains(tuple)
     }
 
-    /// Whether a client has this tuple already.
+    /// Whether a client uses this tuple already.
     pub fn has_client(&self, own: (SocketAddr, SocketAddr), proto: u8) -> bool {
         self.flows.values().any(|flow| flow.own == own && flow.proto == proto)
     }
 
-    /// A flow begins. Fails where another has its tuple on the wire: the answer could be either's.
+    /// Adds a flow. Fails if another flow has its tuple on the wire, as the reply would be ambiguous.
     pub fn begin(&mut self, flow: Flow) -> Result<(), String> {
         let taken = self.flows.values().find(|other| other.wire == flow.wire && other.proto == flow.proto);
         if let Some(other) = taken {
@@ -78,13 +78,13 @@ impl Parties {
         Ok(())
     }
 
-    /// One of those that live.
+    /// One of the live flows.
     pub fn pick(&self, seed: usize) -> Option<(u32, &Flow)> {
         let nth = seed.checked_rem(self.flows.len())?;
         self.flows.iter().nth(nth).map(|(id, flow)| (*id, flow))
     }
 
-    /// A flow is over.
+    /// Ends a flow.
     pub fn end(&mut self, id: u32) {
         if let Some(flow) = self.flows.remove(&id) {
             self.netfilter.remove(&(flow.inside.0, flow.inside.1, flow.proto));

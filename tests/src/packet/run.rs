@@ -1,6 +1,6 @@
 //! BPF_PROG_TEST_RUN of a classifier: one packet in, a verdict and a packet out.
 //!
-//! Not aya's: its attributes have neither the flag for CHECKSUM_COMPLETE nor room for it.
+//! aya's version is not used: its attributes lack the flag for CHECKSUM_COMPLETE and the room for it.
 
 use std::{
     io,
@@ -12,11 +12,10 @@ use bytemuck::{Pod, Zeroable};
 /// `enum bpf_cmd`.
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
 
-/// Kernel 6.16: the skb is given a device's checksum, which must still be right afterwards, or the run ends with
-/// EBADMSG.
+/// Kernel 6.16: the skb gets a device checksum. It must still be correct afterwards, or the run fails with EBADMSG.
 const BPF_F_TEST_SKB_CHECKSUM_COMPLETE: u32 = 1 << 2;
 
-/// Room for what a program puts in front of a packet.
+/// Room for headers that a program adds in front of a packet.
 const GROWTH: usize = 256;
 
 /// TC_ACT_UNSPEC, which is TCX_NEXT too.
@@ -48,7 +47,7 @@ struct Attr {
     reserved: u32,
 }
 
-/// `struct __sk_buff`: of all its words a caller may set only a few.
+/// `struct __sk_buff`: a caller may set only a few of its words.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct SkBuff {
@@ -60,18 +59,18 @@ struct SkBuff {
 
 const _: () = assert!(size_of::<SkBuff>() == 192);
 
-/// The devices a packet belongs to, and how its checksum came.
+/// The devices of a packet, and the origin of its checksum.
 #[derive(Clone, Copy, Debug)]
 pub struct Way {
-    /// The device whose hook runs.
+    /// The device of the hook.
     pub device: u32,
-    /// The device the packet came in by; 0 for what the node itself sends.
+    /// The device on which the packet arrived; 0 for packets the node itself sends.
     pub came_in: u32,
-    /// With a checksum computed by the device, which has to stay right.
+    /// With a checksum computed by the device, which has to stay correct.
     pub complete: bool,
 }
 
-/// `struct xdp_md`: of a frame without metadata only its end and its device are given.
+/// `struct xdp_md`: for a frame without metadata only its end and its device are set.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
 struct XdpMd {
@@ -83,7 +82,7 @@ struct XdpMd {
     egress_ifindex: u32,
 }
 
-/// What became of a frame at XDP.
+/// The result for a frame at XDP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct XdpOutcome {
     /// `XDP_PASS` and the like.
@@ -99,7 +98,7 @@ impl XdpOutcome {
     pub const REDIRECT: u32 = 4;
 }
 
-/// What became of a packet.
+/// The result for a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
     pub verdict: i32,
@@ -107,14 +106,14 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// The packet, which must have been handed on.
+    /// The packet; it must have been passed on.
     #[track_caller]
     pub fn passed(self) -> Vec<u8> {
         assert_eq!(self.verdict, NEXT, "verdict of a packet that should pass");
         self.bytes
     }
 
-    /// The packet, which must have been sent elsewhere.
+    /// The packet; it must have been redirected.
     #[track_caller]
     pub fn redirected(self) -> Vec<u8> {
         assert_eq!(self.verdict, REDIRECT, "verdict of a packet that should be turned around");
@@ -148,13 +147,13 @@ pub fn run(program: BorrowedFd<'_>, packet: &[u8], way: Way) -> io::Result<Outco
     Ok(Outcome { verdict: attr.retval as i32, bytes: out })
 }
 
-/// Runs a classifier `repeat` times over what is first this packet and then what the run before left of it; returns the
-/// kernel's mean in nanoseconds a run.
+/// Runs a classifier `repeat` times, first on this packet and then on the output of the previous run; returns the
+/// kernel's mean in nanoseconds per run.
 pub fn time(program: BorrowedFd<'_>, packet: &[u8], way: Way, repeat: u32) -> io::Result<u32> {
     Ok(call(program, packet, way, None, repeat, 0)?.duration)
 }
 
-/// Runs an XDP program over a frame that came in by this device, which must have an XDP program in its driver.
+/// Runs an XDP program on a frame that arrived at this device, which must have an XDP program in its driver.
 pub fn run_xdp(program: BorrowedFd<'_>, frame: &[u8], device: u32) -> io::Result<XdpOutcome> {
     let mut out = vec![0; frame.len() + GROWTH];
     let (attr, md) = call_xdp(program, frame, device, Some(&mut out), 1)?;
@@ -163,7 +162,8 @@ pub fn run_xdp(program: BorrowedFd<'_>, frame: &[u8], device: u32) -> io::Result
     Ok(XdpOutcome { action: attr.retval, mark: out, bytes })
 }
 
-/// As [`time`], of an XDP program. Metadata adds up from run to run, so there is room for some sixty that mark.
+/// As [`time`], for an XDP program. Metadata accumulates from run to run; there is room for some sixty runs that add a
+/// mark.
 pub fn time_xdp(program: BorrowedFd<'_>, frame: &[u8], device: u32, repeat: u32) -> io::Result<u32> {
     Ok(call_xdp(program, frame, device, None, repeat)?.0.duration)
 }

@@ -1,5 +1,5 @@
-//! What a device carries: an AF_PACKET socket. Frames that a program sends elsewhere by itself (bpf_clone_redirect) are
-//! seen in no outcome of a test run.
+//! Captures a device's traffic with an AF_PACKET socket. A test run's result does not include frames that a program
+//! sends itself (bpf_clone_redirect).
 
 use std::{
     io,
@@ -9,7 +9,7 @@ use std::{
 
 use super::Hook;
 
-/// How long a frame may take from a queue to the tap.
+/// Longest time from a queue to the tap for a frame.
 const SOON: Duration = Duration::from_millis(500);
 
 /// Both directions of one device.
@@ -17,7 +17,7 @@ const SOON: Duration = Duration::from_millis(500);
 pub struct Tap(OwnedFd);
 
 impl Tap {
-    /// Of a device of the calling thread's namespace.
+    /// Opens a tap on a device of the calling thread's namespace.
     pub fn on(ifindex: u32) -> io::Result<Self> {
         let all = (libc::ETH_P_ALL as u16).to_be();
         let kind = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
@@ -26,7 +26,7 @@ impl Tap {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
+        // SAFETY: the kernel has just created this descriptor for this process; it has no other owner.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         let mut addr = empty();
         (addr.sll_family, addr.sll_protocol, addr.sll_ifindex) =
@@ -39,7 +39,7 @@ impl Tap {
         Ok(Self(fd))
     }
 
-    /// The next `count` frames that came in (ingress) or went out (egress); fewer where they do not come soon.
+    /// The next `count` received (ingress) or sent (egress) frames; fewer if they do not arrive soon.
     pub fn frames(&self, hook: Hook, count: usize) -> Vec<Vec<u8>> {
         let (mut frames, deadline) = (Vec::new(), Instant::now() + SOON);
         while frames.len() < count && Instant::now() < deadline {
@@ -52,7 +52,7 @@ impl Tap {
         frames
     }
 
-    /// Frames of this direction that are there already.
+    /// Frames of this direction that have already arrived.
     pub fn pending(&self, hook: Hook) -> Vec<Vec<u8>> {
         std::iter::from_fn(|| self.next())
             .filter(|(found, _)| *found == hook)
@@ -64,7 +64,7 @@ impl Tap {
         let mut frame = vec![0; 1 << 16];
         let mut from = empty();
         let mut len = size_of_val(&from) as u32;
-        // SAFETY: the buffer and the address are as long as is said, and outlive the call.
+        // SAFETY: the buffer and the address have the lengths given, and outlive the call.
         let got = unsafe {
             libc::recvfrom(
                 self.0.as_raw_fd(),

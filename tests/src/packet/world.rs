@@ -1,4 +1,4 @@
-//! What a datapath's maps hold: addresses, backends, Services and their frontends, written as the controller would.
+//! Contents of a datapath's maps: addresses, backends, Services and their frontends, written as the controller would.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -26,7 +26,7 @@ pub struct Service {
 }
 
 impl Datapath {
-    /// The node's own addresses, its pods' ranges and its uplink.
+    /// Writes the basic configuration: the node's own addresses, its pods' ranges and its uplink.
     pub(super) fn furnish(&mut self) -> Result<()> {
         for ip in [Ip::V4, Ip::V6] {
             for host in [NODE, UPLINK] {
@@ -66,7 +66,7 @@ impl Datapath {
         Ok(self.node_config.set(0, config, 0)?)
     }
 
-    /// A ready backend; the same address, port and protocol twice is two ids here.
+    /// A ready backend. Adding the same address, port and protocol twice gives two ids here.
     pub fn backend(&mut self, at: SocketAddr, proto: u8, local: bool) -> Result<u32> {
         self.last.backend += 1;
         let id = self.last.backend;
@@ -79,7 +79,7 @@ impl Datapath {
         Ok(id)
     }
 
-    /// What becomes of a backend that no Service uses any more.
+    /// Retires a backend that no Service uses any more.
     pub fn retire(&mut self, id: u32) -> Result<()> {
         let mut backend = self.backends.get(&id, 0)?;
         backend.flags &= !(Backend::ACTIVE | Backend::READY);
@@ -133,7 +133,7 @@ impl Datapath {
         self.allow(port, port_bits::nodeport(service.proto))
     }
 
-    /// From now on clients of the Service stay with their backend for so many seconds, at all its frontends.
+    /// Sets client affinity for the Service at all its frontends, with this timeout in seconds.
     pub fn stay(&mut self, service: &Service, seconds: u32) -> Result<()> {
         for ((base, count), set) in [(service.cluster, set_bits::CLUSTER), (service.local, set_bits::LOCAL)] {
             for slot in base..base + count {
@@ -145,8 +145,8 @@ impl Datapath {
         self.change_frontends(service, |frontend| frontend.affinity_seconds = seconds)
     }
 
-    /// From now on only who is in these ranges (address and bits of it) begins flows to the Service, at all frontends
-    /// it has now.
+    /// Allows only clients in these ranges (address and prefix length) to open flows to the Service, at all its current
+    /// frontends.
     pub fn let_in(&mut self, service: &Service, ranges: &[(IpAddr, u32)]) -> Result<()> {
         for (ip, bits) in ranges {
             let len = bits + if ip.is_ipv4() { 96 } else { 0 };
@@ -157,7 +157,7 @@ impl Datapath {
         self.change_frontends(service, |frontend| frontend.flags |= Frontend::SOURCE_RANGES)
     }
 
-    /// The same for the NodePorts of the Service alone.
+    /// The same for the Service's NodePorts only.
     pub fn let_into_node_ports(&mut self, service: &Service, ranges: &[(IpAddr, u32)]) -> Result<()> {
         let owner = SourceRange::owner(service.id, FrontendKind::NodePort as u32);
         for (ip, bits) in ranges {
@@ -188,7 +188,7 @@ impl Datapath {
         Ok(())
     }
 
-    /// Lets a VIP answer ping.
+    /// Makes a VIP answer ping.
     pub fn ping(&mut self, vip: IpAddr, has_endpoints: bool) -> Result<()> {
         let proto = if vip.is_ipv4() { 1 } else { 58 };
         let service = Service { id: 0, proto, cluster: (0, 0), local: (0, 0), has_endpoints };
@@ -196,7 +196,7 @@ impl Datapath {
         Ok(self.frontends.insert(key, value(&service, FrontendKind::Ping, 0), 0)?)
     }
 
-    /// Makes a VIP known as ClusterIP: it answers ping and refuses what is no service port.
+    /// Registers a VIP as ClusterIP: it answers ping and rejects packets to ports that are no service port.
     pub fn cluster_address(&mut self, vip: IpAddr) -> Result<()> {
         let proto = if vip.is_ipv4() { 1 } else { 58 };
         let service = Service { id: 0, proto, cluster: (0, 0), local: (0, 0), has_endpoints: true };
@@ -205,7 +205,7 @@ impl Datapath {
         self.allow(Addr::from(vip).low16(), port_bits::CLUSTER_IP)
     }
 
-    /// Makes the 256 addresses around the first VIP, of each family, a ServiceCIDR.
+    /// Registers the 256 addresses around the first VIP, of each family, as a ServiceCIDR.
     pub fn service_cidr(&mut self) -> Result<()> {
         let mut config = self.node_config.get(&0, 0)?;
         for (i, ip) in [Ip::V4, Ip::V6].into_iter().enumerate() {
@@ -223,7 +223,7 @@ impl Datapath {
     }
 }
 
-/// The device of a pod in DEVICES.
+/// A pod's device as an entry of DEVICES.
 pub fn pod_device() -> Device {
     Device {
         flags: Device::POD,

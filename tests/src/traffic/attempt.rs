@@ -1,17 +1,17 @@
-//! What came of one attempt to reach something, and of many.
+//! The outcome of one attempt to reach a server, and of many.
 
 use std::{collections::BTreeMap, fmt, io, net::SocketAddr, time::Duration};
 
-/// What a server said: who it is and whom it saw.
+/// A server's reply: its name and the client address it saw.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     pub backend: String,
-    /// The caller's address as the backend saw it.
+    /// The client's address as the backend saw it.
     pub peer: SocketAddr,
 }
 
 impl Answer {
-    /// From `NAME saw ADDR:PORT`, the form of every server of this harness.
+    /// Parses `NAME saw ADDR:PORT`, the reply format of every server of this harness.
     pub fn parse(text: &str) -> io::Result<Self> {
         let mut words = text.split_whitespace();
         match (words.next(), words.next(), words.next().map(str::parse)) {
@@ -34,11 +34,11 @@ pub enum Outcome {
     /// ECONNREFUSED: a reset, a port unreachable, or a socket hook.
     Refused,
     TimedOut,
-    /// Anything else, in the system's words.
+    /// Any other error, in the system's words.
     Failed(String),
 }
 
-/// An attempt's end and how long it took to come.
+/// An attempt's outcome and duration.
 #[derive(Clone, Debug)]
 pub struct Attempt {
     /// For messages: `tcp pod-a -> 10.68.0.1:80`.
@@ -53,7 +53,7 @@ impl Outcome {
             Ok(answer) => Self::Answered(answer),
             Err(error) => match error.raw_os_error() {
                 Some(libc::ECONNREFUSED) => Self::Refused,
-                // EINPROGRESS is how a blocking connect ends when SO_SNDTIMEO is over.
+                // A blocking connect returns EINPROGRESS when SO_SNDTIMEO expires.
                 Some(libc::ETIMEDOUT | libc::EAGAIN | libc::EINPROGRESS) => Self::TimedOut,
                 _ => Self::Failed(error.to_string()),
             },
@@ -61,11 +61,11 @@ impl Outcome {
     }
 }
 
-/// A refusal that takes longer than this did not come at once.
+/// A rejection that takes longer than this was not immediate.
 const AT_ONCE: Duration = Duration::from_millis(200);
 
 impl Attempt {
-    /// The answer; panics when there was none.
+    /// The reply; panics if there was none.
     #[track_caller]
     pub fn answered(&self) -> Answer {
         match &self.outcome {
@@ -78,7 +78,7 @@ impl Attempt {
         matches!(self.outcome, Outcome::Answered(_))
     }
 
-    /// Panics when the attempt was not refused at once.
+    /// Panics unless the attempt was rejected immediately.
     #[track_caller]
     pub fn refused(&self) {
         assert!(
@@ -87,7 +87,7 @@ impl Attempt {
         );
     }
 
-    /// Panics when anything at all came back.
+    /// Panics if anything came back.
     #[track_caller]
     pub fn timed_out(&self) {
         assert!(self.outcome == Outcome::TimedOut, "{self}: expected silence");
@@ -112,7 +112,7 @@ impl fmt::Display for Attempt {
 pub struct Tally(BTreeMap<String, usize>);
 
 impl Tally {
-    /// Makes `count` attempts, one after the other; panics at the first that is not answered.
+    /// Makes `count` attempts in sequence; panics at the first without a reply.
     #[track_caller]
     pub fn of(count: usize, mut attempt: impl FnMut() -> Attempt) -> Self {
         let mut tally = Self::default();
@@ -138,7 +138,7 @@ impl Tally {
         self.0.iter().map(|(name, count)| (name.as_str(), *count))
     }
 
-    /// Panics unless exactly these backends answered, none more than once more often than another.
+    /// Panics unless exactly these backends replied, with counts that differ by at most one.
     #[track_caller]
     pub fn even_over(&self, backends: &[&str]) {
         let counts: Vec<usize> = backends.iter().map(|name| self.count(name)).collect();

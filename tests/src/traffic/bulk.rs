@@ -1,11 +1,11 @@
-//! Bytes by the megabyte that show when one of them is missing, doubled or changed.
+//! Large data streams that reveal missing, duplicated or changed bytes.
 
 use std::io::{self, Read, Write};
 
-/// Bytes that are written or read at once.
+/// Bytes per write or read.
 const CHUNK: usize = 64 << 10;
 
-/// FNV-1a over 8 bytes at a time: quick enough for a debug build, and sensitive to order.
+/// FNV-1a over 8 bytes at a time: fast enough for a debug build, and sensitive to order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Digest(u64);
 
@@ -18,13 +18,13 @@ impl Digest {
         self.0 = (self.0 ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(17);
     }
 
-    /// As it is told in answers.
+    /// The value used in replies.
     pub fn value(self) -> u64 {
         self.0
     }
 }
 
-/// `count` words that never repeat, and their digest once all were taken.
+/// `count` words that never repeat, and their digest once all have been taken.
 struct Words {
     state: u64,
     digest: Digest,
@@ -45,7 +45,7 @@ impl Words {
     }
 }
 
-/// Writes `length` bytes (a multiple of 8) of the one pattern there is; returns their digest.
+/// Writes `length` bytes (a multiple of 8) of the fixed pattern; returns their digest.
 pub fn write(to: &mut impl Write, length: usize) -> io::Result<Digest> {
     let mut words = Words::new();
     let mut left = length / 8;
@@ -58,7 +58,7 @@ pub fn write(to: &mut impl Write, length: usize) -> io::Result<Digest> {
     Ok(words.digest)
 }
 
-/// Reads `length` bytes; returns the digest of what came, the bytes after the last multiple of 8 left out.
+/// Reads `length` bytes; returns the digest of the received bytes, without those after the last multiple of 8.
 pub fn read(from: &mut impl Read, length: usize) -> io::Result<Digest> {
     let mut digest = Digest::new();
     let mut left = length;

@@ -23,11 +23,10 @@ use super::{
 };
 use crate::net::Place;
 
-/// Long enough for a lost SYN's second try (1 s) to be answered where something is slow; a test that expects silence
-/// waits this long.
+/// Long enough for a reply to a lost SYN's retry (1 s) on a slow machine; a test that expects no reply waits this long.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
-/// Someone at a place who opens sockets.
+/// A client that opens sockets at a place.
 #[derive(Clone, Debug)]
 pub struct Client {
     place: Place,
@@ -50,7 +49,7 @@ impl Client {
         }
     }
 
-    /// Where its sockets are made.
+    /// The place where its sockets are created.
     pub fn place(&self) -> &Place {
         &self.place
     }
@@ -60,7 +59,7 @@ impl Client {
         Self { port, ..self }
     }
 
-    /// Every socket is bound to this address, which must be of the family of what it is for.
+    /// Every socket is bound to this address, which must have the destination's family.
     pub fn source(self, source: IpAddr) -> Self {
         Self { source: Some(source), ..self }
     }
@@ -74,12 +73,12 @@ impl Client {
         Self { mapped: true, ..self }
     }
 
-    /// Every packet has options of the IP header: IPv4's, or IPv6's destination options.
+    /// Every packet carries IP options: IPv4 options, or IPv6 destination options.
     pub fn with_ip_options(self) -> Self {
         self.tweaked(Tweak::IpOptions)
     }
 
-    /// No packet may be cut into fragments: what is too big for the way is an error, once that is known.
+    /// No packet may be fragmented: a packet that exceeds the path MTU is an error, once that MTU is known.
     pub fn dont_fragment(self) -> Self {
         self.tweaked(Tweak::DontFragment)
     }
@@ -94,12 +93,12 @@ impl Client {
         self
     }
 
-    /// Connects, asks once, closes.
+    /// Connects, sends one request, closes.
     pub fn tcp(&self, to: SocketAddr) -> Attempt {
         self.attempt("tcp", to, || self.connect(to).and_then(|stream| stream.last(self.patience)))
     }
 
-    /// Sends one datagram from a connected socket and waits for the answer.
+    /// Sends one datagram from a connected socket and waits for the reply.
     pub fn udp(&self, to: SocketAddr) -> Attempt {
         self.attempt("udp", to, || self.udp_connected(to).and_then(|socket| socket.ask()))
     }
@@ -113,7 +112,7 @@ impl Client {
         }
     }
 
-    /// Opens a connection and says no word.
+    /// Opens a connection and sends nothing.
     pub fn connect(&self, to: SocketAddr) -> io::Result<Stream> {
         let (fd, to) = self.bound(libc::SOCK_STREAM, to)?;
         let patience = TimeVal::milliseconds(self.patience.as_millis() as i64);
@@ -129,13 +128,13 @@ impl Client {
         UdpClient::connected(UdpSocket::from(fd), self.patience)
     }
 
-    /// A UDP socket that names its peer with each datagram; of the family `to` is of.
+    /// A UDP socket that names its peer with each datagram; it has the family of `to`.
     pub fn udp_unconnected(&self, to: SocketAddr) -> io::Result<UdpClient> {
         let (fd, to) = self.bound(libc::SOCK_DGRAM, to)?;
         UdpClient::unconnected(UdpSocket::from(fd), to, self.patience)
     }
 
-    /// A socket for `to`, bound where a port or an address was chosen, and `to` as that socket must name it.
+    /// A socket for `to`, bound if a port or an address was chosen, and `to` in the form that socket needs.
     fn bound(&self, kind: i32, to: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
         let to = match to {
             SocketAddr::V4(v4) if self.mapped => (v4.ip().to_ipv6_mapped(), v4.port()).into(),
@@ -166,8 +165,9 @@ impl Client {
     }
 }
 
-/// Binds a UDP socket to a port that no other of this process had before. The kernel's random choice repeats itself after a few
-/// hundred sockets, and then the socket continues a flow, and keeps its backend, where the test wants a new flow.
+/// Binds a UDP socket to a port that no other socket of this process had before. The kernel's random choice repeats
+/// itself after a few hundred sockets; the socket would then continue an existing flow and keep its backend, where the
+/// test wants a new flow.
 fn bind_unused(socket: &OwnedFd, own: IpAddr) -> io::Result<()> {
     /// The kernel's default for ip_local_port_range.
     const PORTS: RangeInclusive<u16> = 32_768..=60_999;

@@ -1,4 +1,4 @@
-//! Real sockets at chosen places, and what came of using them.
+//! Real sockets at chosen places, and the outcomes of using them.
 
 mod attempt;
 mod bulk;

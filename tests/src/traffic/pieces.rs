@@ -1,5 +1,5 @@
-//! Datagrams in IP fragments that are sent in an order of our own: raw sockets send them, real UDP sockets receive the
-//! whole.
+//! Datagrams in IP fragments sent in a chosen order: raw sockets send them, real UDP sockets receive the whole
+//! datagram.
 
 use std::{
     io,
@@ -20,13 +20,13 @@ use crate::{
     packet::{Ip, Link, Packet, Transport, fragment::fragments},
 };
 
-/// Payload of a fragment: three make 2000 bytes, over any MTU.
+/// Payload of a fragment: three carry 2000 bytes, which exceeds any MTU here.
 const SIZE: usize = 800;
 
-/// How often a server looks whether it shall end.
+/// How often a server checks whether it should stop.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Identifications, none twice.
+/// Identifications; none is used twice.
 static IDS: AtomicU32 = AtomicU32::new(1);
 
 /// A datagram of 2000 bytes that begins with `text`.
@@ -45,7 +45,7 @@ pub fn send_backwards(place: &Place, from: SocketAddr, to: SocketAddr, payload: 
     packet.payload = payload.to_vec();
     let id = IDS.fetch_add(1, Ordering::Relaxed);
     let raw = place.socket(family, libc::SOCK_RAW, libc::IPPROTO_RAW)?;
-    // A raw socket's port is a protocol.
+    // A raw socket's port is its protocol number.
     let to = SockaddrStorage::from(SocketAddr::new(to.ip(), 0));
     for piece in fragments(&packet.bytes(), Link::Ip, id, SIZE).iter().rev() {
         sendto(raw.as_raw_fd(), piece, &to, MsgFlags::empty())?;
@@ -53,8 +53,8 @@ pub fn send_backwards(place: &Place, from: SocketAddr, to: SocketAddr, payload: 
     Ok(())
 }
 
-/// Asks `to` with a datagram of 2000 bytes, its last fragment first, from a connected UDP socket's own address; returns
-/// what that socket receives.
+/// Sends `to` a request of 2000 bytes, its last fragment first, from a connected UDP socket's own address; returns the
+/// data that socket receives.
 pub fn ask_backwards(place: &Place, from: SocketAddr, to: SocketAddr) -> io::Result<Vec<u8>> {
     let socket = UdpSocket::from(open(place, from)?);
     place.netns().enter(|| socket.connect(to))?;
@@ -63,7 +63,7 @@ pub fn ask_backwards(place: &Place, from: SocketAddr, to: SocketAddr) -> io::Res
     receive(&socket)
 }
 
-/// The same in the order in which the kernel sends it.
+/// The same in the kernel's order.
 pub fn ask(place: &Place, from: SocketAddr, to: SocketAddr) -> io::Result<Vec<u8>> {
     let socket = UdpSocket::from(open(place, from)?);
     socket.connect(to)?;
@@ -87,7 +87,7 @@ fn open(place: &Place, addr: SocketAddr) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Answers each whole question of 2000 bytes with its name and 2000 bytes, the last fragment first.
+/// A server that answers each complete request of 2000 bytes with its name and 2000 bytes, the last fragment first.
 #[derive(Debug)]
 pub struct Backwards {
     stop: Arc<AtomicBool>,
@@ -109,7 +109,7 @@ impl Backwards {
                     let Ok((length, peer)) = socket.recv_from(&mut buffer) else { continue };
                     let right = buffer[..length] == big("question");
                     let answer = big(if right { &name } else { "not the question" });
-                    // The caller may be gone; that is its own affair.
+                    // Ignored: the client may be gone.
                     let _ = send_backwards(&place, own, peer, &answer);
                 }
             }));

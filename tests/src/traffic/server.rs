@@ -1,5 +1,5 @@
-//! A small server: answers HTTP requests (TCP) or datagrams (UDP) with its name and the caller's address. What is
-//! uploaded comes back as a digest; `GET /N` is answered with N bytes of [`bulk`]'s pattern.
+//! A small server: answers HTTP requests (TCP) or datagrams (UDP) with its name and the client's address. Uploads are
+//! answered with a digest; `GET /N` is answered with N bytes of [`bulk`]'s pattern.
 
 use std::{
     io::{self, BufRead, BufReader, Write},
@@ -19,10 +19,10 @@ use nix::sys::socket::{Backlog, SockaddrStorage, bind, listen, setsockopt, socko
 use super::{Answer, bulk};
 use crate::net::Place;
 
-/// How often a UDP server looks whether it shall end.
+/// How often a UDP server checks whether it should stop.
 const TICK: Duration = Duration::from_millis(100);
 
-/// A running server. Dropped, it closes its port; open connections live on until the client ends them.
+/// A running server. Dropping it closes its port; open connections stay until the client closes them.
 #[derive(Debug)]
 pub struct Server {
     listener: Option<TcpListener>,
@@ -52,8 +52,8 @@ impl Server {
         Self::answer(UdpSocket::from(open(place, addr, libc::SOCK_DGRAM)?), name)
     }
 
-    /// The same for IPv6 and for datagrams without a checksum only, as a tunnel's end is configured (RFC 6935): its
-    /// answers have none either.
+    /// The same for IPv6, accepting only datagrams without a checksum, as a tunnel endpoint is configured (RFC 6935);
+    /// its replies have no checksum either.
     pub fn udp_without_checksum(place: &Place, addr: SocketAddr, name: &str) -> Result<Self> {
         let fd = open(place, addr, libc::SOCK_DGRAM)?;
         super::tweak::apply(super::tweak::Tweak::NoChecksum, &fd, false)?;
@@ -71,19 +71,19 @@ impl Server {
                 let Ok((length, peer)) = socket.recv_from(&mut buffer) else { continue };
                 let said = String::from_utf8_lossy(&buffer[..length]).into_owned();
                 if Answer::parse(&said).is_ok() {
-                    // Answering it would let two servers talk for ever.
+                    // Replying to it would let two servers exchange packets forever.
                     found.lock().expect("no holder panics").push(format!("{name} got from {peer}: {said}"));
                     continue;
                 }
                 let answer = Answer { backend: name.clone(), peer: canonical(peer) };
-                // The caller may be gone; that is its own affair.
+                // Ignored: the client may be gone.
                 let _ = socket.send_to(format!("{answer} {said}").as_bytes(), peer);
             }
         });
         Ok(Self { listener: None, datagrams: Some((stop, thread)), strays })
     }
 
-    /// The datagrams that came here and were answers, which are somebody else's: a server asks nobody.
+    /// Datagrams received here that are replies to other flows: a server sends no requests.
     pub fn strays(&self) -> Vec<String> {
         self.strays.lock().expect("no holder panics").clone()
     }
@@ -110,7 +110,7 @@ fn open(place: &Place, addr: SocketAddr, kind: i32) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-/// One connection: a request, an answer, until the client has enough.
+/// One connection: answers requests until the client closes it.
 fn converse(stream: TcpStream, peer: SocketAddr, name: &str) {
     let answer = Answer { backend: name.to_owned(), peer: canonical(peer) };
     let mut reader = BufReader::new(&stream);
@@ -137,14 +137,14 @@ fn converse(stream: TcpStream, peer: SocketAddr, name: &str) {
 }
 
 struct Request {
-    /// What its body was, where it had one.
+    /// Digest of the body, if there was one.
     digest: Option<bulk::Digest>,
-    /// Bytes to be sent back.
+    /// Number of bytes to send back.
     wanted: usize,
     close: bool,
 }
 
-/// Reads one request; `None` where the client has ended the connection.
+/// Reads one request; `None` if the client has closed the connection.
 fn read_request(reader: &mut impl BufRead) -> io::Result<Option<Request>> {
     let mut line = String::new();
     if reader.read_line(&mut line)? == 0 {

@@ -1,4 +1,4 @@
-//! A TCP connection that stays open, to prove that nothing touches it.
+//! A TCP connection that stays open, to check that it is not disturbed.
 
 use std::{
     cell::{Cell, RefCell},
@@ -27,7 +27,7 @@ impl Stream {
         Ok(Self { stream, reader, asked: Cell::new(0) })
     }
 
-    /// Sends a request and returns the answer; the connection stays open.
+    /// Sends a request and returns the reply; the connection stays open.
     pub fn ask(&self) -> io::Result<Answer> {
         self.request("GET / HTTP/1.1\r\nHost: shunt\r\n\r\n", &[])
     }
@@ -38,7 +38,7 @@ impl Stream {
         self.request(&head, body)
     }
 
-    /// Uploads `length` bytes (a multiple of 8); fails unless they arrived as they were sent.
+    /// Uploads `length` bytes (a multiple of 8); fails unless the server received the same bytes.
     pub fn upload_checked(&self, length: usize) -> io::Result<()> {
         (&self.stream).write_all(
             format!("POST / HTTP/1.1\r\nHost: shunt\r\nContent-Length: {length}\r\n\r\n").as_bytes(),
@@ -52,7 +52,7 @@ impl Stream {
         Err(io::Error::new(io::ErrorKind::InvalidData, format!("{length} bytes arrived changed: {text}")))
     }
 
-    /// Downloads `length` bytes (a multiple of 8); fails unless they are what the server sent.
+    /// Downloads `length` bytes (a multiple of 8); fails unless they match the bytes the server sent.
     pub fn download_checked(&self, length: usize) -> io::Result<()> {
         (&self.stream).write_all(format!("GET /{length} HTTP/1.1\r\nHost: shunt\r\n\r\n").as_bytes())?;
         self.asked.set(self.asked.get() + 1);
@@ -64,13 +64,13 @@ impl Stream {
         Err(io::Error::new(io::ErrorKind::InvalidData, format!("{length} bytes asked for arrived changed")))
     }
 
-    /// Asks once more, with the wish to end, and closes.
+    /// Sends a last request with `Connection: close`, and closes.
     pub fn last(self, patience: Duration) -> io::Result<Answer> {
         self.stream.set_read_timeout(Some(patience))?;
         self.request("GET / HTTP/1.1\r\nHost: shunt\r\nConnection: close\r\n\r\n", &[])
     }
 
-    /// Asks `count` times; panics unless the same backend answers each time and sees the same address.
+    /// Sends `count` requests; panics unless the same backend answers each time and sees the same client address.
     #[track_caller]
     pub fn steady(&self, count: usize) -> Answer {
         let asked = self.asked.get();
@@ -89,7 +89,7 @@ impl Stream {
         self.stream.local_addr()
     }
 
-    /// What getpeername says.
+    /// The address getpeername returns.
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
         self.stream.peer_addr()
     }
@@ -105,14 +105,14 @@ impl Stream {
         Answer::parse(&self.body()?)
     }
 
-    /// The body of the answer that comes now.
+    /// The body of the next response.
     fn body(&self) -> io::Result<String> {
         let mut answer = vec![0; self.content_length()?];
         self.reader.borrow_mut().read_exact(&mut answer)?;
         Ok(String::from_utf8_lossy(&answer).into_owned())
     }
 
-    /// Reads the head of an answer; the length of what follows.
+    /// Reads a response's head; returns the length of its body.
     fn content_length(&self) -> io::Result<usize> {
         let mut reader = self.reader.borrow_mut();
         let mut length = 0;

@@ -1,11 +1,11 @@
-//! Socket options that std and nix do not know, for unusual packets.
+//! Socket options for unusual packets that std and nix do not support.
 
 use std::{
     io,
     os::fd::{AsFd, AsRawFd},
 };
 
-/// Something unusual about every packet of a socket.
+/// An unusual property of all packets of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tweak {
     IpOptions,
@@ -14,7 +14,7 @@ pub(super) enum Tweak {
 }
 
 impl Tweak {
-    /// Whether it means anything for sockets of this kind.
+    /// Whether it applies to sockets of this kind.
     pub fn is_of(self, kind: i32) -> bool {
         self != Self::NoChecksum || kind == libc::SOCK_DGRAM
     }

@@ -10,14 +10,14 @@ use std::{
 
 use super::{Answer, tweak};
 
-/// Sockets of this process: a question says whose it is.
+/// Number of sockets of this process: a request names its socket.
 static SOCKETS: AtomicU64 = AtomicU64::new(0);
 
-/// A UDP socket, connected or not, that asks one server.
+/// A UDP socket, connected or not, that sends requests to one server.
 #[derive(Debug)]
 pub struct UdpClient {
     socket: UdpSocket,
-    /// Where datagrams go; `None` on a connected socket.
+    /// Destination of datagrams; `None` on a connected socket.
     to: Option<SocketAddr>,
     asked: Cell<usize>,
     number: u64,
@@ -35,19 +35,19 @@ impl UdpClient {
         Ok(Self { socket, to: Some(to), asked: Cell::new(0), number })
     }
 
-    /// The same unconnected socket from now on talks to `to`.
+    /// Sets a new destination for the same unconnected socket.
     pub fn redirect(&mut self, to: SocketAddr) {
         self.to = Some(to);
     }
 
-    /// Sends a datagram and waits for its own answer, which must come from whom it was sent to. Somebody else's answer
-    /// is an error.
+    /// Sends a datagram and waits for its own reply, which must come from the address the datagram was sent to. A reply
+    /// to another socket's request is an error.
     pub fn ask(&self) -> io::Result<Answer> {
         self.send()?;
         self.receive()
     }
 
-    /// Sends a question.
+    /// Sends a request.
     pub fn send(&self) -> io::Result<()> {
         self.asked.set(self.asked.get() + 1);
         let question = self.question();
@@ -58,7 +58,7 @@ impl UdpClient {
         Ok(())
     }
 
-    /// Waits for the answer to the last question.
+    /// Waits for the reply to the last request.
     pub fn receive(&self) -> io::Result<Answer> {
         let question = self.question();
         let mut buffer = [0; 2048];
@@ -71,7 +71,7 @@ impl UdpClient {
             let wrong = |what: String| Err(io::Error::new(io::ErrorKind::InvalidData, what));
             if !text.ends_with(&question) {
                 if text.contains(&format!("u{}q", self.number)) {
-                    // An answer to an earlier question, late.
+                    // A late reply to an earlier request.
                     continue;
                 }
                 return wrong(format!("asked {question:?}, and got from {from}: {text}"));
@@ -85,18 +85,18 @@ impl UdpClient {
         }
     }
 
-    /// The last question, as it was sent.
+    /// The last request, as it was sent.
     pub fn question(&self) -> String {
         format!("u{}q{}", self.number, self.asked.get())
     }
 
-    /// Sends one question on each of these, then waits for all of their answers, for `patience` altogether; what came
-    /// of each.
+    /// Sends one request on each of these sockets, then waits for all replies, for `patience` in total; returns the
+    /// result of each.
     pub fn ask_all(sockets: &[Self], patience: Duration) -> Vec<io::Result<Answer>> {
         let sent: Vec<_> = sockets.iter().map(Self::send).collect();
         let deadline = Instant::now() + patience;
         let receive = |socket: &Self| {
-            // What is there is read even when time is up.
+            // Replies that have already arrived are read even after the deadline.
             let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
             socket.socket.set_read_timeout(Some(left))?;
             socket.receive()
@@ -104,7 +104,7 @@ impl UdpClient {
         sockets.iter().zip(sent).map(|(socket, sent)| sent.and_then(|()| receive(socket))).collect()
     }
 
-    /// Sends `count` datagrams without waiting, then collects the answers.
+    /// Sends `count` datagrams without waiting, then collects the replies.
     pub fn burst(&self, count: usize) -> io::Result<Vec<Answer>> {
         for nth in 0..count {
             match self.to {
@@ -120,12 +120,12 @@ impl UdpClient {
         (0..count).map(|_| answer()).collect()
     }
 
-    /// The error that the socket's owner would be told with the next recv(2) or poll(2), and takes it.
+    /// Takes the socket's pending error, which the next recv(2) or poll(2) would report.
     pub fn take_error(&self) -> io::Result<Option<io::Error>> {
         self.socket.take_error()
     }
 
-    /// Sends a datagram of `length` bytes and waits for the answer, which says as much again and more.
+    /// Sends a datagram of `length` bytes and waits for the reply, which repeats the request.
     pub fn ask_long(&self, length: usize) -> io::Result<Answer> {
         self.asked.set(self.asked.get() + 1);
         let question = self.question();
@@ -144,7 +144,7 @@ impl UdpClient {
         }
     }
 
-    /// The same socket once more.
+    /// A clone of the same socket.
     pub fn try_clone(&self) -> io::Result<Self> {
         let socket = self.socket.try_clone()?;
         Ok(Self { socket, to: self.to, asked: self.asked.clone(), number: self.number })
@@ -155,12 +155,12 @@ impl UdpClient {
         self.socket
     }
 
-    /// What the kernel knows of the narrowest place on the way to the peer of a connected socket.
+    /// The kernel's path MTU to the peer of a connected socket.
     pub fn path_mtu(&self) -> io::Result<i32> {
         tweak::path_mtu(&self.socket, self.socket.peer_addr()?.is_ipv4())
     }
 
-    /// What getpeername says.
+    /// The address getpeername returns.
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
         self.socket.peer_addr()
     }

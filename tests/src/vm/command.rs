@@ -1,4 +1,4 @@
-//! Commands inside the guest: each ends within a limit, and what it wrote is kept.
+//! Commands inside the guest: each has a time limit, and its output is kept.
 
 use std::{
     fs::{self, File},
@@ -11,10 +11,10 @@ use anyhow::{Context, Result, bail};
 
 use super::Ended;
 
-/// Everything is some ten times slower here than on the machine around it.
+/// Everything is about ten times slower here than on the host.
 pub const SLOW: Duration = Duration::from_secs(60);
 
-/// Runs to its end, or ends it.
+/// Runs a command to completion, or kills it at the limit.
 pub fn ended(command: &mut Command, limit: Duration) -> Result<Ended> {
     const LOG: &str = "/run/ended.log";
     let log = File::create(LOG)?;
@@ -29,7 +29,7 @@ pub fn ended(command: &mut Command, limit: Duration) -> Result<Ended> {
     Ok(Ended { status, output: String::from_utf8_lossy(&fs::read(LOG)?).into_owned() })
 }
 
-/// Waits for its end, or ends it; its exit status where it had one.
+/// Waits for its exit, or kills it at the limit; returns its exit status if it had one.
 pub fn wait(child: &mut Child, limit: Duration) -> Result<Option<i32>> {
     let deadline = Instant::now() + limit;
     loop {
@@ -45,7 +45,7 @@ pub fn wait(child: &mut Child, limit: Duration) -> Result<Option<i32>> {
     }
 }
 
-/// Lines of iproute2's grammar in the node's namespace.
+/// Runs lines in iproute2's batch syntax in the node's namespace.
 pub fn ip(lines: &str) -> Result<()> {
     for line in lines.lines() {
         let ended = ended(Command::new("ip").args(line.split_whitespace()), SLOW)?;

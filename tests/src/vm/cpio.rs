@@ -27,7 +27,7 @@ impl Archive {
         self.make_directory(path);
     }
 
-    /// A character device: the kernel opens /dev/console before init could make it.
+    /// A character device: the kernel opens /dev/console before init could create it.
     pub fn device(&mut self, path: &str, major: u32, minor: u32) {
         self.parents(path);
         self.entry(path, CHAR_DEVICE, (major, minor), &[]);
@@ -58,7 +58,7 @@ impl Archive {
         self.inode += 1;
         let size = u32::try_from(data.len()).expect("no file of an initramfs reaches 4 GiB");
         let name_size = name.len() as u32 + 1;
-        // inode, mode, uid, gid, links, mtime, size, device, device of a node, name's size, no checksum.
+        // inode, mode, uid, gid, links, mtime, size, device, device of a node, length of the name, no checksum.
         let fields = [self.inode, mode, 0, 0, 1, 0, size, 0, 0, device.0, device.1, name_size, 0];
         self.bytes.extend_from_slice(b"070701");
         for field in fields {
@@ -80,7 +80,7 @@ impl Archive {
 mod tests {
     use super::*;
 
-    /// Names and sizes as a reader of the format finds them.
+    /// Names and sizes as read by the format's rules.
     fn read(bytes: &[u8]) -> Vec<(String, u32)> {
         let mut found = Vec::new();
         let mut at = 0;

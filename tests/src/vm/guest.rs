@@ -1,5 +1,5 @@
-//! Process 1 of the virtual machine: mounts, modules, two pods and a Service; then `shunt`, traffic, the report, off.
-//! (Or what ipvs mode leaves, see [`super::ipvs`].)
+//! Process 1 of the virtual machine: mounts, modules, two pods and a Service; then `shunt`, traffic, the report, power
+//! off. (Or the leftovers of ipvs mode, see [`super::ipvs`].)
 //!
 //! The machine's own network namespace is the node.
 
@@ -53,7 +53,7 @@ pub fn main() -> ! {
     let json = serde_json::to_string(&report).unwrap_or_else(|error| format!("{error}"));
     println!("\n{REPORT}{json}\n{END}");
     let _ = std::io::stdout().flush();
-    // The serial line sends on while we wait; a machine that cannot be turned off is ended from outside.
+    // The serial line still transmits while we wait; a machine that cannot power off is killed by the host.
     thread::sleep(Duration::from_millis(500));
     let _ = reboot(RebootMode::RB_POWER_OFF);
     loop {
@@ -99,7 +99,7 @@ fn mounts() -> Result<()> {
     Ok(())
 }
 
-/// Loads the modules in the order of their numbers.
+/// Loads the modules in numerical order.
 fn modules() -> Result<()> {
     let mut files: Vec<_> = fs::read_dir(image::MODULES)?.collect::<std::io::Result<Vec<_>>>()?;
     files.sort_by_key(fs::DirEntry::file_name);
@@ -117,7 +117,7 @@ fn modules() -> Result<()> {
     Ok(())
 }
 
-/// What a pod of the guest is called and where it lives.
+/// A pod of the guest: its name, namespace and addresses.
 struct Pod {
     place: Place,
     v4: &'static str,
@@ -125,7 +125,7 @@ struct Pod {
 }
 
 impl Pod {
-    /// A namespace, a veth pair, and a route of the node to each address, as a CNI without bridge makes them.
+    /// A namespace, a veth pair, and a route on the node to each address, as a CNI without a bridge creates them.
     fn new(name: &str, v4: &'static str, v6: &'static str) -> Result<Self> {
         let netns = Netns::new(name)?;
         let path = netns.path();
@@ -144,7 +144,7 @@ impl Pod {
     }
 }
 
-/// A machine at the other end of the uplink, whose checksums are on the wire as a network card's are.
+/// A machine at the other end of the uplink. As with a network card, checksums on the wire are complete.
 fn outside() -> Result<Place> {
     let netns = Netns::new("outside")?;
     let path = netns.path();
@@ -163,7 +163,7 @@ fn serve(report: &mut Report) -> Result<()> {
     fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
     fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
     let outside = outside()?;
-    // A route to the Service range, as any node has by its default route; a device without link-layer header.
+    // A route to the Service range, as every node has by its default route; a device without link-layer header.
     ip(
         "addr add 192.168.8.201/24 dev uplink\naddr add fd00:8::201/64 dev uplink nodad\nlink set uplink up\n\
         route add default via 192.168.8.1\nroute add default via fd00:8::1\n\
@@ -199,7 +199,7 @@ fn shunt_run() -> Command {
     command
 }
 
-/// Waits until `/readyz` says 200.
+/// Waits until `/readyz` returns 200.
 fn ready(shunt: &mut Child) -> Result<()> {
     let deadline = Instant::now() + SLOW;
     let mut said = String::new();
@@ -226,7 +226,7 @@ fn readyz() -> std::io::Result<String> {
     Ok(answer)
 }
 
-/// One connection over each family's ClusterIP from the pod and from the node itself.
+/// One connection to each family's ClusterIP from the pod and from the node itself.
 fn use_service(client: &Pod, report: &mut Report) {
     for family in BOTH {
         let (vip, pod): (IpAddr, &str) = match family {
@@ -246,7 +246,7 @@ fn use_service(client: &Pod, report: &mut Report) {
     }
 }
 
-/// One connection over each family to the node's port, from outside.
+/// One connection in each family to the NodePort, from outside.
 fn use_node_port(outside: &Place, report: &mut Report) {
     for (node, own) in [("192.168.8.201", "192.168.8.1"), ("fd00:8::201", "fd00:8::1")] {
         let to = SocketAddr::new(node.parse().expect("an address"), NODE_PORT);
@@ -274,7 +274,7 @@ fn node_asks(to: SocketAddr) -> std::io::Result<String> {
     Ok(answer)
 }
 
-/// `shunt prog list`, and for each program where the kernel has it.
+/// `shunt prog list`, and each program's attachment in the kernel.
 fn programs(found: &mut Vec<Program>) -> Result<()> {
     let links = shunt_json(&["link", "list", "-j"])?;
     let filters = filters()?;
@@ -292,7 +292,7 @@ fn programs(found: &mut Vec<Program>) -> Result<()> {
     Ok(())
 }
 
-/// The classifiers on the hooks of every device, as `tc` prints them: `... direct-action ... id 17 name ... `.
+/// The classifiers on all devices' hooks, as `tc` prints them: `... direct-action ... id 17 name ... `.
 fn filters() -> Result<String> {
     let mut text = String::new();
     for device in ["uplink", "client", "tun0"] {
@@ -318,7 +318,7 @@ fn stop(mut shunt: Child) -> Result<Ended> {
     Ok(Ended { status, output: String::from_utf8_lossy(&fs::read(RUN_LOG)?).into_owned() })
 }
 
-/// One Service on both families with the pod `web` behind it, and the node.
+/// One Service in both families with the pod `web` as its endpoint, and the node.
 fn manifests() -> Result<()> {
     fs::create_dir_all(MANIFESTS)?;
     let slice = |family: &str, address: &str| {

@@ -1,5 +1,5 @@
-//! The initramfs: init, shunt and the few programs init calls, each with the libraries it is linked to at the same
-//! paths as here, and the modules in the order they are to be loaded.
+//! The initramfs: init, shunt and the few programs that init calls, each with its shared libraries at the same paths as
+//! on the host, and the modules in load order.
 
 use std::{
     collections::BTreeSet,
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use super::{cpio::Archive, modules};
 
-/// Where init finds the modules, as NUMBER-NAME.
+/// The guest's directory of modules, named NUMBER-NAME.
 pub const MODULES: &str = "/modules";
 pub const SHUNT: &str = "/bin/shunt";
 
@@ -54,7 +54,7 @@ fn find(program: &str) -> Result<PathBuf> {
         .with_context(|| format!("there is no {program}: `cargo xtask setup` installs it"))
 }
 
-/// The libraries and the program interpreter that `ldd` names.
+/// The libraries and the program interpreter listed by `ldd`.
 fn linked(program: &Path) -> Result<Vec<String>> {
     let output = Command::new("ldd").arg(program).output().context("cannot run ldd, a part of glibc")?;
     if !output.status.success() {

@@ -1,5 +1,5 @@
-//! What a kube-proxy in ipvs mode leaves, and its removal: the kernel of the machine around the guest need not have
-//! IPVS. Made by the guest with netlink messages, as kube-proxy makes it.
+//! Leftovers of a kube-proxy in ipvs mode, and their removal: the host's kernel need not have IPVS. The guest creates
+//! them with netlink messages, as kube-proxy does.
 
 use std::{
     fs,
@@ -16,12 +16,12 @@ use super::{
     image,
 };
 
-/// Two VIPs of each family; a NodePort at the node's own address; somebody else's virtual server there.
+/// Two VIPs of each family; a NodePort at the node's own address; a foreign virtual server there.
 const LEFT: [&str; 3] = ["10.68.0.10:80", "[fd00:10:68::a]:80", "192.168.8.201:30080"];
 const FOREIGN: &str = "192.168.8.201:443";
 
-/// `report.check` is what `shunt check` says before the removal, `report.run` what is removed; each attempt is a question
-/// and whether the answer was right.
+/// `report.check` is the output of `shunt check` before the removal, `report.run` the list of removed objects; each
+/// attempt is a question and whether the answer was correct.
 pub fn leave_and_clean_up(report: &mut Report) -> Result<()> {
     ip("link set lo up\nlink add kube-ipvs0 type dummy\nlink add eth0 type dummy\nlink set eth0 up\n\
         addr add 10.68.0.10/32 dev kube-ipvs0\naddr add fd00:10:68::a/128 dev kube-ipvs0 nodad\n\
@@ -78,7 +78,7 @@ fn add_server(at: SocketAddr) -> Result<()> {
             .attribute(3, &address)
             .attribute(4, &at.port().to_be_bytes())
             .attribute(6, b"rr\0")
-            // No flags, and all of them meant.
+            // No flags, with a mask of all of them.
             .attribute(7, &[0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff])
             .attribute(8, &0u32.to_ne_bytes())
             .attribute(9, &mask.to_ne_bytes());

@@ -1,5 +1,5 @@
-//! One run of qemu: always without acceleration (a /dev/kvm may exist and not work), always with a time limit, judged
-//! by what the guest wrote.
+//! One run of qemu: always without acceleration (a /dev/kvm may exist and not work), always with a time limit. The
+//! result depends on the guest's output only.
 
 use std::{
     fs,
@@ -16,11 +16,11 @@ use anyhow::{Context, Result, bail};
 use super::{END, REPORT, Report, Task, image};
 use crate::net::shunt;
 
-/// A boot takes 3 to 6 seconds where nothing else runs, the task some more; two machines share two cores here.
+/// A boot takes 3 to 6 seconds on an idle machine, the task some more; two machines share two cores here.
 const LIMIT: Duration = Duration::from_secs(240);
 const QEMU: &str = "qemu-system-x86_64";
 
-/// Boots the newest cached kernel of `series`, has it do `task`, and returns what it saw.
+/// Boots the newest cached kernel of `series`, runs `task`, and returns the report.
 pub fn boot(series: &str, task: Task, init: &Path) -> Result<Report> {
     let vm = target(init)?.join("vm");
     let kernel = vm.join("kernels").join(series);
@@ -36,7 +36,8 @@ pub fn boot(series: &str, task: Task, init: &Path) -> Result<Report> {
         .arg(kernel.join("vmlinuz"))
         .arg("-initrd")
         .arg(&initramfs.0)
-        // no_timer_check: on a busy machine the emulated timer ticks too rarely for the kernel's check of it, a panic.
+        // no_timer_check: on a busy machine the emulated timer ticks too rarely for the kernel's check, which would
+        // panic.
         .args([
             "-append",
             &format!("console=ttyS0 quiet panic=-1 no_timer_check random.trust_cpu=on -- {}", task.word()),
@@ -62,7 +63,7 @@ fn target(init: &Path) -> Result<PathBuf> {
     Ok(dir.to_path_buf())
 }
 
-/// A file that goes away with its test.
+/// A file that is removed with its test.
 struct Scratch(PathBuf);
 
 impl Drop for Scratch {
@@ -71,11 +72,11 @@ impl Drop for Scratch {
     }
 }
 
-/// A running qemu; ended when dropped.
+/// A running qemu; killed when dropped.
 struct Machine(Child);
 
 impl Machine {
-    /// The console up to the marker, the end of qemu or the limit, whichever comes first.
+    /// Reads the console up to the marker, the exit of qemu or the limit, whichever comes first.
     fn watch(mut self, limit: Duration) -> Result<String> {
         let (lines, console) = mpsc::channel();
         let stdout = self.0.stdout.take().context("stdout is piped")?;

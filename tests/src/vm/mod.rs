@@ -1,8 +1,8 @@
 //! Other kernels: a virtual machine with an initramfs of our own, whose init is a program of this crate.
 //!
-//! The host's half ([`image`], [`machine`]) makes the initramfs and runs qemu without acceleration; the guest's half
-//! ([`guest`]) is process 1 in there. All that passes between them is one line of JSON on the serial console, the
-//! [`Report`], and the marker behind it. Where kernels come from only `cargo xtask` knows.
+//! The host's half ([`image`], [`machine`]) builds the initramfs and runs qemu without acceleration; the guest's half
+//! ([`guest`]) is process 1 in the virtual machine. The guest sends the host one line of JSON on the serial console,
+//! the [`Report`], and a marker after it. Only `cargo xtask` knows where kernels come from.
 
 mod command;
 mod cpio;
@@ -16,24 +16,24 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
-/// Begins the report's line on the console.
+/// Prefix of the report's line on the console.
 const REPORT: &str = "SHUNT-VM-REPORT ";
-/// The last line of a guest that came to its end. Qemu's exit status says nothing of the sort.
+/// The last line of a guest that completed. Qemu's exit status does not tell.
 const END: &str = "SHUNT-VM-END";
 
-/// What the guest is to do.
+/// The guest's task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
     /// Serve a Service with `shunt run` and use it.
     Serve,
-    /// See `shunt check` and `shunt run` refuse.
+    /// Check that `shunt check` and `shunt run` refuse to work.
     Refuse,
-    /// See `shunt cleanup --kube-proxy` remove what ipvs mode leaves.
+    /// Check that `shunt cleanup --kube-proxy` removes the leftovers of ipvs mode.
     Ipvs,
 }
 
 impl Task {
-    /// As a word on the kernel's command line.
+    /// The task as a word on the kernel's command line.
     const fn word(self) -> &'static str {
         match self {
             Self::Serve => "serve",
@@ -42,8 +42,8 @@ impl Task {
         }
     }
 
-    /// What the guest's network is made of beside what the kernel has built in: veth pairs, a tun device, and tc's
-    /// hooks below kernel 6.6; or what kube-proxy's ipvs mode is made of.
+    /// The modules of the guest's network, unless the kernel has them built in: veth pairs, a tun device, and tc's
+    /// hooks below kernel 6.6; or those of kube-proxy's ipvs mode.
     const fn modules(self) -> &'static [&'static str] {
         match self {
             Self::Serve | Self::Refuse => &["veth", "tun", "sch_ingress", "cls_bpf"],
@@ -56,25 +56,25 @@ impl Task {
     }
 }
 
-/// What was seen in the guest.
+/// The guest's observations.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// `uname -r`.
     pub kernel: String,
-    /// Why the guest could not do its task.
+    /// The error that prevented the task.
     pub failure: Option<String>,
-    /// Every attempt to use the Service, and what came of it.
+    /// All attempts to use the Service, with their results.
     pub attempts: Vec<Seen>,
     pub programs: Vec<Program>,
-    /// Packets that the XDP lane translated for a backend of the node.
+    /// Packets that the XDP program translated for a backend of the node.
     pub lane: u64,
-    /// What `shunt run` wrote.
+    /// Output of `shunt run`.
     pub run: Ended,
-    /// What `shunt check` wrote.
+    /// Output of `shunt check`.
     pub check: Ended,
 }
 
-/// One attempt of traffic.
+/// One connection attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seen {
     pub answered: bool,
@@ -85,23 +85,23 @@ pub struct Seen {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Program {
     pub name: String,
-    /// `bpf_prog_info.verified_insns`: what the verifier walked.
+    /// `bpf_prog_info.verified_insns`: the number of instructions the verifier processed.
     pub verified_insns: u32,
-    /// `tcx`, `clsact`, `cgroup`; empty when it is attached nowhere.
+    /// `tcx`, `clsact`, `cgroup`; empty if it is not attached.
     pub attached: String,
 }
 
-/// A process that ended, or was ended.
+/// A process that exited or was killed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ended {
-    /// Exit status; none when it had to be ended.
+    /// Exit status; none if it had to be killed.
     pub status: Option<i32>,
     /// Standard output and error.
     pub output: String,
 }
 
 impl Report {
-    /// Rows `kernel program verified attached`, one for each program.
+    /// Rows `kernel program verified attached`, one per program.
     pub fn table(&self) -> String {
         let mut text = String::new();
         for Program { name, verified_insns, attached } in &self.programs {

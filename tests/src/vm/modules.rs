@@ -1,4 +1,4 @@
-//! Kernel modules: found by name below a kernel's directory, decompressed, and put in the order of their needs.
+//! Kernel modules: found by name in a kernel's directory, decompressed, and ordered by their dependencies.
 
 use std::{
     collections::HashMap,
@@ -16,8 +16,8 @@ pub struct Module {
     pub image: Vec<u8>,
 }
 
-/// The modules `wanted` and those they need, each behind what it needs. A name that is no module is part of the
-/// kernel's image: whether the feature is really there the guest will see.
+/// The modules `wanted` and their dependencies, each after those it depends on. A name that is no module is assumed to
+/// be built into the kernel image; the guest finds out whether the feature really exists.
 pub fn collect(dir: &Path, wanted: &[&str]) -> Result<Vec<Module>> {
     let mut files = HashMap::new();
     index(&dir.join("kernel"), &mut files)?;
@@ -72,7 +72,7 @@ fn decompressed(path: &Path) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// The `depends=a,b` of a module's .modinfo section, which is a row of zero-terminated strings.
+/// The `depends=a,b` of a module's .modinfo section, which is a sequence of zero-terminated strings.
 fn needs(image: &[u8]) -> Vec<String> {
     const KEY: &[u8] = b"\0depends=";
     let Some(at) = image.windows(KEY.len()).position(|window| window == KEY) else { return Vec::new() };

@@ -1,4 +1,4 @@
-//! As whom, and to which address.
+//! The agent's identity, and the server address it uses.
 
 use anyhow::{Result, ensure};
 use tests::api_server::{ApiServer, Certificates, of_environment};
@@ -66,7 +66,7 @@ fn the_next_address_is_tried_when_one_is_away() -> Result<()> {
     }
     let mut follower = Follower::with(&first, "several", Options { servers, ..Options::default() })?;
     follower.synced()?;
-    // Both are of one cluster: the same changes, the same versions.
+    // Both servers belong to one cluster: the same changes, the same versions.
     first.stop();
     for server in [&first, &second] {
         server.store().apply(&service("web", 10, 5))?;

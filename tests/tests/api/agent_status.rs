@@ -1,5 +1,5 @@
-//! What the agent tells the cluster and its operators: Events, and the node's eligibility while the API server is there
-//! and while it is not.
+//! The agent's reports to the cluster and its operators: Events, and the node's eligibility while the API server is
+//! available and while it is not.
 
 use std::{thread, time::Duration};
 
@@ -30,12 +30,12 @@ fn run(cluster: &Cluster, server: &ApiServer) -> Result<()> {
     cluster.start(&["--kubeconfig", kubeconfig.to_str().context("a path in UTF-8")?])
 }
 
-/// The events of this reason, in the order of their arrival.
+/// The Events with this reason, in order of arrival.
 fn events(server: &ApiServer, reason: &str) -> Vec<Value> {
     server.store().events().into_iter().filter(|event| event["reason"] == reason).collect()
 }
 
-/// A Service with an endpoint that nobody may send to.
+/// A Service with an endpoint address that no traffic may be sent to.
 fn refused(uid: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Service\nmetadata: {{name: bad, namespace: default, uid: {uid}}}\n\
@@ -72,7 +72,7 @@ fn events_are_on_the_node_and_on_the_service() -> Result<()> {
             && event["note"].as_str().is_some_and(|note| note.contains("127.0.0.1")),
         "{event}"
     );
-    // A state lasts; it is told once.
+    // A state persists, but is reported once.
     thread::sleep(SECOND * 2);
     ensure!(events(&server, "EndpointRefused").len() == 1);
     ensure!(server.violations().is_empty(), "{:?}", server.violations());

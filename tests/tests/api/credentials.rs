@@ -1,4 +1,4 @@
-//! The ways in which a kubeconfig names servers, authorities and users.
+//! The forms in which a kubeconfig specifies servers, authorities and users.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
@@ -8,7 +8,7 @@ use tests::api_server::{Api, kubeconfig, of_environment};
 
 use crate::follower::{Follower, Options, SECOND, cluster, files, has};
 
-/// Follows what the kubeconfigs say until everything is there.
+/// Follows the servers of the kubeconfigs until all objects have arrived.
 fn follows(server: &dyn Api, name: &str, origin: Origin) -> Result<()> {
     let mut follower = Follower::with(server, name, Options { origin: Some(origin), ..Options::default() })?;
     let took = follower.synced()?;
@@ -17,7 +17,7 @@ fn follows(server: &dyn Api, name: &str, origin: Origin) -> Result<()> {
     follower.finish()
 }
 
-/// A program that gives credentials, and counts how often it was asked.
+/// A credential plugin that counts its calls.
 fn plugin(path: &Path, answer: &str) -> Result<()> {
     let counter = path.with_extension("asked");
     fs::write(
@@ -55,7 +55,7 @@ fn plugins_give_tokens_and_certificates() -> Result<()> {
     ] {
         plugin(&directory.join(name), &credential(&status))?;
         let config = directory.join(format!("{name}.conf"));
-        // Beside the kubeconfig: a path with a slash is relative to it.
+        // The plugin is next to the kubeconfig: a path with a slash is relative to it.
         let user = format!(
             "exec: {{apiVersion: client.authentication.k8s.io/v1, command: ./{name}, interactiveMode: Never}}"
         );
@@ -63,13 +63,13 @@ fn plugins_give_tokens_and_certificates() -> Result<()> {
         follows(&*server, &format!("plugin-{name}"), Origin::Flag(config))?;
         let asked = fs::read_to_string(directory.join(format!("{name}.asked")))?.lines().count();
         eprintln!("{name}: the plugin was asked {asked} times");
-        // For the certificate and for the token; what has expired is asked for again, for each request.
+        // Once for the certificate and once for the token; expired credentials are requested again for each request.
         ensure!(if name == "short" { asked > 2 } else { asked <= 2 }, "{name}: {asked}");
     }
     Ok(())
 }
 
-/// What a plugin gave is refused: it is asked for another.
+/// If the server rejects a plugin's credential, the plugin is called again.
 #[test]
 fn a_plugin_is_asked_again_when_its_token_is_refused() -> Result<()> {
     let server = of_environment()?;
@@ -97,7 +97,7 @@ fn several_files_count_as_one() -> Result<()> {
     let files = files("several-files")?;
     let directory = files.path();
     fs::create_dir(directory.join("users"))?;
-    // Paths are relative to the file they stand in; what was said first counts.
+    // Paths are relative to their own file; the first definition wins.
     fs::write(directory.join("ca.pem"), server.certificates().expect("it speaks TLS").authority())?;
     fs::write(directory.join("users/token"), format!("{}\n", server.token()?))?;
     let clusters = directory.join("clusters.conf");
@@ -125,7 +125,7 @@ fn a_server_that_is_not_to_be_verified_is_not() -> Result<()> {
     let config = files.path().join("kubeconfig");
     fs::write(&config, kubeconfig(&server.url(), ", insecure-skip-tls-verify: true", &user))?;
     follows(&*server, "insecure-agent", Origin::Flag(config.clone()))?;
-    // Without the word, nobody's certificate is believed.
+    // Without this setting, no certificate is trusted.
     fs::write(&config, kubeconfig(&server.url(), "", &user))?;
     let options = Options { origin: Some(Origin::Flag(config)), ..Options::default() };
     let mut follower = Follower::with(&*server, "unverified", options)?;
@@ -160,7 +160,7 @@ fn a_server_is_verified_by_the_name_that_is_given() -> Result<()> {
     Ok(())
 }
 
-/// What can be read of a cluster's description without a server.
+/// The parts of a cluster's description that can be read without a server.
 #[test]
 fn a_user_without_a_name_is_nobody() -> Result<()> {
     let files = files("nobody")?;

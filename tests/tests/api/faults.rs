@@ -1,4 +1,4 @@
-//! What servers and networks do to lists and watches. After each fault, what changed meanwhile is there.
+//! Faults of servers and networks in lists and watches. After each fault, the changes made meanwhile arrive.
 
 use anyhow::{Result, ensure};
 use shunt::snapshot::Snapshot;
@@ -6,7 +6,7 @@ use tests::api_server::{ApiServer, Fault, of_environment};
 
 use crate::follower::{Follower, SECOND, cluster, has, key, service};
 
-/// Commits `fault`, changes something meanwhile, and waits until that is there.
+/// Injects `fault`, changes an object meanwhile, and waits until the change arrives.
 fn after(name: &str, fault: Fault, resources: &[&str]) -> Result<()> {
     let server = ApiServer::local()?;
     cluster(&server)?;
@@ -16,7 +16,7 @@ fn after(name: &str, fault: Fault, resources: &[&str]) -> Result<()> {
     for resource in resources {
         server.store().fault(resource, fault);
     }
-    // Ends the watches, so that the next request meets the fault; nobody sees the removal.
+    // Ends the watches, so that the next request meets the fault; no watch sees the removal.
     server.reset_connections();
     server.store().delete("services", "default/web")?;
     server.store().apply(&service("next", 11, 6))?;
@@ -58,7 +58,7 @@ fn a_server_that_hangs() -> Result<()> {
     after("hang", Fault::Hang, &["services"])
 }
 
-/// At start: whatever is wrong with the first list, the second is taken, and nothing is complete before.
+/// At start: whatever the fault of the first list, the second one is used, and nothing counts as complete before.
 #[test]
 fn a_first_list_that_is_no_list() -> Result<()> {
     let faults = [
@@ -102,7 +102,7 @@ fn a_server_that_was_away_tells_of_removals() -> Result<()> {
         }
         server.apply(&service(new, 50, 50))?;
         if forgets {
-            // So long away that the changes are no longer told one by one.
+            // Stopped for so long that the server no longer sends the individual changes.
             server.forget();
         }
         server.start()?;
@@ -118,7 +118,8 @@ fn a_server_that_was_away_tells_of_removals() -> Result<()> {
     follower.finish()
 }
 
-/// Restored from a backup: versions start again from an earlier one, and a watch from before would be silent.
+/// Restored from a backup: versions restart from an earlier one, and a watch from a later version would receive
+/// nothing.
 #[test]
 fn a_server_whose_versions_go_back() -> Result<()> {
     let server = ApiServer::local()?;
@@ -128,7 +129,7 @@ fn a_server_whose_versions_go_back() -> Result<()> {
     }
     let mut follower = Follower::new(&server, "backwards")?;
     follower.synced()?;
-    // While it is away.
+    // While the server is stopped.
     server.stop();
     server.store().go_back(7);
     server.store().delete("services", "default/web")?;

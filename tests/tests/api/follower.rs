@@ -1,4 +1,4 @@
-//! The agent's side of a test: the real source, and a snapshot of what it delivered.
+//! The agent's side of a test: the real source, and a snapshot of the objects it delivered.
 
 use std::{
     path::PathBuf,
@@ -21,7 +21,7 @@ use tokio::{runtime::Runtime, sync::mpsc, time::timeout};
 pub const SECOND: Duration = Duration::from_secs(1);
 pub const NODE: &str = "node-1";
 
-/// Follows a server; checks at its end that it asked for nothing it may not have.
+/// Follows a server; checks at the end that it made no request without permission.
 pub struct Follower<'a> {
     server: &'a dyn Api,
     pub snapshot: Snapshot,
@@ -32,7 +32,7 @@ pub struct Follower<'a> {
     _files: Scratch,
 }
 
-/// How to follow.
+/// Options for following.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     pub watch_list: bool,
@@ -41,11 +41,11 @@ pub struct Options {
     pub servers: Vec<String>,
     /// The fields of the kubeconfig's user, instead of the agent's token.
     pub user: Option<String>,
-    /// Other kubeconfigs than the one that is written for this test.
+    /// Kubeconfigs to use instead of the one written for this test.
     pub origin: Option<Origin>,
 }
 
-/// A directory of this test's own.
+/// A directory for this test only.
 pub fn files(name: &str) -> Result<Scratch> {
     Scratch::new(std::env::temp_dir().join(format!("shunt-api-{}-{name}", std::process::id())))
 }
@@ -73,7 +73,7 @@ impl<'a> Follower<'a> {
         Ok(Self { server, snapshot, gone: 0, events, runtime, _files: files })
     }
 
-    /// Takes events until the snapshot is as wanted; how long that took.
+    /// Processes events until the snapshot is as wanted; returns how long that took.
     pub fn until(&mut self, within: Duration, wanted: impl Fn(&Snapshot) -> bool) -> Result<Duration> {
         let begun = Instant::now();
         while !wanted(&self.snapshot) {
@@ -85,7 +85,7 @@ impl<'a> Follower<'a> {
         Ok(begun.elapsed())
     }
 
-    /// Takes whatever comes for so long.
+    /// Processes all events for this duration.
     pub fn listen(&mut self, duration: Duration) -> Result<()> {
         let begun = Instant::now();
         while begun.elapsed() < duration {
@@ -94,12 +94,12 @@ impl<'a> Follower<'a> {
         Ok(())
     }
 
-    /// Until all initial lists are there.
+    /// Waits until all initial lists have arrived.
     pub fn synced(&mut self) -> Result<Duration> {
         self.until(SECOND * 20, Snapshot::is_synced)
     }
 
-    /// Takes one batch; false when none came.
+    /// Processes one batch; false if none arrived.
     fn take(&mut self, patience: Duration) -> Result<bool> {
         let events = &mut self.events;
         let batch = self.runtime.block_on(async { timeout(patience, events.recv()).await });
@@ -113,7 +113,7 @@ impl<'a> Follower<'a> {
         Ok(true)
     }
 
-    /// At the end of each test.
+    /// Called at the end of each test.
     pub fn finish(self) -> Result<()> {
         let complaints = self.server.complaints();
         ensure!(complaints.is_empty(), "{complaints:?}");
@@ -146,7 +146,7 @@ pub fn slice(name: &str, endpoint: u8, labels: &str) -> String {
     )
 }
 
-/// What every cluster has, and the node.
+/// The objects of every cluster, and the node.
 pub fn cluster(server: &dyn Api) -> Result<()> {
     if !server.makes_kubernetes() {
         server.apply(&service("kubernetes", 1, 1))?;
@@ -158,7 +158,7 @@ pub fn cluster(server: &dyn Api) -> Result<()> {
     )
 }
 
-/// Whether the Service is there with this one endpoint.
+/// Whether the Service exists with exactly this endpoint.
 pub fn has(snapshot: &Snapshot, name: &str, endpoint: u8) -> bool {
     let (endpoints, _) = snapshot.endpoints(&key(name));
     let address = std::net::IpAddr::from([172, 20, 0, endpoint]);

@@ -11,7 +11,7 @@ use crate::follower::{Follower, Options, SECOND, cluster, has, key, service};
 
 const MANY: u32 = 5000;
 
-/// As real objects are: managedFields and annotations are most of them.
+/// Like real objects: managedFields and annotations are most of their size.
 fn many(server: &dyn Api) -> Result<()> {
     let ballast = "x".repeat(800);
     let mut objects = Vec::new();
@@ -80,18 +80,18 @@ fn an_empty_list_does_not_wipe_what_is_there() -> Result<()> {
     let timing = Timing { believe_empty: SECOND * 3, ask_again: SECOND / 4, ..Timing::default() };
     let options = Options { populated: true, timing: Some(timing), ..Options::default() };
     let mut follower = Follower::with(&server, "empty", options)?;
-    // Nothing is there, and the maps of an earlier run are full: not believed at once.
+    // The lists are empty, but the maps of an earlier run are full: the agent does not accept this at once.
     follower.listen(SECOND)?;
     ensure!(!follower.snapshot.is_synced());
     cluster(&server)?;
     server.store().apply(&service("web", 10, 5))?;
     follower.synced()?;
-    // The same with what this run knows: a relist that finds nothing.
+    // The same with objects known to this run: a relist that returns no objects.
     server.store().fault("services", Fault::EmptyList);
     server.store().fault("services", Fault::StreamGone);
     follower.listen(SECOND)?;
     ensure!(has(&follower.snapshot, "web", 5) && follower.gone == 0);
-    // Said for long enough, it is believed.
+    // It accepts an empty list that persists long enough.
     for name in ["kubernetes", "web"] {
         server.store().delete("services", &format!("default/{name}"))?;
     }
@@ -107,7 +107,7 @@ fn an_empty_cluster_is_believed_when_there_is_nothing_to_lose() -> Result<()> {
     follower.finish()
 }
 
-/// By a server that streams, or that knows nothing of it, which real ones answer in more than one way.
+/// From a server with streaming lists, or without them; real servers without them respond in several ways.
 fn streamed(server: &dyn Api, name: &str) -> Result<()> {
     cluster(server)?;
     server.apply(&service("web", 10, 5))?;
@@ -118,7 +118,7 @@ fn streamed(server: &dyn Api, name: &str) -> Result<()> {
     ensure!(has(&follower.snapshot, "web", 5));
     server.apply(&service("next", 11, 6))?;
     follower.until(SECOND * 2, |now| has(now, "next", 6))?;
-    // The end of a stream is made up for by the next, removals included.
+    // The next stream makes up for a stream that ended early, including removals.
     server.stop()?;
     server.delete("services", "default/next")?;
     server.forget();
@@ -148,7 +148,7 @@ fn a_server_that_refuses_to_stream_is_listed() -> Result<()> {
     Ok(())
 }
 
-/// Nothing may be taken for gone before every list is there.
+/// No object may be treated as deleted before all lists have arrived.
 #[test]
 fn nothing_is_complete_before_all_lists_are() -> Result<()> {
     let server = ApiServer::local()?;

@@ -1,13 +1,14 @@
-//! The API server is followed: what it stores is what the agent knows, whatever it and the network do on the way.
+//! Following an API server: the agent's objects match the stored ones, whatever the server and the network do in
+//! between.
 //!
-//! Scenarios that need no fault on demand run against a real kube-apiserver and etcd where `KUBEBUILDER_ASSETS` names the
-//! directory that holds them, and against the harness's server otherwise (`tests::api_server::of_environment`). The
-//! others need what a real one does when it likes, and meet the harness's server always: all of `faults` but
-//! `a_server_that_was_away_tells_of_removals`; of `lists` the page whose version is gone, empty lists, refused streams
-//! and `nothing_is_complete_before_all_lists_are`; of `selection` ServiceCIDRs in other versions and objects that cannot
-//! be read; of `access` several addresses.
+//! Scenarios that inject no faults run against a real kube-apiserver and etcd if `KUBEBUILDER_ASSETS` names their
+//! directory, and otherwise against the harness's server (`tests::api_server::of_environment`). The others depend on
+//! behaviour that a real server shows only occasionally, and always use the harness's server: all of `faults` except
+//! `a_server_that_was_away_tells_of_removals`; of `lists` the page whose version is gone, empty lists, rejected streams
+//! and `nothing_is_complete_before_all_lists_are`; of `selection` ServiceCIDRs in other versions and objects that
+//! cannot be read; of `access` several addresses.
 //!
-//! Needs root for the tests with nodes (namespaces, the built binary); the others use loopback alone.
+//! The tests with nodes (namespaces, the built binary) need root; the others use only loopback.
 
 mod access;
 mod agent_status;

@@ -26,13 +26,13 @@ use tests::{
 const SECOND: Duration = Duration::from_secs(1);
 const CHANGES: usize = 200;
 
-/// How long the API server is away: `SHUNT_TEST_AWAY` seconds, or few, for the suite's sake.
+/// How long the API server is down: `SHUNT_TEST_AWAY` seconds, or a few by default, to keep the suite fast.
 fn away() -> Result<Duration> {
     let seconds = std::env::var("SHUNT_TEST_AWAY").unwrap_or_else(|_| "10".to_owned());
     Ok(SECOND * seconds.parse().context("SHUNT_TEST_AWAY is no number of seconds")?)
 }
 
-/// Two nodes, a pod on each, and an API server outside that both reach.
+/// Two nodes, a pod on each, and an API server outside that both can reach.
 fn start() -> Result<(Cluster, Box<dyn Api>)> {
     let cluster = Cluster::new(Plan::default())?;
     let server = of_environment_in(cluster.outside().shared_netns())?;
@@ -60,7 +60,7 @@ fn has_backend(value: &[u8]) -> bool {
     bytemuck::pod_read_unaligned::<Frontend>(value).cluster_count > 0
 }
 
-/// From the API server to the map that the programs read, on both nodes.
+/// Measures the delay from the API server to the map that the programs read, on both nodes.
 #[test]
 fn a_change_reaches_the_maps_at_once() -> Result<()> {
     let (cluster, server) = start()?;
@@ -77,14 +77,14 @@ fn a_change_reaches_the_maps_at_once() -> Result<()> {
         let begun = Instant::now();
         server.apply(&text)?;
         for map in &maps {
-            // With a backend: the Service and its slice are there.
+            // The frontend has a backend: the Service and its slice have arrived.
             while !map.lookup(bytes_of(&key))?.is_some_and(|value| has_backend(&value)) {
                 ensure!(begun.elapsed() < SECOND * 5, "change {change} did not arrive");
                 thread::sleep(Duration::from_micros(200));
             }
         }
         took.push(begun.elapsed());
-        // Apart from the change before: otherwise several would travel together.
+        // Separate from the previous change: otherwise several would be delivered together.
         thread::sleep(Duration::from_millis(30));
     }
     let client = Client::at(cluster.node(0).place());
@@ -95,13 +95,13 @@ fn a_change_reaches_the_maps_at_once() -> Result<()> {
         "from the API server to both nodes' maps, {CHANGES} changes: median {median:?}, p99 {p99:?}, most {:?}",
         took[CHANGES - 1]
     );
-    // Meant to be 100 ms; a machine that also builds something else is given more.
+    // The target is 100 ms; a machine that also runs a build gets more.
     ensure!(p99 < Duration::from_millis(500), "p99 {p99:?}");
     ensure!(server.complaints().is_empty(), "{:?}", server.complaints());
     Ok(())
 }
 
-/// Who answers where, as seen from a pod and from outside, from change to change.
+/// Checks the backends that answer a pod and the outside client after each change.
 #[test]
 fn scale_types_labels_and_deletion_are_followed() -> Result<()> {
     let (cluster, server) = start()?;
@@ -163,7 +163,7 @@ fn no_balancer(document: &str) -> String {
     format!("{document}status: {{loadBalancer: {{}}}}\n")
 }
 
-/// Whether exactly these answer at an address, in turns; nobody means a refusal, at once.
+/// Whether exactly these backends answer at an address, in turn; an empty list means an immediate rejection.
 fn answers(from: &Client, to: SocketAddr, backends: &[&str]) -> bool {
     let ask = || from.clone().patience(SECOND / 4).tcp(to).outcome;
     if backends.is_empty() {
@@ -182,8 +182,8 @@ fn answers(from: &Client, to: SocketAddr, backends: &[&str]) -> bool {
 const SERVICES: u32 = 5000;
 const ENDPOINTS: u32 = 5;
 
-/// As many objects as large clusters have: 5000 Services with ten endpoints each in two slices, and what real objects
-/// drag along.
+/// As many objects as in large clusters: 5000 Services with ten endpoints each in two slices, with the metadata of real
+/// objects.
 #[test]
 fn thousands_of_services_take_little_memory() -> Result<()> {
     let (cluster, server) = start()?;
@@ -262,7 +262,7 @@ fn an_api_server_that_is_away_harms_nobody() -> Result<()> {
     })?;
     eprintln!("away for {:?}; changes made meanwhile were there {moved:?} after its return", away()?);
     stream.steady(5);
-    // A restart while it is away changes nothing either: the programs and maps of before go on.
+    // A restart while the API server is down changes nothing either: the existing programs and maps continue.
     server.stop()?;
     let node = cluster.node(0);
     node.stop_shunt()?;

@@ -1,5 +1,5 @@
-//! The agent in a pod: the service account that the kubelet mounts, and an API server whose address is a Service's, which
-//! nobody serves yet when the agent starts.
+//! The agent in a pod: the service account mounted by the kubelet, and an API server at a Service's address, which no
+//! proxy serves yet when the agent starts.
 
 use std::{
     fs,
@@ -23,14 +23,14 @@ use tests::{
 const SECOND: Duration = Duration::from_secs(1);
 const ACCOUNT: &str = "/run/secrets/kubernetes.io/serviceaccount";
 
-/// A cluster of one node, its API server, and what the kubelet would mount.
+/// A cluster of one node, its API server, and the files the kubelet would mount.
 struct Pod {
     cluster: Cluster,
     server: Box<dyn Api>,
     account: PathBuf,
 }
 
-/// A `shunt run` among a pod's mounts; killed when dropped.
+/// A `shunt run` with a pod's mounts; killed when dropped.
 struct Agent {
     child: Child,
     log: PathBuf,
@@ -49,7 +49,7 @@ impl Pod {
         fs::create_dir(&account)?;
         fs::write(account.join("namespace"), "kube-system")?;
         fs::write(account.join("ca.crt"), server.certificates().context("it speaks TLS")?.authority())?;
-        // As the kubelet writes it but for the line end, which others leave.
+        // As written by the kubelet, except for the newline that other tools add.
         fs::write(account.join("token"), format!("{}\n", server.token()?))?;
         Ok(Self { cluster, server, account })
     }
@@ -94,7 +94,7 @@ impl Agent {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Until `wanted`, or the agent ends.
+    /// Waits until `wanted` holds, or the agent exits.
     fn until(&mut self, within: Duration, wanted: impl Fn(&str) -> bool) -> Result<Duration> {
         let begun = Instant::now();
         while !wanted(&self.log()) {
@@ -113,8 +113,8 @@ impl Drop for Agent {
     }
 }
 
-/// The Service's address leads nowhere before the agent has run: it says what to do. With the server's own address it
-/// starts; and once the maps are there, an agent that starts again gets on by the Service that it serves itself.
+/// The Service's address does not work before the agent has run; the agent reports what to do. With the server's own
+/// address it starts. Once the maps exist, a restarted agent reaches the server through the Service it serves itself.
 #[test]
 fn a_pod_starts_by_the_servers_own_address() -> Result<()> {
     let pod = Pod::new()?;
@@ -122,7 +122,7 @@ fn a_pod_starts_by_the_servers_own_address() -> Result<()> {
     lost.until(SECOND * 60, |log| log.contains("give the API server's own address with --server"))?;
     ensure!(!pod.is_ready());
     drop(lost);
-    // The first address is of a server that is away.
+    // The first address belongs to a server that is down.
     let mut agent = pod.start("--server https://192.168.8.100:7443 --server https://192.168.8.100:6443")?;
     let took = agent.until(SECOND * 120, |_| pod.is_ready())?;
     eprintln!("ready by the second --server after {took:?}");
@@ -135,7 +135,7 @@ fn a_pod_starts_by_the_servers_own_address() -> Result<()> {
     Ok(())
 }
 
-/// The kubelet has put another token in place of one that expired.
+/// The kubelet has replaced an expired token.
 #[test]
 fn a_pods_token_is_read_again() -> Result<()> {
     let pod = Pod::new()?;

@@ -1,4 +1,4 @@
-//! What is selected, and what leaves the selection.
+//! Selection of objects, and objects that leave the selection.
 
 use anyhow::{Result, ensure};
 use shunt::model::ServiceType;
@@ -123,7 +123,7 @@ fn ranges_of_services_come_and_change() -> Result<()> {
     follower.finish()
 }
 
-/// Served by every version, by the older one alone, by none, and shown to nobody.
+/// Served in every version, only in the older one, in none, and without permission.
 #[test]
 fn service_cidrs_are_followed_where_they_are_served() -> Result<()> {
     for (name, refusals, served) in [
@@ -158,7 +158,7 @@ fn service_cidrs_are_followed_where_they_are_served() -> Result<()> {
     Ok(())
 }
 
-/// Before 1.31: Services cannot be selected by their clusterIP, and headless ones come with the others.
+/// Before 1.31, Services cannot be selected by their clusterIP, so headless Services are in the list too.
 #[test]
 fn an_old_server_is_asked_by_labels_alone() -> Result<()> {
     for watch_list in [false, true] {

@@ -1,5 +1,5 @@
-//! Live changes: a Service, its slices and the node become something else in every direction, and each time the maps
-//! mean what a fresh start would have written. Through the source of manifests, so that no change is refused on the way.
+//! Live changes: a Service, its slices and the node change between all of their forms. After each change the maps mean
+//! the same as after a fresh start. Uses the source of manifests, so that no change is rejected on the way.
 
 use std::{
     collections::BTreeSet,
@@ -20,10 +20,10 @@ use shunt::{
 
 use super::invariants::meaning;
 
-/// What can be said of one object; the first form is what the tests of other objects find.
+/// The forms of one object; the first form is used by the tests of other objects.
 type Forms = &'static [(&'static str, &'static str)];
 
-/// `spec` and what follows of the Service `web`; empty text is no Service.
+/// `spec` and later fields of the Service `web`; empty text means no Service.
 const SERVICES: Forms = &[
     ("ClusterIP", "spec: {clusterIP: 10.68.0.10, ports: [{port: 80}]}"),
     ("dual stack", r#"spec: {clusterIPs: [10.68.0.10, "fd00:10:68::a"], ports: [{port: 80}]}"#),
@@ -74,7 +74,7 @@ const SERVICES: Forms = &[
     ("gone", ""),
 ];
 
-/// `addressType` and what follows of the slice `web-1`; empty text is no slice.
+/// `addressType` and later fields of the slice `web-1`; empty text means no slice.
 const SLICES: Forms = &[
     (
         "here",
@@ -124,7 +124,7 @@ const SLICES: Forms = &[
     ("gone", ""),
 ];
 
-/// Zone, pod ranges and addresses of the Node `n1`; empty text is no Node.
+/// Zone, pod ranges and addresses of the Node `n1`; empty text means no Node.
 const NODES: Forms = &[
     (
         "a",
@@ -149,13 +149,13 @@ const NODES: Forms = &[
     ("gone", ""),
 ];
 
-/// What the manifests say: an index into each list of forms.
+/// Contents of the manifests: an index into each list of forms.
 #[derive(Clone, Copy, Default)]
 struct State {
     service: usize,
     slice: usize,
     node: usize,
-    /// Devices have this address beside those of the Node object.
+    /// A device address in addition to those of the Node object.
     device: Option<IpAddr>,
 }
 
@@ -174,7 +174,7 @@ impl World {
         world
     }
 
-    /// The manifests, and the devices, become these; what nothing names any more goes.
+    /// Changes the manifests and the devices to this state; objects that it does not contain are removed.
     fn become_state(&mut self, state: State) -> Result<()> {
         let service = file("Service", "v1", "web", SERVICES[state.service].1, "service-proxy-name: other");
         let slice =
@@ -205,7 +205,7 @@ impl World {
     }
 }
 
-/// One manifest; `LABELLED` in front of the body puts `label` on the object.
+/// One manifest; `LABELLED` at the start of the body adds `label` to the object.
 fn file(kind: &str, version: &str, name: &str, body: &str, label: &str) -> String {
     let (body, own) = match body.strip_prefix("LABELLED ") {
         Some(body) => (body, format!(", service.kubernetes.io/{label}")),
@@ -220,7 +220,7 @@ fn file(kind: &str, version: &str, name: &str, body: &str, label: &str) -> Strin
     )
 }
 
-/// From every state to every other one and on, in one life; how many different things the states mean.
+/// Changes from every state to every other one without a restart; returns the number of distinct meanings.
 fn check(states: &[(&str, State)], config: &CompileConfig) -> Result<usize> {
     let fresh = |state| {
         let mut world = World::new(config);
@@ -247,7 +247,7 @@ fn states(forms: Forms, state: impl Fn(usize) -> State) -> Vec<(&'static str, St
 #[test]
 fn a_service_becomes_every_other_kind() -> Result<()> {
     let states = states(SERVICES, |service| State { service, ..State::default() });
-    // The last six are all nothing, and a balancer that proxies is a NodePort.
+    // The last six all mean no frontends, and a load balancer that proxies is equal to a NodePort.
     assert_eq!(check(&states, &CompileConfig::default())?, SERVICES.len() - 6);
     Ok(())
 }
@@ -268,7 +268,7 @@ fn a_node_changes_zone_ranges_and_addresses() -> Result<()> {
     let hints = SLICES.iter().position(|(name, _)| *name == "hints").unwrap_or_default();
     let balanced = SERVICES.iter().position(|(name, _)| *name == "LoadBalancer").unwrap_or_default();
     let mut states = states(NODES, |node| State { service: balanced, slice: hints, node, device: None });
-    // A device's address that no object names, and one that is the load balancer's.
+    // A device address that no object contains, and one that is the load balancer's.
     for (name, address) in
         [("a device's address", "10.9.0.1"), ("the balancer's on a device", "203.0.113.10")]
     {

@@ -1,5 +1,5 @@
-//! What must hold of any manifests: the tables mean the same whichever way the objects arrived, nothing is
-//! left of what went, and a restart writes nothing.
+//! Invariants of all manifests: the tables mean the same in whatever order the objects arrived, removed objects leave
+//! nothing behind, and a restart writes nothing.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -19,7 +19,7 @@ use shunt::{
 
 use super::scenario::Scenario;
 
-/// Tries everything below with one scenario, compiled already.
+/// Checks all invariants below with one compiled scenario.
 pub fn check(scenario: &Scenario, offline: &Offline) -> Result<()> {
     let want = meaning(&offline.view());
     let (_, events) = files::read(&scenario.manifests)?;
@@ -30,7 +30,7 @@ pub fn check(scenario: &Scenario, offline: &Offline) -> Result<()> {
     for (order, events) in [("as read", &events), ("backwards", &reversed)] {
         let mut world = World::new(scenario, &addresses);
         world.apply(Event::Synced);
-        // A sync after each event, so that every state in between is a real one.
+        // A sync after each event, so that all intermediate states occur.
         for event in events {
             world.apply(event.clone());
             world.sync()?;
@@ -43,7 +43,7 @@ pub fn check(scenario: &Scenario, offline: &Offline) -> Result<()> {
     Ok(())
 }
 
-/// A controller and the store it writes to.
+/// A controller and its store.
 struct World {
     controller: Controller,
     store: MemoryStore,
@@ -68,7 +68,7 @@ impl World {
         Ok(report)
     }
 
-    /// No flow names anything any more: what was retired goes.
+    /// No flow refers to a retired backend any more: retired entries are removed.
     fn settle(&mut self) -> Result<()> {
         for _ in 0..2 {
             self.controller.release(Instant::now(), &InUse::default());
@@ -78,7 +78,7 @@ impl World {
         Ok(())
     }
 
-    /// Reading the store back finds nothing to write.
+    /// The store's contents need no further writes.
     fn store_is_as_desired(&mut self) -> Result<()> {
         self.controller.reload(&mut self.store)?;
         let ops = self.controller.tables().ops();
@@ -90,7 +90,7 @@ impl World {
         meaning(&TablesView::new(self.controller.tables(), self.controller.listeners()))
     }
 
-    /// Scale to zero and back, delete and re-add: the same again, and nothing left in between.
+    /// Scale to zero and back, delete and add again: the same result, and nothing left in between.
     fn vanish_and_return(&mut self, events: &[Event], want: &Value) -> Result<()> {
         let slices: HashSet<ObjectKey> = keys(events, |event| match event {
             Event::Slice(slice) => Some(slice.key.clone()),
@@ -136,7 +136,7 @@ impl World {
         Ok(())
     }
 
-    /// A new controller on the same store, told the same in one go.
+    /// A new controller on the same store, given the same objects in one batch.
     fn restart_writes_nothing(
         &mut self,
         scenario: &Scenario,
@@ -159,7 +159,7 @@ fn keys(events: &[Event], key: impl Fn(&Event) -> Option<ObjectKey>) -> HashSet<
     events.iter().filter_map(key).collect()
 }
 
-/// The addresses the offline compilation assumed.
+/// The node addresses assumed by the offline compilation.
 fn addresses(offline: &Offline) -> Vec<NodeAddress> {
     let view = offline.view();
     let address =
@@ -167,7 +167,7 @@ fn addresses(offline: &Offline) -> Vec<NodeAddress> {
     view.node_addrs.iter().map(|row| address(&row.address)).collect()
 }
 
-/// The tables without the numbers that depend on history: backends by address instead of id, no places.
+/// The tables without the numbers that depend on history: backends by address instead of id, without positions.
 pub fn meaning(view: &TablesView) -> Value {
     let backends: BTreeMap<u32, String> =
         view.backends.iter().map(|b| (b.id, format!("{} {} {}", b.address, b.port, b.protocol))).collect();

@@ -1,8 +1,8 @@
 //! Golden scenarios of the config line: manifests in, the tables of `shunt compile` out.
 //!
-//! `tests/golden/NAME.yaml` (or the directory `NAME`) is compiled for node `n1`, or the one a line `# node: X`
-//! names, with the flags of a line `# flags: ...`, and compared with `NAME.out`; `UPDATE=1` writes those anew. What
-//! must hold of any manifests, however they arrive, is then tried with each of them.
+//! `tests/golden/NAME.yaml` (or the directory `NAME`) is compiled for node `n1`, or the node of a line `# node: X`,
+//! with the flags of a line `# flags: ...`, and compared with `NAME.out`; `UPDATE=1` rewrites those files. The
+//! invariants of all manifests are then checked with each scenario.
 
 mod changes;
 mod invariants;
@@ -37,7 +37,7 @@ scenarios! {
     terminating two_files vip_is_a_node_address
 }
 
-/// Compares its tables with the golden ones, then tries what must hold of any manifests.
+/// Compares the tables with the golden ones, then checks the invariants.
 fn check(name: &'static str) -> Result<()> {
     let scenario = Scenario::new(name)?;
     let offline = scenario.compile()?;
@@ -45,7 +45,7 @@ fn check(name: &'static str) -> Result<()> {
     invariants::check(&scenario, &offline).with_context(|| format!("scenario {name}"))
 }
 
-/// A scenario nobody listed would never be tried.
+/// A golden file that is not listed would never be tested.
 #[test]
 fn every_golden_file_is_a_scenario() -> Result<()> {
     let mut found = BTreeSet::new();

@@ -1,6 +1,6 @@
-//! Random histories: Services and slices come, change and go, writes stop halfway, maps are full, the agent
-//! restarts. After every single op the store must hold only whole frontends, and in the end what the last
-//! objects ask for.
+//! Random histories: Services and slices are added, changed and removed, writes stop halfway, maps are full, the agent
+//! restarts. After every single op the store must contain only complete frontends, and at the end those of the last
+//! objects.
 
 use std::{
     collections::BTreeMap,
@@ -28,7 +28,7 @@ use shunt::{
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// Service `n` with so many ports, perhaps with NodePorts and policy Local.
+    /// Service `n` with this many ports, optionally with NodePorts and policy Local.
     Service {
         n: u8,
         ports: u8,
@@ -36,14 +36,14 @@ enum Step {
         local: bool,
     },
     ServiceGone(u8),
-    /// The slice of Service `n` holds these of eight endpoints.
+    /// The slice of Service `n` has these of eight endpoints.
     Slice {
         n: u8,
         endpoints: u8,
         ready: u8,
     },
     SliceGone(u8),
-    /// A sync whose write stops after so many ops.
+    /// A sync whose write stops after this many ops.
     Sync {
         fail_after: Option<u8>,
     },
@@ -76,7 +76,7 @@ fn service(n: u8, ports: u8, node_port: bool, local: bool) -> Service {
         protocol: if i == 0 { Protocol::Tcp } else { Protocol::Udp },
         port: 80,
         target_port: TargetPort::Number(8080),
-        // One NodePort for all Services: they contend for it.
+        // One NodePort for all Services: they compete for it.
         node_port: node_port.then_some(30080),
     };
     Service {
@@ -92,7 +92,7 @@ fn service(n: u8, ports: u8, node_port: bool, local: bool) -> Service {
         internal_policy: TrafficPolicy::Cluster,
         external_policy: if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
         affinity_seconds: local.then_some(60),
-        // Shared by two Services each.
+        // Each shared by two Services.
         external_ips: vec![IpAddr::from([203, 0, 113, n / 2])],
         load_balancer_ips: if node_port { vec![IpAddr::from([203, 0, 113, 100 + n])] } else { Vec::new() },
         source_ranges: if local {
@@ -126,10 +126,10 @@ fn slice(n: u8, endpoints: u8, ready: u8) -> EndpointSlice {
     }
 }
 
-/// What each frontend means: whose it is, its flags, and the addresses of its two sets.
+/// The meaning of each frontend: its Service, its flags, and the addresses of its two sets.
 type Meaning = BTreeMap<FrontendKey, (String, u32, Vec<String>, Vec<String>)>;
 
-/// Maps as a plain reader sees them.
+/// The maps as a plain reader sees them.
 #[derive(Clone, Default)]
 struct Maps(BTreeMap<&'static str, BTreeMap<Vec<u8>, Vec<u8>>>);
 
@@ -151,7 +151,7 @@ impl Maps {
         self.0.get(name)?.get(key)
     }
 
-    /// What the frontends mean; panics where one is not whole.
+    /// The meaning of the frontends; panics if one is incomplete.
     fn meaning(&self) -> Meaning {
         let Some(frontends) = self.0.get(map::FRONTENDS) else { return Meaning::new() };
         let mut meaning = Meaning::new();
@@ -190,7 +190,7 @@ impl Maps {
         meaning
     }
 
-    /// Whoever stays with a backend that the frontend names finds it.
+    /// Clients with affinity to a backend of the frontend find that backend.
     fn are_members(&self, frontend: &Frontend, base: u32, count: u32, set: u32) {
         for slot in base..base + count {
             let id = self.get(map::SLOTS, &slot.to_bytes()).expect("an empty slot");
@@ -276,7 +276,7 @@ impl World {
         self.controller.apply(Event::Synced);
     }
 
-    /// Every frontend is, after each op, as it was before the sync or as the tables want it.
+    /// After each op, every frontend is either as before the sync or as in the tables.
     fn sync(&mut self, fail_after: Option<u8>) {
         if let Some(ops) = fail_after {
             self.store.fail_after(ops.into());
@@ -298,7 +298,7 @@ impl World {
         if result.is_ok() {
             assert!(self.controller.tables().ops().is_empty());
         }
-        // A Service that a full store refused is undone in the same sync: it was neither for a moment.
+        // A Service rejected for lack of room is undone in the same sync: for a moment it was neither.
         let is_full = |problem: &Problem| matches!(problem.kind, ProblemKind::Full { .. });
         if self.controller.problems().iter().any(is_full) {
             return;
@@ -309,7 +309,7 @@ impl World {
         }
     }
 
-    /// Syncs until nothing changes any more.
+    /// Syncs until nothing changes.
     fn settle(&mut self) {
         for _ in 0..4 {
             self.controller.release(Instant::now(), &InUse::default());
@@ -329,7 +329,7 @@ fn run(steps: &[Step], sizes: MapSizes, limits: &[(&'static str, u32)]) -> World
     world
 }
 
-/// The store a fresh agent makes of the same objects.
+/// The store that a fresh agent creates from the same objects.
 fn fresh(world: &World) -> Meaning {
     let mut fresh = World::new(MapSizes::default());
     world.objects.values().for_each(|event| fresh.controller.apply(event.clone()));
@@ -337,7 +337,7 @@ fn fresh(world: &World) -> Meaning {
     Maps::of(&fresh.store).meaning()
 }
 
-/// A hundred histories, or as many as PROPTEST_CASES says.
+/// A hundred histories, or PROPTEST_CASES.
 fn config() -> ProptestConfig {
     let default = ProptestConfig::default();
     let cases = if std::env::var_os("PROPTEST_CASES").is_some() { default.cases } else { 100 };
@@ -357,14 +357,15 @@ proptest! {
         prop_assert_eq!(retired.count(), 0);
     }
 
-    /// Tables too small for all: what is served is whole, and when the others go the last one is served.
+    /// Tables too small for all Services: served ones are complete, and once the others are removed the last one is
+    /// served.
     #[test]
     fn full_tables_refuse_whole_services_and_recover(
         steps in prop::collection::vec(step(), 1..50),
         (frontends, backends, slots, services) in (4..16u32, 3..12u32, 2..20u32, 2..7u32),
         in_store: bool,
     ) {
-        // The same limits known beforehand, or met in the store.
+        // The same limits known in advance, or reached in the store.
         let small = MapSizes { frontends, backends, slots, services, ..MapSizes::default() };
         let mut world = if in_store {
             let limits = [
@@ -403,7 +404,7 @@ fn fresh_of_one(world: &World) -> Meaning {
 
 #[test]
 fn the_plain_case() {
-    // So that a failure above has a small neighbour.
+    // So that a failure above has a small reproducer.
     let mut world = World::new(MapSizes::default());
     world.step(&Step::Service { n: 1, ports: 2, node_port: true, local: true });
     world.step(&Step::Slice { n: 1, endpoints: 0b111, ready: 0b111 });
@@ -418,8 +419,8 @@ fn the_plain_case() {
     );
 }
 
-/// A Service goes, its ids are freed, it comes back under new ones, and the agent dies at each op of that
-/// write in turn: the store then knows the port under two ids.
+/// A Service is removed, its ids are freed, it is added again with new ids, and the agent dies at each op of that write
+/// in turn: the store then contains the port under two ids.
 #[test]
 fn a_restart_after_half_a_write_trusts_what_packets_meet() {
     for fail_after in 0..60 {
@@ -450,7 +451,7 @@ fn a_restart_after_half_a_write_trusts_what_packets_meet() {
 }
 
 /// Found by the histories above, once in thousands: a write stopped while it removed a Service, others took its room,
-/// and its former state did not fit any more.
+/// and its former state no longer fitted.
 #[test]
 fn a_service_that_does_not_even_fit_as_it_was_goes() {
     let service = |n, ports, node_port, local| Step::Service { n, ports, node_port, local };

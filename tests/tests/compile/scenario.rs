@@ -1,4 +1,4 @@
-//! One golden scenario: its manifests, the flags that its first lines name, and the comparison with its `.out` file.
+//! One golden scenario: its manifests, the flags in its first lines, and the comparison with its `.out` file.
 
 use std::{
     collections::BTreeSet,
@@ -17,7 +17,7 @@ use shunt::{
     offline::{Offline, print_tables_into},
 };
 
-/// Where the scenarios lie.
+/// The directory of the scenarios.
 pub fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("golden")
 }
@@ -48,7 +48,7 @@ impl Scenario {
         Ok(Offline::compile(&self.manifests, &self.node, self.config.clone())?)
     }
 
-    /// What `shunt compile` says, with file names as seen from the golden directory.
+    /// The output of `shunt compile`, with file names relative to the golden directory.
     fn text(&self, offline: &Offline) -> Result<String> {
         let mut out = Vec::new();
         print_problems_into(&mut out, offline, &self.node)?;
@@ -70,7 +70,7 @@ impl Scenario {
     }
 }
 
-/// Lines only one of the texts has.
+/// Lines that only one of the texts contains.
 fn differences(want: &str, got: &str) -> String {
     let lines = |text: &str| -> BTreeSet<String> { text.lines().map(str::to_owned).collect() };
     let (wanted, found) = (lines(want), lines(got));

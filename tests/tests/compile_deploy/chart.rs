@@ -1,7 +1,7 @@
-//! The Helm chart installs what kustomize installs.
+//! The Helm chart installs the same objects as kustomize.
 //!
-//! Its templates keep to a handful of constructs, which this file renders; any other is an error. That helm itself makes
-//! the same of them was tried by hand with helm 4 and is worth trying again after a change.
+//! Its templates use only a handful of constructs, which this file renders; any other is an error. Helm itself renders
+//! them the same: this was checked by hand with helm 4, and should be checked again after a change.
 
 use std::{
     fs,
@@ -18,15 +18,15 @@ use crate::{kustomize, overlay, with};
 const SERVER: &str = "https://192.168.8.201:6443";
 const CHECKSUM: &str = "checksum/api-servers";
 
-/// A template in pieces.
+/// A parsed template.
 #[derive(Debug, PartialEq)]
 enum Token {
     Text(String),
-    /// What stands between the braces.
+    /// The text between the braces.
     Action(String),
 }
 
-/// Text and actions; `{{-` and `-}}` take the white space beside them away.
+/// Text and actions; `{{-` and `-}}` remove the adjacent white space.
 fn tokens(template: &str) -> Result<Vec<Token>> {
     let (mut tokens, mut rest, mut trims) = (Vec::new(), template, false);
     loop {
@@ -48,7 +48,7 @@ fn tokens(template: &str) -> Result<Vec<Token>> {
     }
 }
 
-/// Renders up to the `else` or `end` that belongs to the caller; returns which it was.
+/// Renders up to the caller's `else` or `end`; returns which of them it was.
 fn render(
     tokens: &mut Peekable<impl Iterator<Item = Token>>,
     values: &Value,
@@ -96,7 +96,7 @@ fn holds(condition: &str, values: &Value) -> Result<bool> {
     })
 }
 
-/// Major and minor of `1.30` or `v1.30.2`.
+/// Major and minor version of `1.30` or `v1.30.2`.
 fn minor(version: &str) -> Result<(u32, u32)> {
     let mut numbers = version.trim_start_matches('v').split('.').map(str::parse);
     let mut next = || numbers.next().with_context(|| format!("{version}: no version"));
@@ -108,7 +108,7 @@ fn value(action: &str, values: &Value) -> Result<String> {
         let (path, indent) =
             rest.split_once(" | nindent ").with_context(|| format!("{action}: no nindent"))?;
         let indent = " ".repeat(indent.parse()?);
-        // JSON on one line is YAML, too; but a list goes on with the items above it.
+        // JSON on one line is YAML too; but a list continues the items above it.
         return Ok(match look_up(path, values)? {
             Value::Array(items) => items.iter().map(|item| format!("\n{indent}- {item}")).collect(),
             other => format!("\n{indent}{other}"),
@@ -118,7 +118,7 @@ fn value(action: &str, values: &Value) -> Result<String> {
         return Ok(Value::from(value(action, values)?).to_string());
     }
     if let Some(action) = action.strip_suffix(" | sha256sum") {
-        // Only that it is another one for another word matters here.
+        // Only one property matters here: another input gives another value.
         let mut hasher = DefaultHasher::new();
         value(action, values)?.hash(&mut hasher);
         return Ok(format!("{:064x}", hasher.finish()));
@@ -141,7 +141,7 @@ fn look_up<'a>(path: &str, values: &'a Value) -> Result<&'a Value> {
     values.pointer(&pointer).with_context(|| format!("`{path}` is nothing this reader of templates knows"))
 }
 
-/// The chart's objects with some values changed.
+/// The chart's objects with changed values.
 fn chart(changes: Value) -> Result<Vec<Value>> {
     chart_for("v1.37.0", changes)
 }
@@ -173,7 +173,7 @@ fn chart_for(kubernetes: &str, changes: Value) -> Result<Vec<Value>> {
     Ok(objects)
 }
 
-/// In one order, with the configuration as what it says rather than how that is written.
+/// Sorted, with the configuration parsed, so that its formatting does not matter.
 fn plain(mut objects: Vec<Value>) -> Result<Value> {
     for object in &mut objects {
         if let Some(text) = object.pointer("/data/config.conf").and_then(Value::as_str) {
@@ -187,7 +187,7 @@ fn plain(mut objects: Vec<Value>) -> Result<Value> {
 #[test]
 fn the_chart_is_the_base() -> Result<()> {
     let mut base = kustomize::build(&repository().join("manifests/base"))?;
-    // The base names no API server; of the chart that is asked when it is rendered.
+    // The base contains no API server; the chart requires one when it is rendered.
     let error = chart(json!({})).err().context("refused")?;
     assert!(error.to_string().starts_with("apiServers: "), "{error}");
     let at = kustomize::position(&base, "ConfigMap", "shunt")?;
@@ -195,7 +195,7 @@ fn the_chart_is_the_base() -> Result<()> {
     let mut objects = chart(json!({"apiServers": SERVER}))?;
     let checksum = annotations(&mut objects)?.remove(CHECKSUM);
     assert_eq!(plain(objects)?, plain(base)?);
-    // Another address starts the pods anew; kustomize has no such means.
+    // Another address restarts the pods; kustomize has no means for that.
     let mut others = chart(json!({"apiServers": "https://192.168.8.202:6443"}))?;
     assert!(checksum.is_some() && annotations(&mut others)?.remove(CHECKSUM) != checksum);
     Ok(())

@@ -1,7 +1,7 @@
-//! As much of kustomize as `manifests/` uses: resources, components, strategic merge patches, patches of one kind, images. What it does
-//! not know it refuses, so that a manifest never passes because it was not understood.
+//! The subset of kustomize that `manifests/` uses: resources, components, strategic merge patches, patches of one kind,
+//! images. It rejects everything else, so that no manifest passes because part of it was ignored.
 //!
-//! That it does as kustomize does is shown by `tests/deploy/*.yaml`, which `kubectl kustomize` wrote.
+//! `tests/deploy/*.yaml`, written by `kubectl kustomize`, shows that the result is the same as kustomize's.
 
 use std::{fs, path::Path};
 
@@ -26,13 +26,13 @@ pub fn parse(text: &str) -> Result<Vec<Value>> {
     Ok(documents.into_iter().filter(|document| !document.is_null()).collect())
 }
 
-/// Where an object of this kind and name stands.
+/// The position of an object of this kind and name.
 pub fn position(objects: &[Value], kind: &str, name: &str) -> Result<usize> {
     let found = objects.iter().position(|it| it["kind"] == kind && it["metadata"]["name"] == name);
     found.with_context(|| format!("there is no {kind} {name}"))
 }
 
-/// Adds what a kustomization or component makes of the objects there are.
+/// Applies a kustomization or component to the existing objects.
 pub fn extend(objects: &mut Vec<Value>, dir: &Path) -> Result<()> {
     let file = documents(&dir.join("kustomization.yaml"))?;
     let [kustomization] = &file[..] else { bail!("a kustomization is one document") };
@@ -87,7 +87,7 @@ fn patches(objects: &mut Vec<Value>, dir: &Path, list: &Value) -> Result<()> {
                 else {
                     bail!("a target is a kind here: {entry}");
                 };
-                // Kind and name of such a patch do not count.
+                // Kind and name of such a patch are ignored.
                 let mut patch = patch;
                 patch["metadata"] = Value::Object(Map::new());
                 for object in objects.iter_mut().filter(|it| it["kind"] == kind) {
@@ -125,7 +125,7 @@ fn images(objects: &mut [Value], list: &Value) -> Result<()> {
     Ok(())
 }
 
-/// A strategic merge patch. Lists of these names are merged by a key, as the API's types say; others are replaced.
+/// A strategic merge patch. Lists of these names are merged by a key, as in the API's types; others are replaced.
 fn merge(target: &mut Value, patch: &Value, name: &str) -> Result<()> {
     let key = match name {
         "containers" | "env" | "volumes" => Some("name"),
@@ -143,7 +143,7 @@ fn merge(target: &mut Value, patch: &Value, name: &str) -> Result<()> {
             }
         }
         (Value::Array(target), Value::Array(patch), Some(key)) => {
-            // kustomize puts what is new in front.
+            // kustomize puts new items first.
             let mut new = Vec::new();
             for item in patch {
                 let at = target.iter().position(|other| other[key] == item[key]);

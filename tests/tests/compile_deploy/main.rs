@@ -1,7 +1,8 @@
-//! What `manifests/` installs: every overlay as kustomize builds it, the Helm chart, the dashboard and the alerts.
+//! The objects that `manifests/` installs: every overlay as built by kustomize, the Helm chart, the dashboard and the
+//! alerts.
 //!
-//! `tests/deploy/NAME.yaml` is what `kubectl kustomize manifests/overlays/NAME` wrote, to be read by people;
-//! after a change write it anew: `kubectl kustomize manifests/overlays/NAME > tests/deploy/NAME.yaml`.
+//! `tests/deploy/NAME.yaml` is the output of `kubectl kustomize manifests/overlays/NAME`, for human readers; after a
+//! change regenerate it: `kubectl kustomize manifests/overlays/NAME > tests/deploy/NAME.yaml`.
 
 mod chart;
 mod kustomize;
@@ -21,7 +22,7 @@ use tests::net::repository::repository;
 
 /// Every directory of `manifests/overlays`.
 const OVERLAYS: [&str; 6] = ["cleanup", "dev", "kind", "kubeadm", "kubeadm-by-label", "privileged"];
-/// The one that runs no agent.
+/// The overlay without an agent.
 const CLEANUP: &str = "cleanup";
 
 fn manifests() -> PathBuf {
@@ -32,19 +33,19 @@ pub fn overlay(name: &str) -> Result<Vec<Value>> {
     kustomize::build(&manifests().join("overlays").join(name))
 }
 
-/// Everything that can be built, by name.
+/// All overlays and other builds, by name.
 fn all() -> Result<Vec<(&'static str, Vec<Value>)>> {
     let overlays = OVERLAYS.into_iter().map(|name| Ok((name, overlay(name)?)));
     let base = kustomize::build(&manifests().join("base")).map(|objects| ("base", objects));
     overlays.chain([base]).collect()
 }
 
-/// What installs shunt: all but [`CLEANUP`].
+/// The builds that install shunt: all except [`CLEANUP`].
 fn agents() -> Result<Vec<(&'static str, Vec<Value>)>> {
     Ok(all()?.into_iter().filter(|(name, _)| *name != CLEANUP).collect())
 }
 
-/// As the API's type, which must know every field: one that is misspelt would be dropped silently.
+/// Parses the object as the API's type, which must know every field: a misspelt one would be dropped silently.
 fn typed<T: DeserializeOwned + Serialize>(object: &Value) -> Result<T> {
     let parsed: T = serde_json::from_value(object.clone())?;
     assert_eq!(&serde_json::to_value(&parsed)?, object, "a field the API does not know");
@@ -78,7 +79,7 @@ fn every_overlay_is_listed() -> Result<()> {
 fn overlays_are_what_kubectl_made_of_them() -> Result<()> {
     for (name, mut ours) in all()? {
         let mut theirs = kustomize::documents(&repository().join(format!("tests/deploy/{name}.yaml")))?;
-        // kustomize keeps the empty maps that its deletions leave.
+        // kustomize keeps empty maps after deletions.
         let sort = |objects: &mut Vec<Value>| {
             objects.sort_by_key(|it| (it["kind"].to_string(), it["metadata"].to_string()))
         };
@@ -206,7 +207,7 @@ fn only_bpffs_can_be_written_to() -> Result<()> {
     Ok(())
 }
 
-/// The command line is one the real parser takes, and names a file that is mounted.
+/// The command line is accepted by the real parser, and refers to a mounted file.
 #[test]
 fn arguments_are_shunts_own() -> Result<()> {
     use clap::Parser as _;
@@ -238,7 +239,7 @@ fn annotation() -> Value {
     json!({"container.apparmor.security.beta.kubernetes.io/shunt": "unconfined"})
 }
 
-/// An overlay with a component, as `components:` in an overlay of one's own has it.
+/// An overlay with a component, as in `components:` of a user's own overlay.
 pub fn with(mut objects: Vec<Value>, component: &str) -> Result<Vec<Value>> {
     kustomize::extend(&mut objects, &manifests().join("components").join(component))?;
     Ok(objects)
@@ -256,7 +257,7 @@ fn older_api_servers_get_no_field_they_do_not_know() -> Result<()> {
     Ok(())
 }
 
-/// It does its work as soon as a node has the label and no agent, with no more than the agent may do.
+/// Cleanup runs as soon as a node has the label and no agent, with no more permissions than the agent.
 #[test]
 fn cleanup_cleans_up_where_a_label_says_so() -> Result<()> {
     use clap::Parser as _;
@@ -284,7 +285,7 @@ fn cleanup_cleans_up_where_a_label_says_so() -> Result<()> {
     for volume in pod.volumes.context("volumes")? {
         assert!(base_pod.volumes.as_ref().is_some_and(|list| list.contains(&volume)), "{volume:?}");
     }
-    // Its pods are not those of the agent.
+    // Its pods are distinct from the agent's.
     let daemon_set = &objects[0]["spec"];
     assert_eq!(daemon_set["selector"]["matchLabels"], json!({"app.kubernetes.io/name": "shunt-cleanup"}));
 
@@ -293,7 +294,7 @@ fn cleanup_cleans_up_where_a_label_says_so() -> Result<()> {
     Ok(())
 }
 
-/// Node by node: shunt where the label says shunt, and otherwise what the plain overlay is.
+/// Node by node: shunt where the label selects shunt; otherwise the same as the plain overlay.
 #[test]
 fn by_label_only_the_selector_differs() -> Result<()> {
     let mut objects = overlay("kubeadm-by-label")?;
@@ -305,7 +306,7 @@ fn by_label_only_the_selector_differs() -> Result<()> {
     Ok(())
 }
 
-/// Files, overlays, components and values that the pages tell people to use are there.
+/// Files, overlays, components and values that the documentation refers to exist.
 #[test]
 fn what_the_pages_name_exists() -> Result<()> {
     let root = repository();
@@ -344,7 +345,7 @@ fn what_the_pages_name_exists() -> Result<()> {
     Ok(())
 }
 
-/// kind's nodes find each other by name, and `kind load` brings the image.
+/// kind's nodes resolve each other by name, and `kind load` provides the image.
 #[test]
 fn kind_asks_its_control_plane() -> Result<()> {
     let objects = overlay("kind")?;

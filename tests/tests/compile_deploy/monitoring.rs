@@ -1,5 +1,5 @@
-//! The alerts and the dashboard of `manifests/monitoring`. `promtool check rules rules.yaml` and `promtool test rules
-//! rules.test.yaml` are for whoever changes the rules and has Prometheus.
+//! The alerts and the dashboard of `manifests/monitoring`. After changing the rules, run `promtool check rules
+//! rules.yaml` and `promtool test rules rules.test.yaml` if Prometheus is installed.
 
 use std::collections::BTreeSet;
 
@@ -29,7 +29,7 @@ fn the_operators_rules_are_the_plain_ones() -> Result<()> {
     Ok(())
 }
 
-/// Both ways to find shunt's pods give them the same addresses and names, and the job that the rules ask for.
+/// Both ways to find shunt's pods give them the same addresses and names, and the job that the rules select.
 #[test]
 fn the_operators_pod_monitor_is_the_plain_scrape_config() -> Result<()> {
     let (plain, operator) = (read("scrape.yaml")?, read("podmonitor.yaml")?);

@@ -1,5 +1,5 @@
-//! How programs get onto devices and stay there: the loader and the attacher by themselves, on both kinds of hook, in a
-//! namespace of the test's own.
+//! Attaching programs to devices and keeping them attached: the loader and the attacher in isolation, on both kinds of
+//! hook, in a namespace of the test's own.
 
 use std::{collections::BTreeSet, os::fd::AsFd as _};
 
@@ -48,7 +48,7 @@ const SIZES: MapSizes = MapSizes {
     conntrack_is_scaled: false,
 };
 
-/// A namespace with a pair of devices, the calling thread in it, and a pin directory.
+/// A namespace with a pair of devices and a pin directory; the calling thread is in the namespace.
 struct Bench {
     _dir: Scratch,
     pins: Pins,
@@ -101,7 +101,7 @@ fn program(loaded: &Loaded, name: &'static str) -> Result<Option<u32>> {
     Ok(Some(ProgInfo::of(loaded.program(name)?)?.id))
 }
 
-/// A second load re-points the links that are there, and a device that came back under an old number gets new ones.
+/// A second load updates the existing links, and a device that was created again under an old index gets new ones.
 #[test]
 fn links_stay_and_their_programs_change() -> Result<()> {
     let bench = Bench::new("tcx")?;
@@ -140,8 +140,8 @@ fn links_stay_and_their_programs_change() -> Result<()> {
     Ok(())
 }
 
-/// A device that another namespace took away keeps its number there: the links that are pinned for it are not those of
-/// the device that has the number here.
+/// A device moved to another namespace keeps its index there. The links pinned for it must not be used for the local
+/// device that now has the same index.
 #[test]
 fn a_device_that_moved_away_is_not_taken_for_its_successor() -> Result<()> {
     let bench = Bench::new("moved")?;
@@ -162,7 +162,7 @@ fn a_device_that_moved_away_is_not_taken_for_its_successor() -> Result<()> {
     Ok(())
 }
 
-/// On the clsact qdisc the filter is replaced in place, beside other people's.
+/// On the clsact qdisc the filter is replaced in place, next to foreign filters.
 #[test]
 fn filters_are_replaced_beside_others() -> Result<()> {
     let bench = Bench::new("clsact")?;

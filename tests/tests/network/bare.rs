@@ -1,5 +1,5 @@
-//! The cluster without shunt: what the harness builds carries traffic by itself, in all variants. When one of these
-//! fails, no other failure of this suite means anything.
+//! The cluster without shunt: the harness's network carries traffic by itself, in all variants. If one of these tests
+//! fails, other failures of this suite mean nothing.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tests::{
     traffic::{Client, ping},
 };
 
-/// Pods reach pods and nodes, outside reaches nodes; everyone is seen under his own address.
+/// Pods reach pods and nodes, the outside client reaches nodes; each client is seen with its own address.
 fn everyone_reaches_everyone(plan: Plan) -> Result<()> {
     let rules = plan.cni_rules;
     let cluster = Cluster::new(plan)?;

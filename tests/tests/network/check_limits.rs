@@ -1,4 +1,4 @@
-//! Each limit that `shunt check` names: once where it is met, and once where it is not.
+//! Each limit that `shunt check` reports: one case where it applies, and one where it does not.
 
 use std::{path::Path, process::Stdio};
 
@@ -15,8 +15,8 @@ use tests::{
 
 use crate::world::World;
 
-/// `shunt check` in a namespace where no agent has run, behind `before` in a mount namespace of its own: what that
-/// mounts goes away with it.
+/// Runs `shunt check` in a namespace where no agent has run, after the commands `before`, in a mount namespace of its
+/// own: mounts made there are removed with it.
 fn check_after(netns: &Netns, before: &str) -> Result<Vec<Value>> {
     let binary = binary()?;
     let script =
@@ -39,7 +39,7 @@ fn new(name: &str) -> Result<Netns> {
     Netns::new(format!("shunt-test-{}-{name}", std::process::id()))
 }
 
-/// The finding of that name, which is of this level and names these words.
+/// Checks the finding of that name: it has this level and contains these words.
 #[track_caller]
 fn says(findings: &[Value], name: &str, level: &str, words: &[&str]) {
     let found = findings.iter().find(|finding| finding["check"] == name);
@@ -58,7 +58,7 @@ fn silent(findings: &[Value], name: &str) {
     assert!(found.is_none(), "{found:?}");
 }
 
-/// Pods on a bridge, rules that ask for a connection's state, and whether the one meets the other.
+/// Pods on a bridge, rules that match the connection's state, and whether these rules see the pods' traffic.
 #[test]
 fn bridged_pods_and_rules_that_ask_for_state() -> Result<()> {
     const CHECK: &str = "bridge netfilter";
@@ -137,7 +137,7 @@ fn cilium_and_how_it_routes() -> Result<()> {
     Ok(())
 }
 
-/// An interface in a pod's namespace that hangs on the node's uplink: the node sees nothing of it but its address.
+/// An interface in a pod's namespace on top of the node's uplink: the node sees only its address.
 #[test]
 fn a_pod_with_a_macvlan_interface() -> Result<()> {
     const CHECK: &str = "pods' devices";
@@ -182,7 +182,7 @@ fn a_cni_whose_pods_have_no_device() -> Result<()> {
     Ok(())
 }
 
-/// Rules of AWS VPC CNI's shape, of either kind of iptables.
+/// Rules in the form of AWS VPC CNI's, in both kinds of iptables.
 #[test]
 fn marks_on_connections_to_the_node() -> Result<()> {
     const CHECK: &str = "connection marks";
@@ -230,7 +230,7 @@ fn a_dns_cache_at_a_services_address() -> Result<()> {
     Ok(())
 }
 
-/// What only the maps of an agent tell: where the backends are, what is a Service's address.
+/// Limits that only an agent's maps show: locations of the backends, addresses of Services.
 #[test]
 fn limits_that_the_maps_show() -> Result<()> {
     let world = World::start(Plan { xdp: None, ..Plan::default() }, |world| world.web().yaml())?;
@@ -249,8 +249,7 @@ fn limits_that_the_maps_show() -> Result<()> {
     silent(&found, "dns cache");
     silent(&found, "xdp lane");
 
-    // A Service whose backend is nobody's pod, and one whose backend is a pod of this node with an address of the
-    // underlay.
+    // A Service whose backend is not a pod, and one whose backend is a pod of this node with an underlay address.
     let outside = Service::new("outside", vip(50)).tcp(80, 8080).endpoints([Endpoint::at(external(9))]);
     let lan = Service::new("lan", vip(51)).tcp(80, 8080).endpoints([Endpoint::node(node)]);
     let lan =
@@ -285,7 +284,7 @@ fn the_xdp_lane_and_the_rules_it_passes_by() -> Result<()> {
     Ok(())
 }
 
-/// Rules that match NodePorts by number where packets come in, of either kind.
+/// Rules that match NodePorts by number on ingress, in both kinds of iptables.
 #[test]
 fn rules_by_the_number_of_a_node_port() -> Result<()> {
     const CHECK: &str = "NodePort rules";
@@ -326,7 +325,7 @@ fn rules_by_the_number_of_a_node_port() -> Result<()> {
     Ok(())
 }
 
-/// Rules that ask conntrack for the destination before a translation, or whether there was one.
+/// Rules that match conntrack's original destination, or whether there was a translation.
 #[test]
 fn rules_that_ask_conntrack_for_a_translation() -> Result<()> {
     const CHECK: &str = "conntrack rules";
@@ -357,7 +356,7 @@ fn rules_that_ask_conntrack_for_a_translation() -> Result<()> {
     Ok(())
 }
 
-/// A forward chain of firewalld's shape: the policy accepts, and its last rule rejects.
+/// A forward chain in firewalld's form: the policy accepts, and the last rule rejects.
 #[test]
 fn a_final_reject_behind_a_policy_that_accepts() -> Result<()> {
     const CHECK: &str = "final reject";

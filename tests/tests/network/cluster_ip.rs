@@ -1,4 +1,4 @@
-//! ClusterIP: pods reach backends on their own and on the other node, and are seen under their own address.
+//! ClusterIP: pods reach backends on their own and on the other node, and keep their own source address.
 
 use anyhow::Result;
 use tests::{
@@ -70,7 +70,7 @@ fn large_transfers_pass_both_ways() -> Result<()> {
     Ok(())
 }
 
-/// A packet whose source and destination are the pod itself would be dropped by its own stack.
+/// A packet whose source and destination are the same pod would be dropped by that pod's own stack.
 fn a_pod_reaches_itself(plan: Plan) -> Result<()> {
     let world = World::start(plan, |world| {
         Service::new("web", web_addr()).tcp(80, 8080).udp(80, 8080).pods(&[&world.near]).yaml()

@@ -1,4 +1,4 @@
-//! Under a CNI's rules at their strictest and strict source checks, everything works, and conntrack finds nothing
+//! Under a CNI's strictest rules and strict source checks, all traffic works, and conntrack classifies no packet as
 //! invalid.
 
 use anyhow::Result;
@@ -35,7 +35,7 @@ fn everything_passes(plan: Plan) -> Result<()> {
                 from.stream(to).upload(&vec![3; 1 << 18])?;
             }
         }
-        // What the rules forbid stays forbidden, also by way of a Service's own machinery.
+        // Traffic that the rules forbid stays forbidden, also through a Service.
         world.pod().tcp(at(world.far.addr(), family, 8081)).timed_out();
         world.pod().stream(web(family)).steady(20);
     }
@@ -63,13 +63,13 @@ fn bridged_pods_over_vxlan() -> Result<()> {
     everything_passes(Plan::default().bridged().vxlan())
 }
 
-/// The rules themselves: without shunt the counter of what is invalid does count.
+/// Tests the rules themselves: without shunt the counter of invalid packets does count.
 #[test]
 fn an_invalid_packet_would_be_seen() -> Result<()> {
     let world = World::without_shunt(Plan::default().with_cni_rules())?;
     let node = world.cluster.node(0);
     let stream = world.pod().stream(world.far.socket_addr(BOTH[0], 8080));
-    // Conntrack forgets the flow and may not pick it up in the middle: the next segment is invalid.
+    // Conntrack loses the flow and may not pick it up in mid-stream: the next segment is invalid.
     node.netns().sysctl("net/netfilter/nf_conntrack_tcp_loose", "0")?;
     node.netns().enter(flush_conntrack)?;
     assert!(stream.ask().is_err());
@@ -77,7 +77,7 @@ fn an_invalid_packet_would_be_seen() -> Result<()> {
     Ok(())
 }
 
-/// Empties the namespace's nf_conntrack by the one netlink message that takes (IPCTNL_MSG_CT_DELETE without a tuple).
+/// Empties the namespace's nf_conntrack with a netlink message (IPCTNL_MSG_CT_DELETE without a tuple).
 fn flush_conntrack() -> Result<()> {
     const CT_DELETE: u16 = (1 << 8) | 2;
     const REQUEST_ACK: u16 = 1 | 4;

@@ -1,4 +1,4 @@
-//! Many at once: new flows that begin on several CPUs in the same moment.
+//! Concurrency: new flows that begin on several CPUs at the same moment.
 
 use std::{
     collections::BTreeSet,
@@ -17,8 +17,9 @@ use crate::world::{World, web};
 
 const BURSTS: u64 = 40;
 
-/// The first datagrams of a flow may meet the hook before any of them has recorded it: all go to one backend. Those that lose
-/// this race have taken a turn each, so by that many the spread may be uneven; there is no other reason.
+/// The first datagrams of a flow may reach the hook before any of them has recorded it: all go to one backend. Each
+/// that loses this race has advanced the round robin, so the distribution may be uneven by that number; nothing else
+/// may make it uneven.
 #[test]
 fn a_burst_of_datagrams_is_one_flow() -> Result<()> {
     let world = World::start(Plan::default(), |world| world.web().yaml())?;
@@ -30,7 +31,7 @@ fn a_burst_of_datagrams_is_one_flow() -> Result<()> {
         ] {
             let mut tally = Tally::default();
             let before = turns(&world)?;
-            // Ports of their own: one that the kernel gives twice goes on with the flow it had.
+            // Distinct ports: a port that the kernel assigns twice would continue its earlier flow.
             for port in 40_000..40_000 + BURSTS as u16 {
                 let answers = from.clone().port(port).udp_connected(to)?.burst(8)?;
                 let backends: BTreeSet<_> =
@@ -49,7 +50,7 @@ fn a_burst_of_datagrams_is_one_flow() -> Result<()> {
     Ok(())
 }
 
-/// Turns that the first node has taken, of all service ports.
+/// Round-robin turns taken on the first node, over all service ports.
 fn turns(world: &World) -> Result<u64> {
     let dump: Vec<Value> =
         serde_json::from_str(&world.cluster.node(0).shunt_command(&["-j", "map", "dump", "SERVICES"])?)?;
@@ -57,7 +58,7 @@ fn turns(world: &World) -> Result<u64> {
     taken.sum::<Option<u64>>().context("an element of SERVICES without turns")
 }
 
-/// The counter is atomic: also four clients together leave no backend more than one behind.
+/// The counter is atomic: even with four concurrent clients, no backend is more than one behind.
 #[test]
 fn clients_in_parallel_are_spread_evenly() -> Result<()> {
     const CLIENTS: usize = 4;
@@ -67,7 +68,7 @@ fn clients_in_parallel_are_spread_evenly() -> Result<()> {
         .map(|nth| world.cluster.add_pod(0, &format!("client-{nth}")))
         .collect::<Result<Vec<_>>>()?;
     for family in BOTH {
-        // A pod is served from when its device is hooked: once each, and an even number of them.
+        // A pod is served once its device is hooked: one request per pod, an even number in total.
         for pod in &pods {
             Client::at(pod.place()).tcp(web(family)).answered();
         }

@@ -1,4 +1,4 @@
-//! `--config`: a KubeProxyConfiguration is followed, and its change ends the agent cleanly while traffic goes on.
+//! `--config`: the agent follows a KubeProxyConfiguration, and exits cleanly when it changes while traffic continues.
 
 use std::{fs, path::Path, thread, time::Duration};
 
@@ -14,7 +14,8 @@ use tests::{
 
 use crate::world::{TARGET, World, web, web_addr};
 
-/// As kubeadm writes it, shortened: with a field that means nothing here, and one that a server can see.
+/// As written by kubeadm, shortened: with a field that has no effect here, and one with an effect that a server can
+/// see.
 fn document(masquerade_all: bool) -> String {
     format!(
         "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nbindAddress: 0.0.0.0\n\
@@ -51,7 +52,7 @@ fn a_changed_file_ends_the_agent_and_nothing_else() -> Result<()> {
     let streams = BOTH.map(|family| world.pod().stream(web(family)));
     let before = streams.each_ref().map(|stream| stream.steady(3));
 
-    // Touched, commented, and refused: it goes on as it is.
+    // Touched, commented, and invalid: the agent continues unchanged.
     fs::write(&file, document(false))?;
     thread::sleep(Duration::from_millis(300));
     replace(&file, &format!("# by hand\n{}", document(false)))?;

@@ -1,5 +1,5 @@
-//! In a container as the DaemonSet asks for: the static binary, uid 0 with BPF, NET_ADMIN and PERFMON alone, no new
-//! privileges, a root that can only be read, namespaces of its own. And privileged, as the overlay has it.
+//! In a container as the DaemonSet specifies it: the static binary, uid 0 with only BPF, NET_ADMIN and PERFMON, no new
+//! privileges, a read-only root, namespaces of its own. And privileged, as in the overlay.
 
 use std::{
     collections::BTreeMap, ffi::OsString, fs, os::unix::process::CommandExt as _, path::Path,
@@ -24,7 +24,7 @@ use crate::world::{NODE_PORT, PORT, TARGET, World, web, web_addr};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The words that start the static binary in a container on this node.
+/// The command that starts the static binary in a container on this node.
 fn container(world: &World, node: &Node, what: &str, privileges: Privileges) -> Result<Container> {
     let root = world.cluster.files().join(format!("{}-{what}", node.name()));
     fs::create_dir_all(&root)?;
@@ -56,7 +56,7 @@ fn serves(world: &World) {
     }
 }
 
-/// The process is what the manifest says.
+/// The process has the properties in the manifest.
 fn is_confined(node: &Node, privileges: Privileges) -> Result<()> {
     let pid = child_of(node.shunt_pid()?)?;
     assert_eq!(status(pid, "Uid")?, "0\t0\t0\t0");
@@ -75,7 +75,7 @@ fn is_confined(node: &Node, privileges: Privileges) -> Result<()> {
     Ok(())
 }
 
-/// Every command that looks works in a container that may do no more.
+/// Every command that only reads works in a container with no more privileges.
 fn can_be_inspected(world: &World, privileges: Privileges) -> Result<()> {
     let node = world.cluster.node(0);
     let words = words(&container(world, node, "exec", privileges)?);
@@ -137,14 +137,14 @@ fn does_everything(privileges: Privileges) -> Result<()> {
     serves(&world);
     can_be_inspected(&world, privileges)?;
 
-    // A device that comes later is hooked, too.
+    // A device created later is hooked too.
     let late = world.cluster.add_pod(0, "late")?;
     let client = Client::at(late.place());
     for family in BOTH {
         eventually(SECOND, || matches!(client.tcp(web(family)).outcome, Outcome::Answered(_)))?;
     }
 
-    // Connected sockets of the node whose backend leaves are closed: SOCK_DESTROY is allowed.
+    // Connected sockets of the node are closed when their backend is removed: SOCK_DESTROY is permitted.
     let sockets: Vec<_> =
         (0..4).map(|_| world.host(0).udp_connected(web(Family::V4))).collect::<Result<_, _>>()?;
     let on_far: Vec<_> =
@@ -166,7 +166,8 @@ fn does_everything(privileges: Privileges) -> Result<()> {
     }
 
     survives_a_restart(&world, privileges)?;
-    // The kubelet gives a pod of this priority class its oom_score_adj; the agent's own try is one line at INFO.
+    // The kubelet sets the oom_score_adj of a pod of this priority class; the agent's own attempt is logged in one line
+    // at INFO.
     let logs: String = world.cluster.nodes().iter().map(Node::shunt_log).collect();
     for word in ["ermission", "not permitted", "ERROR", "Read-only", "os error"] {
         let lines: Vec<_> = logs
@@ -222,7 +223,8 @@ fn three_capabilities_do_for_the_xdp_lanes() -> Result<()> {
     Ok(())
 }
 
-/// Other namespaces' sockets want CAP_SYS_ADMIN and the host's /proc: that is said once, and all else works.
+/// Other namespaces' sockets require CAP_SYS_ADMIN and the host's /proc: this is logged once, and everything else
+/// works.
 #[test]
 fn what_three_capabilities_cannot_do_is_said() -> Result<()> {
     let world = World::without_shunt(Plan::default())?;
@@ -241,8 +243,8 @@ fn what_three_capabilities_cannot_do_is_said() -> Result<()> {
     node.still_runs()
 }
 
-/// As in the base: the pod's service account, and the API server by another address than the ClusterIP in the
-/// environment; here by a name, which the static C library has to resolve without any library to load.
+/// As in the base: the pod's service account, and the API server at another address than the ClusterIP in the
+/// environment. Here the address is a name, which the static C library has to resolve without loading a library.
 #[test]
 fn the_api_server_is_followed_with_the_pods_account_and_by_name() -> Result<()> {
     let world = World::without_shunt(Plan::default())?;
@@ -276,7 +278,7 @@ fn the_api_server_is_followed_with_the_pods_account_and_by_name() -> Result<()> 
     Ok(())
 }
 
-/// Nothing but the binary: no library, no /proc, no /etc.
+/// With the binary only: no library, no /proc, no /etc.
 #[test]
 fn the_static_binary_runs_in_an_empty_chroot() -> Result<()> {
     let world = World::without_shunt(Plan::default())?;

@@ -1,4 +1,4 @@
-//! The demo: its walk-through ends well, and after Ctrl-C nothing of it is left.
+//! The demo: its walk-through succeeds, and nothing of it remains after Ctrl-C.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use nix::{
 };
 use tests::net::{cgroup, cluster::eventually};
 
-/// The demo in a process group of its own, as a shell starts it.
+/// The demo in a process group of its own, as started by a shell.
 fn start(args: &[&str]) -> Result<Child> {
     Command::new(env!("CARGO_BIN_EXE_shunt-demo"))
         .args(args)
@@ -28,7 +28,7 @@ fn start(args: &[&str]) -> Result<Child> {
         .context("starting shunt-demo")
 }
 
-/// Whatever carries the demo's name: directories, pins, cgroups, namespaces, and processes by their command lines.
+/// Everything with the demo's name: directories, pins, cgroups, namespaces, and processes by their command lines.
 fn left_of(demo: u32) -> Result<Vec<PathBuf>> {
     let name = format!("shunt-demo-{demo}-");
     let mut left = Vec::new();

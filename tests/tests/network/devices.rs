@@ -1,4 +1,4 @@
-//! Devices come and go while shunt runs.
+//! Devices are added and removed while shunt runs.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use tests::{
 
 use crate::world::{World, web};
 
-/// From the moment a device is there until both hooks are on it.
+/// Time limit from a device's creation until both hooks are attached.
 const HOOKED_WITHIN: Duration = Duration::from_millis(500);
 
 fn appear(plan: Plan) -> Result<()> {
@@ -53,8 +53,8 @@ fn a_bridged_pod_that_appears_is_served() -> Result<()> {
     appear(Plan::default().bridged())
 }
 
-/// From link-up to hooked: the figure of the closing note. The devices are made and set up by single system calls, so
-/// that no process start is part of it; some may be hooked before they are up.
+/// Time from link-up to hooked, printed in the closing note. The devices are created and set up by single system calls,
+/// so that no process start is included; some may be hooked before they are up.
 #[test]
 fn link_up_to_hooked() -> Result<()> {
     let world = World::start(Plan::default(), |world| world.web().yaml())?;
@@ -62,7 +62,7 @@ fn link_up_to_hooked() -> Result<()> {
     let (mut from_made, mut from_up, mut devices) = (Vec::new(), Vec::new(), Vec::new());
     for nth in 0..20 {
         let device = format!("new{nth}");
-        // Every second one is without a link-layer header.
+        // Every second device has no link-layer header.
         let start = Instant::now();
         devices.push(node.enter(|| tun::make(&device, nth % 2 == 0))?);
         let made = Instant::now();
@@ -85,7 +85,7 @@ fn link_up_to_hooked() -> Result<()> {
     Ok(())
 }
 
-/// A pod that is replaced by another with the same address and device name.
+/// A pod is replaced by another one with the same address and device name.
 #[test]
 fn a_pod_that_is_replaced_is_served() -> Result<()> {
     let world = World::start(Plan::default(), |world| world.web().yaml())?;

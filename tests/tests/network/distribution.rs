@@ -1,4 +1,4 @@
-//! Round robin is exact: over n new flows of one service port and set, no backend gets two more than another.
+//! Round robin is exact: over n new flows of one service port and set, backends' counts differ by at most one.
 
 use anyhow::Result;
 use tests::{
@@ -12,7 +12,7 @@ use crate::world::{NODE_PORT, PORT, TARGET, web, web_addr};
 const CONNECTIONS: usize = 300;
 const SOCKETS: usize = 100;
 
-/// A cluster with `count` backends, alternately on either node.
+/// A cluster with `count` backends, alternating between the nodes.
 fn with_backends(count: usize) -> Result<(Cluster, Vec<Pod>)> {
     let cluster = Cluster::new(Plan::default())?;
     let backends = (0..count)
@@ -60,12 +60,12 @@ fn a_hundred_udp_sockets() -> Result<()> {
     let (cluster, backends) = with_backends(3)?;
     let pod = Client::at(cluster.add_pod(0, "client")?.place());
     let outside = Client::at(cluster.outside());
-    // As below: a datagram of a pod that is not served yet is lost, a SYN is sent again.
+    // As below: a datagram of a pod that is not served yet is lost, while a SYN is sent again.
     pod.tcp(web(Family::V4)).answered();
     for family in BOTH {
         let node = cluster.node(0).socket_addr(family, NODE_PORT);
         for (client, to) in [(&pod, web(family)), (&outside, node)] {
-            // Ports of their own: one that the kernel gives twice goes on with the flow it had.
+            // Distinct ports: a port that the kernel assigns twice would continue its earlier flow.
             let mut ports = 40_000..;
             let fresh = || client.clone().port(ports.next().expect("ports enough")).udp(to);
             Tally::of(SOCKETS, fresh).even_over(&names(&backends));
@@ -85,12 +85,12 @@ fn connections_of_the_node_itself() -> Result<()> {
     Ok(())
 }
 
-/// A UDP socket that goes on talking keeps its backend: only new flows are balanced.
+/// A UDP socket in use keeps its backend: only new flows are balanced.
 #[test]
 fn a_udp_socket_keeps_its_backend() -> Result<()> {
     let (cluster, _backends) = with_backends(3)?;
     let client = Client::at(cluster.add_pod(0, "client")?.place());
-    // The pod has just appeared: what it sends before its device has our hooks is lost, and a datagram is not sent again.
+    // The pod is new: packets sent before its device is hooked are lost, and a datagram is not sent again.
     client.tcp(web(Family::V4)).answered();
     for family in BOTH {
         let socket = client.udp_connected(web(family))?;

@@ -1,4 +1,5 @@
-//! What is refused and dropped has a Service, a reason and a device, and the same figures wherever they are shown.
+//! Rejected and dropped packets are counted by Service, reason and device, with the same figures wherever they are
+//! shown.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -36,7 +37,7 @@ fn by_device(node: &Node, counter: &str) -> Result<BTreeMap<String, u64>> {
     Ok(rows.map(|row| (text(row), row["value"].as_u64().unwrap_or_default())).collect())
 }
 
-/// What `/metrics` has of a reason, by device.
+/// The values of a reason in `/metrics`, by device.
 fn of_devices(node: &Node, metric: &str, reason: &str) -> Result<BTreeMap<String, u64>> {
     let page = page(node)?;
     let found = series(&page, &format!("shunt_datapath_{metric}_total"), &[label("reason", reason)]);
@@ -88,7 +89,7 @@ fn refusals_and_drops_have_a_service_a_reason_and_a_device() -> Result<()> {
         (&shown["node"]["refused"]["total"], &shown["node"]["dropped"]["total"]),
         (&6.into(), &2.into())
     );
-    // In words: totals alone, and devices where there is room.
+    // In the table: totals only, and devices if there is room.
     let table = node.shunt_command(&["counter", "list"])?;
     assert!(!table.contains("eth0") && !table.contains("DEVICE"), "{table}");
     let wide = node.shunt_command(&["counter", "list", "-o", "wide"])?;
@@ -96,7 +97,7 @@ fn refusals_and_drops_have_a_service_a_reason_and_a_device() -> Result<()> {
     Ok(())
 }
 
-/// A pod that goes takes its device's entries along; the total, and what other devices have, stay.
+/// When a pod is removed, its device's entries are removed too; the total and other devices' entries stay.
 #[test]
 fn a_device_that_is_gone_leaves_its_drops_to_the_total() -> Result<()> {
     let world = World::without_shunt(Plan::default())?;

@@ -1,5 +1,5 @@
-//! `shunt explain` against what really happens: each case is explained first and tried then, by a real socket with the
-//! same source port, or by a raw one where no socket may be opened (SCTP).
+//! Compares `shunt explain` with real traffic: each case is first explained, then tried with the same source port, by a
+//! real socket or, where no socket may be opened (SCTP), by a raw one.
 
 use std::{
     io,
@@ -28,28 +28,28 @@ use crate::{
     world::{NODE_PORT, PORT, TARGET, World, at, web, web_addr},
 };
 
-/// Silence is believed after this time.
+/// No reply within this time counts as silence.
 const SILENCE: Duration = Duration::from_millis(600);
 
 /// NodePorts of policy Local: with a backend on node 0, and without.
 const NEAR_PORT: u16 = 30081;
 const FAR_PORT: u16 = 30082;
 
-/// What a case expects, known without shunt: both the explanation and the packet must agree with it.
+/// The expected result of a case, known without shunt: both the explanation and the packet must match it.
 enum Expected<'a> {
-    /// By one of these, which sees the client's own address, or one of the node's; `None`: the client's own where the
-    /// backend is on this node.
+    /// A reply of one of these backends. It sees the client's own address or one of the node's; `None`: the client's
+    /// own if the backend is on this node.
     Answered {
         by: &'a [&'a str],
         own_source: Option<bool>,
     },
-    /// By somebody to whom the packet came as it was.
+    /// A reply of a server that received the packet untranslated.
     Untouched(&'a str),
     Refused(&'static str),
     Dropped(&'static str),
 }
 
-/// A source and a destination, and the socket that tries them.
+/// A source and a destination, and the socket for the test.
 struct Case<'a> {
     name: &'a str,
     node: &'a Node,
@@ -59,7 +59,7 @@ struct Case<'a> {
     protocol: &'static str,
 }
 
-/// Source ports nobody has had before: a new flow each time.
+/// Unused source ports: a new flow each time.
 fn next_port() -> u16 {
     static NEXT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(21_000);
     NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
@@ -110,7 +110,7 @@ impl Case<'_> {
     }
 }
 
-/// The backend that was told is the one that answered, and it saw the source that was told.
+/// The explained backend is the one that replied, and it saw the explained source.
 #[track_caller]
 fn agrees(told: &Value, backend: &str, peer: SocketAddr, shown: &dyn Fn() -> String) {
     let node = format!("node-{}", 1 + ["a", "b", "c"].iter().position(|name| *name == backend).unwrap_or(9));
@@ -193,7 +193,7 @@ fn explain_says_what_happens() -> Result<()> {
         cluster_addresses(&cases, family)?;
         verdicts(&cases, family)?;
     }
-    // An explanation takes half a second of the verifier's time: each of these groups in one family.
+    // An explanation takes half a second of verifier time: each of these groups runs in one family.
     node_ports(&cases, Family::V4)?;
     external_addresses(&cases, Family::V6)?;
     state(&cases, Family::V4)?;
@@ -214,7 +214,7 @@ fn cluster_addresses(cases: &Cases<'_>, family: Family) -> Result<()> {
         assert_eq!(told["policy"]["set_size"], 3);
     }
     cases.pod("ClusterIP from a pod, UDP", to).udp().is(&anyone)?;
-    // Backends of this node and of others: the way there decides the source.
+    // Backends of this node and of others: the route decides the source.
     for _ in 0..2 {
         let told = cases.host("ClusterIP from the node", to).is(&anyone)?;
         assert_eq!(told["lane"], "socket");
@@ -260,7 +260,7 @@ fn node_ports(cases: &Cases<'_>, family: Family) -> Result<()> {
     let told = cases.pod("the same from a pod of the node", far).is(&kept(&["b"]))?;
     assert_eq!(told["policy"]["short_circuit"], true);
     cases.host("the same from the node", far).is(&kept(&["b"]))?;
-    // The same number at an address that is none of the node's.
+    // The same port at an address that is not the node's.
     let elsewhere = at(OUTSIDE, family, NODE_PORT);
     let _server = tests::traffic::Server::tcp(cases.0.cluster.outside(), elsewhere, "elsewhere")?;
     let way = format!(
@@ -329,7 +329,7 @@ fn verdicts(cases: &Cases<'_>, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// Affinity, and flows that are open.
+/// Affinity, and open flows.
 fn state(cases: &Cases<'_>, family: Family) -> Result<()> {
     let sticky = at(vip(16), family, PORT);
     let anyone = Expected::Answered { by: ANYONE, own_source: Some(true) };
@@ -348,7 +348,7 @@ fn state(cases: &Cases<'_>, family: Family) -> Result<()> {
     let to = at(vip(10), family, PORT);
     let stream = cases.0.pod(0).stream(to);
     let answer = stream.ask()?;
-    // Another flow's turn in between.
+    // Another flow takes a turn in between.
     cases.pod("another flow", to).is(&anyone)?;
     let words = [stream.local_addr()?.to_string(), to.to_string()];
     let told = cases.0.node(0).shunt_json(&["explain", &words[0], &words[1]])?;
@@ -382,7 +382,7 @@ fn pings(cases: &Cases<'_>, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// No SCTP socket may be opened: raw sockets send an INIT, and take it where it comes to.
+/// No SCTP socket may be opened: raw sockets send an INIT and receive it at its destination.
 fn sctp(cases: &Cases<'_>, family: Family) -> Result<()> {
     const SCTP: i32 = 132;
     let pod = &cases.0.clients[0];
@@ -423,11 +423,11 @@ fn sctp(cases: &Cases<'_>, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// With the agent down explanations go on, and leave every map as it was.
+/// With the agent stopped, explanations still work, and leave all maps unchanged.
 fn nothing_changes(trio: &Trio) -> Result<()> {
     let node = trio.node(0);
     node.stop_shunt()?;
-    // What sockets of the cases above still have to say to each other has been said.
+    // Wait until sockets of the cases above have exchanged their last packets.
     std::thread::sleep(Duration::from_secs(2));
     let dump = || -> Result<Vec<(&str, String)>> {
         let names = proxy_common::map::ALL.into_iter();
@@ -481,7 +481,7 @@ fn nothing_changes(trio: &Trio) -> Result<()> {
     Ok(())
 }
 
-/// Bridged pods over a tunnel: hooks sit on the bridge's ports, and source translation takes the tunnel's address.
+/// Bridged pods over a tunnel: hooks are on the bridge's ports, and source translation uses the tunnel's address.
 #[test]
 fn explain_knows_bridges_and_tunnels() -> Result<()> {
     let world = World::start(Plan::default().bridged().vxlan(), |world| world.web().yaml())?;
@@ -500,7 +500,7 @@ fn explain_knows_bridges_and_tunnels() -> Result<()> {
             assert_eq!(seen.ip(), answer.peer.ip(), "{attempt}\n{told:#}");
             Ok(())
         };
-        // Both turns, then the two other ways to take one.
+        // Both turns, then the two other ways to take a turn.
         for _ in 0..2 {
             tried(OUTSIDE.of(family), world.node_port(0, family), world.outside())?;
         }

@@ -1,5 +1,5 @@
-//! externalTrafficPolicy Local: local backends only, the client's address kept, silence where there is none; the
-//! node's own pods and processes are exempt.
+//! externalTrafficPolicy Local: only local backends, the client's address is kept, packets are dropped silently if
+//! there is no local backend. The node's own pods and processes are exempt.
 
 use anyhow::Result;
 use tests::{
@@ -25,14 +25,14 @@ fn local_only(plan: Plan) -> Result<()> {
         }
         world.outside().tcp(without).timed_out();
         world.outside().udp(without).timed_out();
-        // A pod of the other node is outside to this node only when its node sends it here.
+        // A pod of the other node is external to this node only if its own node forwards its packets here.
         for from in [world.pod(), Client::at(world.other.place())] {
             from.tcp(with).answered();
             from.udp(with).answered();
-            // ClusterIPs do not know this policy.
+            // The policy does not apply to ClusterIPs.
             from.tcp(web(family)).answered();
         }
-        // Short circuits: the node's own pods and processes reach backends elsewhere.
+        // Short circuits: the node's own pods and processes reach backends on other nodes.
         for attempt in [world.pod().tcp(without), world.pod().udp(without)] {
             assert_eq!(attempt.answered().backend, "far");
         }

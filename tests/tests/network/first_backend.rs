@@ -1,6 +1,6 @@
-//! A Service's first backend is not every node's first: each node starts at its own place in its own order, so that the
-//! first connections of a DaemonSet's pods do not all meet one backend (kubernetes#121591). Round robin is as exact as
-//! ever, and a restart keeps order and place.
+//! Nodes do not all start with a Service's first backend: each node starts at its own position in its own order, so
+//! that the first connections of a DaemonSet's pods do not all go to one backend (kubernetes#121591). Round robin
+//! remains exact, and a restart keeps order and position.
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
@@ -51,7 +51,7 @@ impl World {
     }
 }
 
-/// Who answers `count` new flows, one after the other.
+/// The backends that reply to `count` new flows, in sequence.
 fn sequence(
     from: &Client,
     to: SocketAddr,
@@ -61,7 +61,7 @@ fn sequence(
     (0..count).map(|_| protocol(from, to).answered().backend).collect()
 }
 
-/// The round that a sequence goes through, begun at its smallest name; `None` where it does not repeat itself.
+/// The cycle of a sequence, starting at its smallest name; `None` if it does not repeat itself.
 fn round(sequence: &[String]) -> Option<Vec<String>> {
     let first = sequence.get(..NAMES.len())?;
     let is_round = sequence.iter().enumerate().all(|(nth, name)| *name == first[nth % NAMES.len()]);
@@ -74,7 +74,7 @@ fn round(sequence: &[String]) -> Option<Vec<String>> {
 fn nodes_begin_with_backends_of_their_own() -> Result<()> {
     let world = World::start()?;
     let mut cases = 0;
-    // Backends that are some node's first, over all service ports and families; and each node's own over them.
+    // Backends that are first on some node, over all service ports and families; and each node's own over them.
     let mut together = 0;
     let mut of_node = vec![BTreeSet::new(); NODES];
     for family in BOTH {
@@ -88,7 +88,7 @@ fn nodes_begin_with_backends_of_their_own() -> Result<()> {
             of_node.iter_mut().zip(firsts).for_each(|(all, first)| all.extend([first]));
         }
     }
-    // By chance alone three nodes have 2.53 of six first backends; 1 is what a common start gives.
+    // By chance, three nodes have 2.53 of six first backends; 1 is the result of a common start.
     assert!(together >= 2 * cases, "{together} first backends of {NODES} nodes in {cases} cases");
     let few = of_node.iter().find(|firsts| firsts.len() < NAMES.len() - 2);
     assert!(few.is_none(), "a node begins all its Services with {few:?}");
@@ -116,7 +116,7 @@ fn nodes_have_orders_of_their_own_and_round_robin_is_exact() -> Result<()> {
             orders += rounds.len();
         }
     }
-    // Six backends have 120 rounds: two of three nodes have the same one by chance in 1 of 40 cases.
+    // Six backends have 120 cycles: two of three nodes have the same one by chance in 1 of 40 cases.
     assert!(orders >= 2 * cases, "{orders} orders of {NODES} nodes in {cases} cases");
     Ok(())
 }
@@ -134,7 +134,7 @@ fn a_restart_keeps_order_and_place() -> Result<()> {
     let mut sequences = vec![Vec::new(); ways.len()];
     for restart in 0..3 {
         for (sequence, (to, protocol)) in sequences.iter_mut().zip(&ways) {
-            // Not a whole round, so that a start from the beginning would be seen.
+            // Not a whole cycle, so that a start from the beginning would be detected.
             sequence.extend(self::sequence(&client, *to, *protocol, NAMES.len() + 2));
             assert!(round(sequence).is_some(), "{to} after {restart} restarts: {sequence:?}");
         }

@@ -1,8 +1,9 @@
-//! Pods whose outside traffic the CNI masquerades to a port that is some frontend's number: the answer comes back to the
-//! pod, and no pod of the Service is given it. The port is forced where the number matters, and chosen by
-//! `random,fully-random` among all where the many matter.
+//! Pods whose outside traffic the CNI masquerades to a frontend's port: the reply reaches that pod, and no pod of the
+//! Service receives it. The port is fixed where the number matters, and chosen by `random,fully-random` from the full
+//! range where the number of flows matters.
 //!
-//! `SHUNT_TEST_FULL=1` asks 20,000 questions of pods and 5,000 of node processes beside 20,000 connections of Services.
+//! `SHUNT_TEST_FULL=1` sends 20,000 requests of pods and 5,000 of node processes alongside 20,000 connections to
+//! Services.
 
 use std::{
     collections::BTreeSet,
@@ -28,10 +29,10 @@ use crate::{
     world::{PORT, TARGET, World, at},
 };
 
-/// An answer that is late is lost.
+/// A reply that takes longer is lost.
 const PATIENCE: Duration = Duration::from_millis(700);
 
-/// What a CNI does to its pods' outside traffic, with this source port.
+/// Masquerades pods' outside traffic as a CNI does, with this source port.
 fn masquerade_to(netns: &Netns, port: u16) -> Result<()> {
     netns.nft(&format!(
         "table inet forced
@@ -72,7 +73,7 @@ fn a_pods_question_is_answered(plan: Plan, proxy: Proxy) -> Result<()> {
     losses.none(&foreign)
 }
 
-/// A pod's flow that was open when a frontend took the number it was masqueraded to.
+/// A pod's flow that was open when a frontend got the port it was masqueraded to.
 struct Open {
     what: String,
     stream: Stream,
@@ -108,7 +109,7 @@ fn a_pods_open_flow_outlives_a_services_coming(plan: Plan, proxy: Proxy) -> Resu
     losses.none(&foreign)
 }
 
-/// How many, and how many of them at once.
+/// Number of requests, and how many are sent at once.
 struct Count {
     services: u16,
     of_pods: usize,
@@ -120,7 +121,8 @@ const BATCH: usize = 100;
 const FIRST_NODE_PORT: u16 = 30_000;
 
 impl Count {
-    /// In CI enough that of the pods' questions a few meet NodePorts (1 in 130 does), and every NodePort once by a process.
+    /// In CI, enough requests that a few of the pods' use NodePorts (1 in 130 does), and a process uses each NodePort
+    /// once.
     fn chosen() -> Self {
         if is_full() {
             Self { services: 500, of_pods: 20_000, of_node: 5000, connections: 20_000 }
@@ -130,7 +132,7 @@ impl Count {
     }
 }
 
-/// So many Services with a NodePort each, over both backends.
+/// This many Services with a NodePort each, over both backends.
 fn many(world: &World, count: u16) -> Vec<Service> {
     let service = |nth: u16| {
         let [high, low] = nth.to_be_bytes();
@@ -144,13 +146,13 @@ fn many(world: &World, count: u16) -> Vec<Service> {
     (0..count).map(service).collect()
 }
 
-/// Sockets of a process of node 0 on all NodePorts and then on ports from the whole range, each port once.
+/// Source ports for a process of node 0: all NodePorts, and then ports from the whole range, each port once.
 fn ports(count: usize, services: u16) -> Vec<u16> {
     let mut random = Random::new(7);
     let mut taken: BTreeSet<u16> = (0..services).map(|nth| FIRST_NODE_PORT + nth).collect();
     let mut ports: Vec<u16> = taken.iter().copied().take(count).collect();
     while ports.len() < count {
-        // The agent's own listeners hold 10249 and 10256.
+        // The agent's own listeners use 10249 and 10256.
         let port = 1024 + random.below(64_512) as u16;
         if !(10_000..10_300).contains(&port) && taken.insert(port) {
             ports.push(port);
@@ -159,7 +161,7 @@ fn ports(count: usize, services: u16) -> Vec<u16> {
     ports
 }
 
-/// Questions in batches, each from a socket of its own.
+/// Sends requests in batches, each from a socket of its own.
 fn ask(losses: &mut Losses, what: &str, sockets: Vec<(UdpClient, SocketAddr)>) {
     let (clients, whom): (Vec<_>, Vec<_>) = sockets.into_iter().unzip();
     for ((answer, client), to) in UdpClient::ask_all(&clients, PATIENCE).iter().zip(&clients).zip(whom) {
@@ -168,7 +170,7 @@ fn ask(losses: &mut Losses, what: &str, sockets: Vec<(UdpClient, SocketAddr)>) {
     }
 }
 
-/// Connections of Services until told to stop, and until there were enough.
+/// Opens connections to Services until told to stop, and until there were enough.
 fn connections(foreign: &Foreign, count: usize, is_over: &AtomicBool) -> Losses {
     let mut losses = Losses::default();
     let outside = foreign.world.outside();
@@ -184,7 +186,7 @@ fn connections(foreign: &Foreign, count: usize, is_over: &AtomicBool) -> Losses 
     losses
 }
 
-/// Connects, asks, and is the first to close: a server's TIME_WAIT would be in the way of whoever is given the port next.
+/// Connects, sends a request, and closes first: a server in TIME_WAIT would block the next client with that port.
 fn note_connection(losses: &mut Losses, client: &Client, to: SocketAddr) {
     let answer = client.connect(to).and_then(|stream| stream.ask());
     losses.note(&format!("tcp {} -> {to}: {answer:?}", client.place().name()), answer.is_ok());
@@ -222,7 +224,7 @@ fn many_questions(proxy: Proxy) -> Result<()> {
     of_pods.and(of_node).and(of_services).none(&foreign)
 }
 
-/// Connections of masqueraded pods, several at once from each: TCP's part of the above.
+/// Connections of masqueraded pods, several at once from each: the TCP part of the test above.
 fn many_connections(proxy: Proxy) -> Result<()> {
     let count = Count::chosen();
     let foreign = Foreign::start(Plan::default(), proxy, |world| many(world, count.services))?;

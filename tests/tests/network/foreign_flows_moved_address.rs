@@ -1,7 +1,7 @@
-//! An address that is given to a pod of another Service while an unanswered flow still names it: who asks the first
-//! Service again, from the same port, reaches a pod of the first Service.
+//! A pod's address is reassigned to a pod of another Service while an unanswered flow still refers to it. A client that
+//! connects to the first Service again, from the same port, reaches a pod of the first Service.
 //!
-//! nf_conntrack fails here as FLOWS.md says, so no referee stands beside.
+//! nf_conntrack fails here as described in FLOWS.md, so there is no comparison with the reference.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -24,7 +24,7 @@ const FIRST: u8 = 45;
 const SECOND: u8 = 46;
 const FIRST_NODE_PORT: u16 = 30_085;
 
-/// Long enough for an answer, and short enough that a SYN is not sent twice.
+/// Long enough for a reply, and short enough that a SYN is not sent twice.
 const PATIENCE: Duration = Duration::from_millis(700);
 
 fn first(pods: &[&Pod]) -> Service {
@@ -35,7 +35,7 @@ fn second(pods: &[&Pod]) -> Service {
     Service::new("second", vip(SECOND)).tcp(PORT, TARGET).udp(PORT, TARGET).pods(pods)
 }
 
-/// A pod that hears nobody, but is there: what is sent to it is not answered.
+/// A pod that drops all input: it exists, but packets to it get no reply.
 fn deaf(foreign: &Foreign, node: usize) -> Result<Pod> {
     let pod = foreign.world.cluster.add_pod(node, "deaf")?;
     pod.place().netns().nft(
@@ -49,7 +49,7 @@ fn deaf(foreign: &Foreign, node: usize) -> Result<Pod> {
     Ok(pod)
 }
 
-/// Everyone who asks the first Service, and by which of its addresses.
+/// All clients of the first Service, and the Service addresses they use.
 fn clients(foreign: &Foreign, family: Family) -> [(&'static str, Client, SocketAddr); 4] {
     let world = &foreign.world;
     let node_port = |node: usize| at(node_addr(node), family, FIRST_NODE_PORT);
@@ -61,7 +61,7 @@ fn clients(foreign: &Foreign, family: Family) -> [(&'static str, Client, SocketA
     ]
 }
 
-/// One client's unanswered question: who, from which port, and the UDP socket that has asked.
+/// A client's unanswered request: the client, its port, and the UDP socket that sent it.
 struct Unanswered {
     what: String,
     client: Client,
@@ -69,7 +69,7 @@ struct Unanswered {
     socket: UdpClient,
 }
 
-/// Everyone asks the pod that hears nobody.
+/// All clients send a request to the pod that drops it.
 fn unanswered(foreign: &Foreign) -> Result<Vec<Unanswered>> {
     let mut all = Vec::new();
     for family in BOTH {
@@ -86,13 +86,13 @@ fn unanswered(foreign: &Foreign) -> Result<Vec<Unanswered>> {
     Ok(all)
 }
 
-/// Asks again from the same ports.
+/// Sends requests again from the same ports.
 fn ask_again(losses: &mut Losses, flows: &[Unanswered], name: &str) {
     let is_from = |answer: &io::Result<Answer>| answer.as_ref().is_ok_and(|answer| answer.backend == name);
     for Unanswered { what, client, to, socket } in flows {
         let answer = client.connect(*to).and_then(|stream| stream.ask());
         losses.note(&format!("tcp {what}: {answer:?}"), is_from(&answer));
-        // A process's connected socket is closed when its backend leaves: it needs a new one, with the same port.
+        // A process's connected socket is closed when its backend is removed: it needs a new one with the same port.
         let again = what.contains("process").then(|| client.udp_connected(*to));
         let answer = again.unwrap_or_else(|| socket.try_clone()).and_then(|socket| socket.ask());
         losses.note(&format!("udp {what}: {answer:?}"), is_from(&answer));
@@ -105,11 +105,11 @@ fn moves(plan: Plan, backend: usize) -> Result<()> {
     let deaf = deaf(&foreign, backend)?;
     foreign.apply(&[first(&[&deaf]), second(&[&foreign.world.near])])?;
     let flows = unanswered(&foreign)?;
-    // The pod goes, and another one, of the second Service, is given its address.
+    // The pod is removed, and another one, of the second Service, gets its address.
     cluster.remove_pod(&deaf)?;
     let moved = cluster.add_server(backend, "moved", TARGET)?;
     assert_eq!(moved.addr(), deaf.addr());
-    // As a CNI's gratuitous ARP does: the bridge's neighbours would keep the former pod's link-layer address for seconds.
+    // As a CNI's gratuitous ARP does: the bridge's neighbours would keep the old pod's link-layer address for seconds.
     cluster.node(backend).netns().run(&["ip", "neigh", "flush", "all"])?;
     foreign.apply(&[first(&[&foreign.world.far]), second(&[&moved])])?;
     let mut losses = Losses::default();
@@ -120,7 +120,7 @@ fn moves(plan: Plan, backend: usize) -> Result<()> {
     losses.none(&foreign)
 }
 
-/// The first Service has a further pod, and still the one that the flows name: they stay with it.
+/// The first Service gets another pod and keeps the one of the flows: they stay with it.
 fn stays(plan: Plan, backend: usize) -> Result<()> {
     let foreign = Foreign::start(plan, Proxy::Shunt, |_| Vec::new())?;
     let cluster = &foreign.world.cluster;
@@ -133,7 +133,7 @@ fn stays(plan: Plan, backend: usize) -> Result<()> {
     deaf.serve_udp(TARGET)?;
     cluster.allow(deaf.addr(), TARGET)?;
     let mut losses = Losses::default();
-    // A process's socket chooses anew with every connect().
+    // A process's socket gets a new backend with every connect().
     let flows: Vec<_> = flows.into_iter().filter(|flow| !flow.what.contains("process")).collect();
     ask_again(&mut losses, &flows, "deaf");
     losses.none(&foreign)

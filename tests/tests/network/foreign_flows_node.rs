@@ -1,7 +1,8 @@
-//! The node's own flows whose source port is some frontend's number: a NodePort's, or that of a load balancer's address
-//! or an externalIP that is the node's own. Their answers are theirs, and they outlive the Service's coming.
+//! The node's own flows with a frontend's port as source port: a NodePort, or the port of a load balancer address or
+//! externalIP that is the node's own. Their replies reach their own sockets, and they survive the creation of the
+//! Service.
 //!
-//! Each under `shunt`, and under the referee ([`tests::net::referee`]), which passes.
+//! Each test runs under `shunt` and under the reference ([`tests::net::referee`]), which passes.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -19,15 +20,15 @@ use crate::{
     world::at,
 };
 
-/// An answer that is late is lost.
+/// A reply that takes longer is lost.
 const PATIENCE: Duration = Duration::from_millis(700);
 
-/// Everyone whom a process of node 0 may ask beside Services.
+/// All servers that a process of node 0 may use besides Services.
 fn asked(foreign: &Foreign, family: Family) -> Vec<(&'static str, SocketAddr)> {
     [foreign.strangers(family), foreign.backends(family)].concat()
 }
 
-/// An answer by `name`, who saw the port that was chosen.
+/// A reply from `name`, which saw the chosen port.
 fn is_from(answer: &io::Result<Answer>, name: &str, port: u16) -> bool {
     answer.as_ref().is_ok_and(|answer| answer.backend == name && answer.peer.port() == port)
 }
@@ -56,14 +57,14 @@ fn questions_are_answered(plan: Plan, proxy: Proxy) -> Result<()> {
     losses.none(&foreign)
 }
 
-/// What a process of node 0 has open from one of [`NUMBERS`].
+/// The open sockets of a process of node 0 with one of [`NUMBERS`] as source port.
 struct Open {
     what: String,
     stream: Stream,
     socket: UdpClient,
 }
 
-/// One connection and one socket for each number: a port is one process's.
+/// One connection and one socket per port number: a port belongs to one process.
 fn open(foreign: &Foreign, family: Family, number: u16, name: &str, to: SocketAddr) -> Result<Open> {
     let client = foreign.host(number).patience(PATIENCE);
     let what = format!("node-1:{number} -> {name} {to}, {family:?}");
@@ -81,7 +82,7 @@ fn open_flows_outlive_the_services_coming(plan: Plan, proxy: Proxy) -> Result<()
         }
     }
     for flow in &flows {
-        // All of it works while there are no Services.
+        // Everything works while there are no Services.
         flow.stream.steady(2);
         flow.socket.ask()?;
     }
@@ -101,8 +102,9 @@ fn open_flows_outlive_the_services_coming(plan: Plan, proxy: Proxy) -> Result<()
     losses.none(&foreign)
 }
 
-/// What an unconnected socket has asked, while the question is on its way: the Service comes before the answer. On a node whose
-/// rules use conntrack, as kube-proxy's always do: without, nothing on the node knows of the question (docs/design/conntrack.md).
+/// A request of an unconnected socket is on its way when the Service is created, before the reply. On a node whose
+/// rules use conntrack, as kube-proxy's always do: otherwise nothing on the node has recorded the request
+/// (docs/design/conntrack.md).
 fn an_answer_on_its_way_arrives(proxy: Proxy) -> Result<()> {
     let foreign = Foreign::start(Plan::default().with_cni_rules(), proxy, |_| Vec::new())?;
     let mut losses = Losses::default();
@@ -111,7 +113,7 @@ fn an_answer_on_its_way_arrives(proxy: Proxy) -> Result<()> {
     for family in BOTH {
         for number in NUMBERS {
             foreign.apply(&[])?;
-            // A server that takes its time.
+            // A slow server.
             let slow = at(foreign.world.cluster.outside_addr(), family, 5353);
             let server = Client::at(outside).port(slow.port()).udp_unconnected(slow)?.into_inner();
             let node = foreign.host(number).udp_unconnected(slow)?.into_inner();

@@ -1,6 +1,6 @@
-//! One source port of a node towards one backend, wanted by two: by a process of the node or by a pod that the CNI
-//! masquerades, and by shunt for a NodePort client outside. Whoever comes second, both work, and neither is given the
-//! other's answers.
+//! One source port of a node towards one backend is used by two flows: one of a process of the node or of a pod
+//! masqueraded by the CNI, and one that shunt translates for an outside NodePort client. In either order both work, and
+//! neither receives the other's replies.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -22,7 +22,7 @@ use crate::{
 
 const PATIENCE: Duration = Duration::from_millis(700);
 
-/// NodePorts of a Service whose backend is a pod of the other node, and of one that is the other node itself.
+/// NodePorts of a Service whose backend is a pod of the other node, and of one whose backend is the other node itself.
 const TO_POD: u16 = 30_081;
 const TO_NODE: u16 = 30_082;
 
@@ -41,7 +41,7 @@ fn start(plan: Plan, proxy: Proxy) -> Result<Foreign> {
         node.serve_tcp(family, TARGET, "host")?;
         node.serve_udp(family, TARGET, "host")?;
     }
-    // A pod's source is translated to the pod's own port wherever it goes, so that this is a node's port, too.
+    // A pod's source keeps the pod's own port for all destinations, so that this is a port of the node too.
     foreign.world.cluster.node(0).netns().nft(&format!(
         "table inet cni-masquerade {{
             chain postrouting {{
@@ -54,7 +54,8 @@ fn start(plan: Plan, proxy: Proxy) -> Result<Foreign> {
     Ok(foreign)
 }
 
-/// Who wants the port beside the client outside: a name for messages, the client, and the two ways to one backend.
+/// The other user of the port besides the outside client: a name for messages, the client, and both paths to one
+/// backend.
 struct Pair {
     what: String,
     /// By the backend's own address.
@@ -64,7 +65,7 @@ struct Pair {
     backend: &'static str,
 }
 
-/// All pairs, each with a port of its own, from `first` on.
+/// All pairs, each with a port of its own, starting at `first`.
 fn pairs(foreign: &Foreign, family: Family, first: u16) -> Vec<Pair> {
     let world = &foreign.world;
     let far = (world.far.socket_addr(family, TARGET), TO_POD, "far");
@@ -83,7 +84,8 @@ fn pairs(foreign: &Foreign, family: Family, first: u16) -> Vec<Pair> {
     processes.into_iter().chain([pod]).enumerate().map(pair).collect()
 }
 
-/// What two that are open at once were told: each by the backend, and the backend saw two.
+/// Checks the replies of two clients that are active at once: each is from the backend, and the backend saw two
+/// clients.
 fn judge(losses: &mut Losses, what: &str, backend: &str, answers: [io::Result<Answer>; 2]) {
     let is_right = match &answers {
         [Ok(one), Ok(other)] => one.backend == backend && other.backend == backend && one.peer != other.peer,
@@ -107,7 +109,7 @@ fn connections(plan: Plan, proxy: Proxy) -> Result<()> {
                 }
                 let mut streams: Vec<io::Result<Stream>> = Vec::new();
                 for (client, to) in ways {
-                    // The first is at work when the second comes.
+                    // The first is active when the second starts.
                     streams.push(client.connect(*to).and_then(|stream| stream.ask().map(|_| stream)));
                 }
                 for round in 0..3 {
@@ -139,11 +141,12 @@ fn datagrams(plan: Plan, proxy: Proxy) -> Result<()> {
                 }
                 let sockets: Vec<UdpClient> =
                     ways.iter().map(|(client, to)| client.udp_connected(*to)).collect::<io::Result<_>>()?;
-                // The first is at work when the second comes.
+                // The first is active when the second starts.
                 losses.note_result(&format!("udp {}, {order}, alone", pair.what), sockets[0].ask());
                 for round in 0..3 {
                     let what = format!("udp {}, {order}, round {round}", pair.what);
-                    // The second's first, so that nothing is right only because the first was heard last.
+                    // The second client's request goes first, so that a result does not depend on the most recent
+                    // request.
                     let answers = [sockets[1].ask(), sockets[0].ask()];
                     judge(&mut losses, &what, pair.backend, answers);
                 }
@@ -154,7 +157,7 @@ fn datagrams(plan: Plan, proxy: Proxy) -> Result<()> {
     losses.none(&foreign)
 }
 
-/// Connects, asks and ends the connection by a reset, so that no end holds the port in TIME_WAIT.
+/// Connects, sends a request and closes with a reset, so that neither end holds the port in TIME_WAIT.
 fn once(client: &Client, to: SocketAddr) -> io::Result<Answer> {
     let stream = client.connect(to)?;
     let answer = stream.ask()?;
@@ -162,7 +165,7 @@ fn once(client: &Client, to: SocketAddr) -> io::Result<Answer> {
     Ok(answer)
 }
 
-/// The port is free for each again when the other has closed: what was recorded does not outlive its flow's use.
+/// Each may use the port once the other has closed: a record does not outlive the use of its flow.
 fn by_turns(proxy: Proxy) -> Result<()> {
     let foreign = start(Plan::default(), proxy)?;
     let mut losses = Losses::default();

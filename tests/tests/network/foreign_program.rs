@@ -1,4 +1,5 @@
-//! Somebody else's tc program on the same device keeps its say: what it drops stays dropped, whichever came first.
+//! A foreign tc program on the same device stays effective: packets it drops stay dropped, in either order of
+//! attachment.
 
 use anyhow::Result;
 use tests::net::{

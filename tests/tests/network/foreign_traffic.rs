@@ -1,5 +1,5 @@
-//! Services beside foreign traffic ([`tests::net::foreign_traffic`]): neither may harm the other. The suite as a whole
-//! runs beside it with `SHUNT_TEST_FOREIGN=1`; these always do, with direct flows to their backends as well.
+//! Services alongside foreign traffic ([`tests::net::foreign_traffic`]): neither may disturb the other. The whole suite
+//! runs with it under `SHUNT_TEST_FOREIGN=1`; these tests always do, and also have direct flows to their backends.
 
 use std::{
     thread,
@@ -18,10 +18,10 @@ use tests::{
 
 use crate::world::{TARGET, World, web};
 
-/// How long both go on.
+/// How long both run.
 const TIME: Duration = Duration::from_secs(4);
 
-/// A cluster with foreign traffic from before `shunt` starts, as on a node that it comes to.
+/// A cluster whose foreign traffic starts before `shunt`, as on an existing node.
 fn start(plan: Plan, proxy: Proxy) -> Result<World> {
     let world = World::without_shunt(plan)?;
     world.cluster.start_foreign_traffic(&[&world.near, &world.far], TARGET)?;
@@ -30,7 +30,7 @@ fn start(plan: Plan, proxy: Proxy) -> Result<World> {
     Ok(world)
 }
 
-/// Everyone uses the Service, outside with the ports that direct flows have too. Returns how many did.
+/// All clients use the Service, the outside client with ports that direct flows have too. Returns the number of uses.
 fn use_service(world: &World) -> Result<usize> {
     let start = Instant::now();
     let mut attempts = 0;
@@ -43,7 +43,7 @@ fn use_service(world: &World) -> Result<usize> {
         let port = SHARED.start + (attempts / 4) as u16 % SHARED.len() as u16;
         let outside = world.outside().port(port);
         let to = world.node_port(0, family);
-        // The client closes first: a server's TIME_WAIT would be in the way of a port that is used again.
+        // The client closes first: a server in TIME_WAIT would block a port that is used again.
         let stream = outside.connect(to)?;
         stream.steady(2);
         nix::sys::socket::setsockopt(
@@ -96,7 +96,7 @@ fn with_the_referee() -> Result<()> {
     Ok(())
 }
 
-/// Services come and go, and the agent too.
+/// Services are added and removed, and the agent is restarted.
 #[test]
 fn through_changes_and_restarts() -> Result<()> {
     let world = start(Plan::default(), Proxy::Shunt)?;

@@ -1,5 +1,5 @@
-//! What the tests of other people's flows share: a server outside and one among the other node's processes, who are
-//! asked from port numbers that are Services' at the same time, and Services of every kind that has a node's address.
+//! Shared parts of the tests of foreign flows: a server outside and one among the other node's processes, used from
+//! source ports that are also Services' ports, and Services of every kind that has a node's address.
 
 use std::net::SocketAddr;
 
@@ -15,24 +15,24 @@ use tests::{
 
 use crate::world::{NODE_PORT, PORT, TARGET, World, at};
 
-/// Where the strangers answer, TCP and UDP.
+/// Port of the foreign servers, TCP and UDP.
 pub const ASKED: u16 = 53;
-/// Of a load balancer's address and of an externalIP that are node 0's own.
+/// Of a load balancer address and of an externalIP that are node 0's own.
 pub const BALANCER_PORT: u16 = 20_443;
 pub const EXTERNAL_PORT: u16 = 20_444;
-/// Numbers that are a frontend's at node 0's address.
+/// Ports of frontends at node 0's address.
 pub const NUMBERS: [u16; 3] = [NODE_PORT, BALANCER_PORT, EXTERNAL_PORT];
 
-/// A [`World`] with strangers, and who serves it.
+/// A [`World`] with foreign servers, and the proxy that serves it.
 pub struct Foreign {
-    /// Servers of the client outside.
+    /// Servers of the outside client.
     strangers: Vec<Server>,
     pub proxy: Proxy,
     pub world: World,
 }
 
 impl Foreign {
-    /// The cluster, with the Services that `services` makes of it served.
+    /// The cluster; the proxy serves the Services that `services` returns.
     pub fn start(plan: Plan, proxy: Proxy, services: impl FnOnce(&World) -> Vec<Service>) -> Result<Self> {
         Self::start_with(plan, proxy, &[], services)
     }
@@ -46,7 +46,7 @@ impl Foreign {
         Self::start_wired(plan, proxy, flags, |world| Ok(services(world)))
     }
 
-    /// The same, with more to be wired by `services`.
+    /// The same; `services` may add more network configuration.
     pub fn start_wired(
         plan: Plan,
         proxy: Proxy,
@@ -66,12 +66,12 @@ impl Foreign {
         Ok(Self { strangers, proxy, world })
     }
 
-    /// Serves these, and no others, from now on.
+    /// Serves exactly these Services from now on.
     pub fn apply(&self, services: &[Service]) -> Result<()> {
         self.proxy.apply(&self.world.cluster, services)
     }
 
-    /// Whom a process or a pod of node 0 asks beside the cluster's Services: name and address.
+    /// Servers besides the cluster's Services for a process or a pod of node 0: name and address.
     pub fn strangers(&self, family: Family) -> [(&'static str, SocketAddr); 2] {
         [
             ("stranger", at(self.world.cluster.outside_addr(), family, ASKED)),
@@ -79,13 +79,13 @@ impl Foreign {
         ]
     }
 
-    /// The two backends, asked at their own addresses.
+    /// The two backends at their own addresses.
     pub fn backends(&self, family: Family) -> [(&'static str, SocketAddr); 2] {
         [("near", &self.world.near), ("far", &self.world.far)]
             .map(|(name, pod): (_, &Pod)| (name, pod.socket_addr(family, TARGET)))
     }
 
-    /// Somebody else's answers that servers were given.
+    /// Replies to other flows that servers received.
     pub fn strays(&self) -> Vec<String> {
         let world = &self.world;
         let of_pods = [&world.near, &world.far].into_iter().flat_map(Pod::strays);
@@ -93,7 +93,7 @@ impl Foreign {
         of_pods.chain(of_nodes).chain(self.strangers.iter().flat_map(Server::strays)).collect()
     }
 
-    /// Every Service of [`every_kind`] answers outside at node 0, over TCP and UDP.
+    /// Checks that every Service of [`every_kind`] answers the outside client at node 0, over TCP and UDP.
     pub fn all_are_served(&self, family: Family, losses: &mut Losses) {
         let outside = self.world.outside();
         for number in NUMBERS {
@@ -110,7 +110,7 @@ impl Foreign {
     }
 }
 
-/// A NodePort, a load balancer's address and an externalIP, both of them node 0's own address; each over both backends,
+/// A NodePort, a load balancer address and an externalIP, the latter two node 0's own address; each over both backends,
 /// TCP and UDP.
 pub fn every_kind(world: &World) -> Vec<Service> {
     let pods = [&world.near, &world.far];
@@ -124,7 +124,7 @@ pub fn every_kind(world: &World) -> Vec<Service> {
     ]
 }
 
-/// What was tried and what did not go as it should; a test ends with none of it, and says all of it if it does not.
+/// Attempts and failures. A test must end without failures, and reports all of them otherwise.
 #[derive(Debug, Default)]
 pub struct Losses {
     tried: usize,
@@ -152,19 +152,19 @@ impl Losses {
         }
     }
 
-    /// How many were lost.
+    /// Number of failures.
     pub fn len(&self) -> usize {
         self.lost.len()
     }
 
-    /// Both, as one.
+    /// Merges two results.
     pub fn and(mut self, other: Self) -> Self {
         self.tried += other.tried;
         self.lost.extend(other.lost);
         self
     }
 
-    /// Fails with what was lost, and with what servers were given that was not theirs.
+    /// Fails with all failures, and with the replies that reached the wrong server.
     pub fn none(self, foreign: &Foreign) -> Result<()> {
         let strays = foreign.strays();
         let (lost, tried) = (self.lost.len(), self.tried);
@@ -185,15 +185,15 @@ impl std::fmt::Display for Losses {
     }
 }
 
-/// Whether everything is to be done in full, not in as small a number as shows what is wrong.
+/// Whether to run the full numbers instead of the small ones that already show a fault.
 pub fn is_full() -> bool {
     std::env::var("SHUNT_TEST_FULL").is_ok_and(|value| value == "1")
 }
 
-/// Runs a test with routed and with bridged pods, under one proxy; names the wiring of a failure.
+/// Runs a test with routed and with bridged pods, under one proxy; prints the network configuration of a failure.
 pub fn on_both_wirings(test: impl Fn(Plan) -> Result<()>) -> Result<()> {
     for (name, plan) in [("routed", Plan::default()), ("bridged", Plan::default().bridged())] {
-        // A panic's message stands behind this line in the test's output.
+        // A panic's message follows this line in the test's output.
         println!("---- with {name} pods");
         test(plan).with_context(|| format!("with {name} pods"))?;
     }

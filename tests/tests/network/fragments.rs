@@ -1,5 +1,5 @@
-//! A 2000-byte UDP request and answer through ClusterIP and NodePort, both families, first fragment last: what a raw
-//! socket sends in pieces, real sockets receive whole, at both ends.
+//! A 2000-byte UDP request and reply through ClusterIP and NodePort, both families, first fragment last: raw sockets
+//! send the fragments, real sockets receive the whole datagrams, at both ends.
 
 use std::net::SocketAddr;
 
@@ -18,7 +18,7 @@ use crate::world::{World, at};
 const TARGET: u16 = 9090;
 const NODE_PORT: u16 = 30_090;
 
-/// A question to each backend in turn, from ports that nobody used before; both must have answered.
+/// Sends requests to each backend in turn, from unused ports; both must have replied.
 fn both_answer(
     place: &Place,
     from: SocketAddr,
@@ -29,7 +29,7 @@ fn both_answer(
     let mut seen = Vec::new();
     for nth in 0..2 * names.len() as u16 {
         let from = SocketAddr::new(from.ip(), from.port() + nth);
-        // Some questions come in order; the answers never do.
+        // Some requests arrive in order; the replies never do.
         let answer =
             if nth % 4 < 2 || !in_order { ask_backwards(place, from, to) } else { ask(place, from, to) };
         let answer = answer.with_context(|| format!("{from} asks {to}, question {nth}"))?;
@@ -43,7 +43,7 @@ fn both_answer(
 }
 
 fn everywhere(plan: Plan) -> Result<()> {
-    // The kernel's own fragments are as long as the first hop lets them be: too long for a tunnel behind it.
+    // The kernel's own fragments are sized for the first hop: too long for a tunnel behind it.
     let in_order = plan.between == Between::Routes;
     let world = World::start(plan, |world| {
         let all = Service::new("big", vip(40)).node_port(80, TARGET, NODE_PORT);

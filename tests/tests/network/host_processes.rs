@@ -1,4 +1,4 @@
-//! The node's own processes: served at the socket, so that they see nothing but the Service.
+//! The node's own processes: translated at the socket, so that they see only the Service's address.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -48,7 +48,7 @@ fn a_node_port_on_loopback() -> Result<()> {
     let to = SocketAddr::from((Ipv4Addr::LOCALHOST, NODE_PORT));
     Tally::of(10, || world.host(0).tcp(to)).even_over(&["near", "far"]);
     Tally::of(10, || world.host(0).udp(to)).even_over(&["near", "far"]);
-    // Nobody else reaches it: a pod's own loopback has no NodePorts.
+    // Other clients do not reach it: a pod's own loopback has no NodePorts.
     world.pod().tcp(to).refused();
     Ok(())
 }
@@ -66,8 +66,8 @@ fn v4_mapped_destinations_of_v6_sockets() -> Result<()> {
     Ok(())
 }
 
-/// A socket that names its peer with each datagram is answered by that peer, and keeps its backend; other sockets
-/// choose anew.
+/// A socket that names its peer with each datagram receives replies from that peer, and keeps its backend; other
+/// sockets get a new one.
 #[test]
 fn unconnected_udp() -> Result<()> {
     let world = start()?;
@@ -88,7 +88,7 @@ fn unconnected_udp() -> Result<()> {
     Ok(())
 }
 
-/// One socket talks to two Services and directly to a pod, in turn; each answers under the address that was asked.
+/// One socket uses two Services and a pod directly, in turn; each reply comes from the address of the request.
 #[test]
 fn one_unconnected_socket_with_several_peers() -> Result<()> {
     let world = start()?;
@@ -136,7 +136,7 @@ fn without_socket_hooks_the_wire_is_left() -> Result<()> {
     world.cluster.apply("services.yaml", &world.web().yaml())?;
     world.cluster.start(&["--socket-lb", "off"])?;
     for family in BOTH {
-        // Pods and outside do not depend on them.
+        // Pods and the outside client do not depend on the socket hooks.
         world.pod().tcp(web(family)).answered();
         world.outside().tcp(world.node_port(0, family)).answered();
     }

@@ -1,4 +1,4 @@
-//! The inspect commands say what is so, while shunt runs and while it is stopped.
+//! The inspection commands show the actual state, while shunt runs and while it is stopped.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ fn array(value: Value) -> Result<Vec<Value>> {
     }
 }
 
-/// What every command must show of a cluster with `web` and two open streams of a pod of node 0.
+/// Required output of every command for a cluster with `web` and two open streams of a pod of node 0.
 fn everything_is_shown(world: &World, open: [String; 2]) -> Result<()> {
     let node = world.cluster.node(0);
     let services = array(node.shunt_json(&["service", "list"])?)?;
@@ -100,7 +100,7 @@ fn cleanup_leaves_nothing() -> Result<()> {
     Ok(())
 }
 
-/// Flows that are forgotten begin anew or end; none hangs.
+/// Flows that are flushed start again or end; none hangs.
 #[test]
 fn flushing_forgets_flows_and_hangs_none() -> Result<()> {
     let world = World::start(Plan::default(), |world| world.web().yaml())?;
@@ -117,7 +117,7 @@ fn flushing_forgets_flows_and_hangs_none() -> Result<()> {
     assert!(of_web()?.is_empty(), "{:?}", of_web()?);
     socket.ask()?;
     let start = Instant::now();
-    // Whether its backend is found again or its end is told: not silence.
+    // Whether its backend is found again or the connection is reset: there is a response.
     if let Err(error) = stream.ask() {
         assert!(start.elapsed() < Duration::from_secs(1), "{error} only after {:?}", start.elapsed());
     }
@@ -125,7 +125,7 @@ fn flushing_forgets_flows_and_hangs_none() -> Result<()> {
     Ok(())
 }
 
-/// The offline view of the same manifests names the same addresses.
+/// The offline view of the same manifests has the same addresses.
 #[test]
 fn compile_agrees_with_what_runs() -> Result<()> {
     let world = World::start(Plan::default(), |world| world.web().yaml())?;
@@ -138,13 +138,13 @@ fn compile_agrees_with_what_runs() -> Result<()> {
     Ok(())
 }
 
-/// `-o yaml` is the same data as `-o json`, for everything that lists or shows.
+/// `-o yaml` gives the same data as `-o json`, for all list and show commands.
 #[test]
 fn yaml_says_what_json_says() -> Result<()> {
     let world = World::start(Plan::default(), |world| world.web().spec("sessionAffinity: ClientIP").yaml())?;
     BOTH.iter().for_each(|family| drop(world.pod().tcp(web(*family)).answered()));
     let node = world.cluster.node(0);
-    // Nothing moves any more, but clocks.
+    // Nothing changes any more, except for clocks.
     node.stop_shunt()?;
     let manifests = node.manifests().to_string_lossy().into_owned();
     let compile = ["compile", "-f", &manifests, "--node-name", node.name()];
@@ -177,7 +177,7 @@ fn yaml_says_what_json_says() -> Result<()> {
     Ok(())
 }
 
-/// Without what a clock changes from one call to the next.
+/// Removes the fields that a clock changes from one call to the next.
 fn still(value: Value) -> Value {
     match value {
         Value::Array(items) => items.into_iter().map(still).collect(),

@@ -1,6 +1,6 @@
-//! A node that a kube-proxy served: `shunt check` finds it, alive or by what it left; `shunt cleanup --kube-proxy`
-//! removes that and nothing else. Rules of every kind stand beside others', which stay byte for byte, counters and
-//! handles included.
+//! A node that kube-proxy served: `shunt check` detects it, running or by its leftovers; `shunt cleanup --kube-proxy`
+//! removes these and nothing else. There are foreign rules of every kind next to them, which stay unchanged byte for
+//! byte, including counters and handles.
 
 use std::{
     fs,
@@ -53,8 +53,8 @@ COMMIT
 COMMIT
 ";
 
-/// What an iptables-mode kube-proxy puts there, its jumps before and behind others'. The policies are [`FOREIGN`]'s again:
-/// iptables-legacy-restore would set their counters to zero.
+/// Rules of an iptables-mode kube-proxy, with its jumps before and after foreign ones. The policies are repeated from
+/// [`FOREIGN`]: iptables-legacy-restore would set their counters to zero.
 const KUBE_PROXY: &str = "*nat
 :PREROUTING ACCEPT [1:60]
 :INPUT ACCEPT [2:120]
@@ -164,7 +164,7 @@ impl Ground {
     fn new(name: &str) -> Result<Self> {
         let name = format!("shunt-test-{}-{name}", std::process::id());
         let files = Scratch::new(std::env::temp_dir().join(&name))?;
-        // Nothing is pinned there: no agent has run in this namespace.
+        // No maps are pinned there: no agent has run in this namespace.
         Ok(Self { netns: Netns::new(&name)?, bpffs: format!("/sys/fs/bpf/{name}"), files })
     }
 
@@ -199,7 +199,7 @@ impl Ground {
         self.netns.run(&["sh", "-c", &format!("{program}-restore {more} < {}", file.display())]).map(drop)
     }
 
-    /// All rules with their counters, without the lines that name the time.
+    /// All rules with their counters, without the lines that contain the time.
     fn saved(&self, program: &str) -> Result<String> {
         let text = self.netns.run(&[&format!("{program}-save"), "-c"])?;
         Ok(text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect())
@@ -272,7 +272,7 @@ fn what_it_left_in_nftables_goes() -> Result<()> {
     Ok(())
 }
 
-/// The CNI's portmap plugin may be set up to mark by kube-proxy's chain.
+/// The CNI's portmap plugin may be configured to mark packets with kube-proxy's chain.
 #[test]
 fn chains_that_others_jump_to_stay() -> Result<()> {
     for kind in ["nft", "legacy"] {
@@ -333,7 +333,8 @@ fn sets(netns: &Netns) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// What ipvs mode makes beside virtual servers, which this machine's kernel does not have (see the vm suite).
+/// The objects of ipvs mode other than virtual servers, which this machine's kernel does not support (see the vm
+/// suite).
 #[test]
 fn sets_and_the_device_of_ipvs_mode_go() -> Result<()> {
     let ground = Ground::new("kp-ipvs")?;
@@ -368,7 +369,7 @@ fn sets_and_the_device_of_ipvs_mode_go() -> Result<()> {
     Ok(())
 }
 
-/// A process of that name in the node's network namespace; one in another namespace is another node's.
+/// A process of that name in the node's network namespace; one in another namespace belongs to another node.
 #[test]
 fn a_living_one_is_found_and_its_rules_are_left() -> Result<()> {
     let (ground, other) = (Ground::new("kp-alive")?, Netns::new("kp-elsewhere")?);
@@ -398,7 +399,7 @@ fn a_living_one_is_found_and_its_rules_are_left() -> Result<()> {
     Ok(())
 }
 
-/// One inside a process of another name (k3s) is known by what it answers.
+/// One inside a process of another name (k3s) is detected by its responses.
 #[test]
 fn one_that_only_listens_is_found() -> Result<()> {
     let ground = Ground::new("kp-listens")?;

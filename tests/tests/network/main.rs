@@ -1,9 +1,10 @@
 //! The network suite: real sockets in a cluster of network namespaces, the real `shunt` on each node.
 //!
-//! Needs root, iproute2 and nftables, and the built binary (`cargo xtask build`). Each test makes its own cluster.
-//! `SHUNT_TEST_FOREIGN=1` runs foreign traffic under every test that starts `shunt` on a whole cluster (see
-//! [`tests::net::foreign_traffic`]); `SHUNT_TEST_FULL=1` does in full what else is done in as small a number as shows.
-//! `SHUNT_TEST_HOLD=SECONDS` keeps a failed test's cluster that long and says how to enter it.
+//! Needs root, iproute2 and nftables, and the built binary (`cargo xtask build`). Each test creates its own cluster.
+//! `SHUNT_TEST_FOREIGN=1` runs foreign traffic in every test that starts `shunt` on a whole cluster (see
+//! [`tests::net::foreign_traffic`]); `SHUNT_TEST_FULL=1` runs the full number of flows where the default is the
+//! smallest number that shows a fault. `SHUNT_TEST_HOLD=SECONDS` keeps a failed test's cluster for that time and prints
+//! how to enter it.
 
 mod attachment;
 mod bare;
@@ -31,6 +32,7 @@ mod fragments;
 mod host_processes;
 mod inspection;
 mod kube_proxy;
+mod listener_limits;
 mod manifests;
 mod monitor;
 mod monitor_lease;

@@ -1,4 +1,5 @@
-//! The directory of manifests is followed: edits move new connections, open ones stay; a broken document harms nobody.
+//! The agent follows the directory of manifests: edits move new connections, open ones stay; a broken document has no
+//! effect on others.
 
 use std::{fs, time::Duration};
 
@@ -47,7 +48,7 @@ fn an_edit_moves_new_connections_and_leaves_open_ones() -> Result<()> {
         }
         assert_eq!(streams.each_ref().map(|stream| stream.steady(20)), before);
         world.cluster.apply("services.yaml", &only(&world, false))?;
-        // Both nodes: the next family's streams begin on either.
+        // Both nodes: the next family's streams start on either.
         for from in [world.pod(), world.outside(), world.host(1)] {
             eventually(SECOND, || from.tcp(web(family)).answered().backend == "near")?;
         }
@@ -69,7 +70,7 @@ fn a_file_written_in_place_is_followed_too() -> Result<()> {
     Ok(())
 }
 
-/// A UDP flow whose backend left its Service is forgotten: the next datagram goes to one that serves.
+/// A UDP flow whose backend was removed from its Service is deleted: the next datagram goes to a current backend.
 #[test]
 fn an_open_udp_socket_moves_when_its_backend_leaves() -> Result<()> {
     let world = World::start(Plan::default(), |world| only(world, false))?;
@@ -104,7 +105,7 @@ fn a_broken_document_is_named_and_all_others_work() -> Result<()> {
     let second = Service::new("second", vip(12)).tcp(80, TARGET).pods(&[&world.near]).yaml();
     let broken = "apiVersion: v1\nkind: Service\nmetadata: {name: broken}\nspec:\n  clusterIP: 10.68.0.13\n  \
                   ports:\n  - {port: eighty}\n";
-    // The broken one stands in the middle of its file.
+    // The broken one is in the middle of its file.
     world.cluster.apply("mixed.yaml", &format!("{second}---\n{broken}---\n{}", more(&world)))?;
     world.cluster.apply("garbage.yaml", "{ this is: [no yaml\n")?;
     world.cluster.start(&[])?;
@@ -115,7 +116,7 @@ fn a_broken_document_is_named_and_all_others_work() -> Result<()> {
     let line = log.lines().find(|line| line.contains("mixed.yaml")).unwrap_or_default();
     assert!(line.contains("port"), "no line names mixed.yaml and the field:\n{log}");
     assert!(log.contains("garbage.yaml"), "no line names garbage.yaml:\n{log}");
-    // Breaking a file while shunt runs takes nothing away either.
+    // Breaking a file while shunt runs removes nothing either.
     world.cluster.apply("garbage.yaml", "kind: [still, no, yaml\n")?;
     for last in [10, 12, 14] {
         world.pod().tcp(at(vip(last), BOTH[0], 80)).answered();

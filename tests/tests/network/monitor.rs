@@ -1,4 +1,4 @@
-//! `shunt monitor` tells what really happens: who asked, what became of it, where and why.
+//! `shunt monitor` reports real traffic: the client, the verdict, where and why.
 
 use std::net::SocketAddr;
 
@@ -15,7 +15,7 @@ use tests::{
 
 use crate::world::{NODE_PORT, PORT, TARGET, World, at, web};
 
-/// An answer over TCP and the event of its flow, by the source port that the client is given.
+/// A TCP reply and the event of its flow, found by the client's source port.
 fn told(monitor: &Monitor, from: Client, to: SocketAddr, port: u16) -> Result<(Answer, Value)> {
     let answer = from.port(port).tcp(to).answered();
     let is_its =
@@ -29,7 +29,7 @@ fn told(monitor: &Monitor, from: Client, to: SocketAddr, port: u16) -> Result<(A
     Ok((answer, event))
 }
 
-/// The event names the Service, the backend that answered, and whether a node's address stands for the client's.
+/// The event contains the Service, the backend that replied, and whether a node's address replaces the client's.
 #[track_caller]
 fn agrees(world: &World, answer: &Answer, client: SocketAddr, event: &Value) {
     let near = answer.backend == world.near.name();
@@ -52,7 +52,7 @@ fn agrees(world: &World, answer: &Answer, client: SocketAddr, event: &Value) {
 #[test]
 fn flows_of_pods_and_of_outside() -> Result<()> {
     let plan = Plan::default();
-    // `cargo xtask test network --xdp`: what the lane leaves to tc is told there.
+    // `cargo xtask test network --xdp`: packets that the XDP program passes to tc are reported there.
     let in_lane = plan.xdp.is_some();
     let world = World::start(plan, |world| world.web().yaml())?;
     let monitor = Monitor::start(world.cluster.node(0), &["--kind", "flow"])?;
@@ -84,7 +84,7 @@ fn node_ports_in_the_generic_xdp_lane() -> Result<()> {
     let plan = Plan::default().xdp(Lane::Generic);
     let world = World::start(plan, |world| world.web().yaml())?;
     let (node, outside) = (world.cluster.node(0), world.outside());
-    // The first flows to a neighbour nobody has asked for are tc's.
+    // The first flows to an unresolved neighbour are handled at tc.
     BOTH.into_iter().for_each(|family| (0..4).for_each(|_| drop(outside.tcp(world.node_port(0, family)))));
     let monitor = Monitor::start(node, &["--hook", "xdp"])?;
     let mut port = 21_000;
@@ -100,7 +100,7 @@ fn node_ports_in_the_generic_xdp_lane() -> Result<()> {
     Ok(())
 }
 
-/// Datagrams that come before any of them has recorded the flow are no flows of their own.
+/// Datagrams that arrive before any of them has recorded the flow are not flows of their own.
 #[test]
 fn a_burst_of_one_socket_is_told_once() -> Result<()> {
     let world = World::start(Plan::default(), |world| world.web().yaml())?;
@@ -120,7 +120,7 @@ fn a_burst_of_one_socket_is_told_once() -> Result<()> {
     Ok(())
 }
 
-/// The node's own processes: by number and name, before they have an address.
+/// The node's own processes: by process id and name, before they have an address.
 #[test]
 fn processes_of_the_node() -> Result<()> {
     let world = World::start(Plan::default(), |world| {
@@ -134,7 +134,7 @@ fn processes_of_the_node() -> Result<()> {
         let event = monitor.event(&[("vip", web(family).to_string().into())])?;
         assert_eq!((&event["kind"], &event["local"]), (&"flow".into(), &near.into()), "{event}");
         assert_eq!((&event["pid"], &event["device"]), (&std::process::id().into(), &Value::Null), "{event}");
-        // Of the thread that asked: libtest names them after tests.
+        // The name of the calling thread: libtest names threads after tests.
         let name = event["process"].as_str().unwrap_or_default();
         assert!(!name.is_empty() && name.len() < 16, "{event}");
         assert!(event["client"].as_str().is_some_and(|client| client.starts_with("netns:")), "{event}");
@@ -155,7 +155,7 @@ fn processes_of_the_node() -> Result<()> {
     Ok(())
 }
 
-/// The Service is named although the packet ended before anybody knew it.
+/// The Service is reported although the packet was discarded before its flow was recorded.
 #[test]
 fn what_is_refused_and_what_is_dropped() -> Result<()> {
     let far_port = 30_081;
@@ -194,7 +194,7 @@ fn what_is_refused_and_what_is_dropped() -> Result<()> {
     Ok(())
 }
 
-/// Each filter lets through what it names, of the same traffic.
+/// Each filter passes the matching events, of the same traffic.
 #[test]
 fn filters() -> Result<()> {
     let world = World::start(Plan::default(), |world| {
@@ -238,7 +238,7 @@ fn filters() -> Result<()> {
     Ok(())
 }
 
-/// A line an event, and each format as it says.
+/// One line per event, in each documented format.
 #[test]
 fn every_format() -> Result<()> {
     let world = World::start(Plan::default(), |world| world.web().yaml())?;

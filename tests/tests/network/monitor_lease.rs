@@ -1,4 +1,5 @@
-//! Who watches: one at a time, for as long as it says so, and nobody pays for it otherwise. And it keeps up.
+//! The monitor's lease: one monitor at a time, for the duration it requests, at no cost otherwise. And it keeps up with
+//! the events.
 
 use std::{
     net::{SocketAddr, UdpSocket},
@@ -24,12 +25,12 @@ fn start() -> Result<World> {
     World::start(Plan::default(), |world| world.web().yaml())
 }
 
-/// Where EVENTS is pinned, under whatever version of the contract.
+/// The path where EVENTS is pinned, under any version of the contract.
 fn events_path(node: &Node) -> std::path::PathBuf {
     node.bpffs().join(format!("v{}/maps/EVENTS", proxy_common::SCHEMA))
 }
 
-/// Reads EVENTS empty, as nobody else may meanwhile: how many there were.
+/// Drains EVENTS, with no other reader at the same time; returns the number of events.
 fn unread(node: &Node) -> Result<usize> {
     let map = Map::from_map_data(MapData::from_pin(events_path(node))?)?;
     let mut ring: RingBuf<MapData> = map.try_into()?;
@@ -54,7 +55,7 @@ fn monotonic() -> Result<u64> {
     Ok(Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?).as_nanos() as u64)
 }
 
-/// `count` flows at once: a datagram each, from source ports one after the other.
+/// `count` flows at once: one datagram each, from consecutive source ports.
 fn burst(world: &World, first: u16, count: u16) -> Result<Duration> {
     let (own, to) = (world.client.addr().v4, web(Family::V4));
     world.client.place().netns().enter(|| {
@@ -86,7 +87,7 @@ fn nothing_is_written_while_nobody_watches() -> Result<()> {
     Ok(())
 }
 
-/// Its lease runs out by itself; what it left unread is nobody's.
+/// Its lease expires by itself; unread events are discarded.
 #[test]
 fn a_killed_watcher_costs_nothing_for_long() -> Result<()> {
     let world = start()?;
@@ -97,7 +98,7 @@ fn a_killed_watcher_costs_nothing_for_long() -> Result<()> {
     let left = until(node)?;
     assert_ne!(left, 0, "killed, it could not end its lease");
     world.pod().tcp(web(Family::V4)).answered();
-    // The lock went with the process.
+    // The lock was released with the process.
     let next = Monitor::start(node, &["--count", "1"])?;
     world.pod().udp(web(Family::V4)).answered();
     let told = next.wait()?;
@@ -124,7 +125,7 @@ fn a_second_watcher_is_refused() -> Result<()> {
     let said = String::from_utf8_lossy(&second.stderr);
     assert_eq!(second.status.code(), Some(1), "{said}");
     assert!(said.contains("another `shunt monitor`") && second.stdout.is_empty(), "{said}");
-    // Which takes nothing from the first.
+    // Which takes nothing from the first monitor.
     world.pod().tcp(web(Family::V4)).answered();
     monitor.event(&[("kind", "flow".into())])?;
     Ok(())
@@ -142,7 +143,7 @@ fn it_ends_by_itself() -> Result<()> {
     assert!(ended.status.success() && ended.lines.len() == 3, "{ended:?}");
     assert_eq!(until(node)?, 0);
 
-    // What was told before the signal is shown.
+    // Events reported before the signal are printed.
     let monitor = Monitor::start(node, &[])?;
     (0..20).for_each(|_| drop(world.pod().tcp(web(Family::V4)).answered()));
     assert_eq!(monitor.stop()?.lines.len(), 20);
@@ -174,7 +175,7 @@ fn it_ends_by_itself() -> Result<()> {
     Ok(())
 }
 
-/// The maps outlive the agent, and so does whoever reads them; with the maps it ends.
+/// The maps outlive the agent, and so does a monitor; it exits when the maps are removed.
 #[test]
 fn an_agent_that_restarts_is_not_noticed_and_one_that_is_removed_is() -> Result<()> {
     let world = start()?;
@@ -221,7 +222,7 @@ fn a_burst_is_told_whole_and_a_sample_of_it_in_part() -> Result<()> {
 
     let monitor = Monitor::start(node, &["--sample", "5"])?;
     burst(&world, 20_000, 2000)?;
-    // By the mean: 400, ten times its deviation of 18 either way.
+    // 400 on average; the limits are ten times the deviation of 18 either way.
     thread::sleep(Duration::from_millis(300));
     let count = monitor.stop()?.lines.len();
     assert!((220..580).contains(&count), "{count} of 2000, one in 5");
@@ -245,7 +246,7 @@ fn with_cap_bpf_alone() -> Result<()> {
     Ok(())
 }
 
-/// Nobody reads what it writes: the ring fills, what does not fit is counted and told, and packets go their way.
+/// Its output is not read: the ring fills, lost events are counted and reported, and packets are unaffected.
 #[test]
 fn what_nobody_reads_is_lost_and_told() -> Result<()> {
     let world = start()?;

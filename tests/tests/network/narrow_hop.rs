@@ -1,6 +1,6 @@
-//! A way that is too narrow for what is sent: 1280 bytes between client and node, between node and backend, at the
-//! pod's own device, and on the way back. Whoever sent too much is told so by an ICMP error about a packet that was
-//! translated since: upload, download and datagrams must go on all the same.
+//! A low path MTU: 1280 bytes between client and node, between node and backend, at the pod's own device, and on the
+//! return path. The sender of a larger packet gets an ICMP error about a packet that has been translated since: upload,
+//! download and datagrams must still work.
 
 use std::{net::SocketAddr, time::Instant};
 
@@ -22,10 +22,10 @@ use crate::{
 const NODE_PORT: u16 = 30080;
 const MTU: i32 = 1280;
 const BYTES: usize = 1 << 20;
-/// A megabyte in segments of 1200 bytes, and a few time-outs.
+/// A megabyte in segments of 1200 bytes, and a few timeouts.
 const AT_MOST: u128 = 5000;
 
-/// The Service's backend is on node `backend`; every node's way back to outside is as wide as ever.
+/// The Service's backend is on node `backend`; the nodes' return paths to the outside client have the normal MTU.
 fn start(backend: usize) -> Result<Trio> {
     let trio = Trio::start(Plan::default(), &[], |trio| {
         let web = Service::new("web", vip(10)).node_port(80, TARGET, NODE_PORT);
@@ -53,19 +53,19 @@ fn transfers(who: &str, from: &Client, to: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-/// A datagram that may not be cut is lost on the way; its sender is told why, and a smaller one gets through.
+/// A datagram that may not be fragmented is lost on the path; its sender gets the reason, and a smaller one arrives.
 fn datagrams(who: &str, from: &Client, to: SocketAddr) -> Result<()> {
     let from = from.clone().dont_fragment();
     let socket = from.patience(std::time::Duration::from_millis(400)).udp_connected(to)?;
     socket.ask().with_context(|| format!("{who} -> {to}: a small one"))?;
-    // Lost, or refused as soon as the error is back.
+    // Lost, or rejected as soon as the error has arrived.
     let first = socket.ask_long(1400);
     anyhow::ensure!(first.is_err(), "{who} -> {to}: 1400 bytes got through {MTU}");
     let mtu = socket.path_mtu()?;
     anyhow::ensure!(mtu == MTU, "{who} -> {to}: the way's MTU is {mtu} to the sender");
     let too_long = socket.ask_long(1400).err().and_then(|error| error.raw_os_error());
     anyhow::ensure!(too_long == Some(libc::EMSGSIZE), "{who} -> {to}: {too_long:?}, not EMSGSIZE");
-    // The answer is longer than the question, by the name and the address: it may come in fragments.
+    // The reply is longer than the request, by the name and the address: it may be fragmented.
     socket.ask_long(1100).with_context(|| format!("{who} -> {to}: 1100 bytes"))?;
     Ok(())
 }
@@ -87,7 +87,8 @@ fn between_client_and_node() -> Result<()> {
     Ok(())
 }
 
-/// What the backend sends is too big behind the node: the error is about the VIP's packets, the backend's must shrink.
+/// The backend's packets are too big beyond the node: the error quotes the VIP's packets, and the backend must send
+/// smaller ones.
 #[test]
 fn between_node_and_client_on_the_way_back() -> Result<()> {
     for backend in [0, 1] {
@@ -102,7 +103,7 @@ fn between_node_and_client_on_the_way_back() -> Result<()> {
     Ok(())
 }
 
-/// With a translated source (outside) and without (a pod).
+/// With source translation (outside client) and without (pod).
 #[test]
 fn between_node_and_backend() -> Result<()> {
     let trio = start(1)?;
@@ -118,7 +119,7 @@ fn between_node_and_backend() -> Result<()> {
     Ok(())
 }
 
-/// The backend's way back to the node, and to the client pod behind it.
+/// The backend's return path to the node, and to the client pod behind it.
 #[test]
 fn between_backend_and_node_on_the_way_back() -> Result<()> {
     let trio = start(1)?;
@@ -133,7 +134,7 @@ fn between_backend_and_node_on_the_way_back() -> Result<()> {
     Ok(())
 }
 
-/// The node itself finds that a packet does not fit into the backend's device, after it was translated.
+/// The node itself finds that a translated packet does not fit the backend's device.
 #[test]
 fn at_the_backends_device() -> Result<()> {
     let trio = start(0)?;

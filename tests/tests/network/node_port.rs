@@ -1,4 +1,5 @@
-//! NodePort: every node answers for backends everywhere; a local backend sees the client, a remote one the node.
+//! NodePort: every node serves it for backends on all nodes; a local backend sees the client's address, a remote one
+//! the node's.
 
 use std::net::SocketAddr;
 
@@ -13,7 +14,7 @@ use tests::{
 
 use crate::world::{NODE_PORT, World, at, is_of_node};
 
-/// Four answers over TCP and four over UDP, from both backends.
+/// Four replies over TCP and four over UDP, from both backends.
 #[track_caller]
 fn both_answer(world: &World, from: &Client, to: SocketAddr) -> Vec<(Answer, Pod)> {
     let attempts = (0..4).flat_map(|_| [from.tcp(to), from.udp(to)]);
@@ -49,10 +50,10 @@ fn from_everywhere(plan: Plan) -> Result<()> {
                     let kept = answer.peer.ip() == client.addr().of(family);
                     let right = match (backend.node() == entry, client.node() == entry) {
                         (true, true) => kept,
-                        // A CNI's masquerading comes before the other node's NodePort.
+                        // A CNI masquerades before the packet reaches the other node's NodePort.
                         (true, false) if masquerades => is_of_node(answer.peer, client.node()),
                         (true, false) => kept,
-                        // The reply passes this node anyway: translating the source is allowed, not needed.
+                        // The reply passes this node anyway: source translation is allowed, but not needed.
                         (false, true) => kept || is_of_node(answer.peer, entry),
                         (false, false) => is_of_node(answer.peer, entry),
                     };
@@ -103,7 +104,7 @@ fn over_a_tunnel_without_link_layer() -> Result<()> {
     from_everywhere(Plan::default().tun())
 }
 
-/// With the node's address the source would be martian at the other node: the tunnel's own is taken.
+/// With the node's address the source would be a martian at the other node: the tunnel's own address is used.
 #[test]
 fn over_vxlan_the_backend_sees_the_tunnels_address() -> Result<()> {
     let world = World::start(Plan::default().vxlan(), |world| world.web().yaml())?;
@@ -117,13 +118,13 @@ fn over_vxlan_the_backend_sees_the_tunnels_address() -> Result<()> {
     Ok(())
 }
 
-/// Many clients at once, all with the same source port as far as the backend could tell them apart.
+/// Many clients at once, all with the same source port, so that the backend could confuse them.
 #[test]
 fn translated_sources_do_not_collide() -> Result<()> {
     let world = World::start(Plan::default(), |world| world.web().yaml())?;
     let to = world.node_port(0, Family::V4);
     let streams: Vec<_> = (0..60).map(|nth| world.outside().port(20_000 + nth).stream(to)).collect();
-    // A second client, a pod of the other node, takes the same ports.
+    // A second client, a pod of the other node, uses the same ports.
     let others: Vec<_> =
         (0..60).map(|nth| Client::at(world.other.place()).port(20_000 + nth).stream(to)).collect();
     let mut seen = std::collections::BTreeSet::new();
@@ -137,7 +138,7 @@ fn translated_sources_do_not_collide() -> Result<()> {
     Ok(())
 }
 
-/// A NodePort is the node's own addresses only: another address, and another port, are untouched.
+/// A NodePort is served at the node's own addresses only: other addresses and other ports are unaffected.
 #[test]
 fn other_ports_of_the_node_are_untouched() -> Result<()> {
     let world = World::start(Plan::default(), |world| world.web().yaml())?;

@@ -1,4 +1,4 @@
-//! Flags of `shunt run` that change what traffic sees.
+//! Flags of `shunt run` that affect traffic.
 
 use anyhow::Result;
 use tests::{
@@ -41,12 +41,12 @@ fn masquerade_all_shows_every_backend_the_node() -> Result<()> {
 fn the_random_scheduler_reaches_every_backend() -> Result<()> {
     let world = start(&["--scheduler", "random"])?;
     let tally = Tally::of(60, || world.pod().tcp(web(Family::V4)));
-    // One chance in 2^59 that a fair coin falls on one side only.
+    // A fair coin gives one side only with a probability of one in 2^59.
     assert!(tally.count("near") > 0 && tally.count("far") > 0, "{tally}");
     Ok(())
 }
 
-/// Ranges that hold none of the node's addresses leave the NodePort's port alone.
+/// Ranges without any of the node's addresses leave the NodePort's port unused.
 #[test]
 fn node_ports_on_chosen_addresses_only() -> Result<()> {
     let world = start(&["--nodeport-addresses", "172.16.0.0/12,fd00:172::/32"])?;
@@ -64,7 +64,7 @@ fn node_ports_on_the_primary_address() -> Result<()> {
     world.cluster.start(&["--nodeport-addresses", "primary"])?;
     for family in BOTH {
         world.outside().tcp(world.node_port(0, family)).answered();
-        // The bridge's gateway address is the node's own, too, but not its primary one.
+        // The bridge's gateway address is the node's own too, but not its primary one.
         let gateway = std::net::SocketAddr::new(tests::net::plan::pod_addr(0, 1).of(family), NODE_PORT);
         world.pod().tcp(gateway).refused();
     }
@@ -92,7 +92,7 @@ fn an_external_ip_is_served_where_it_is_routed_to() -> Result<()> {
             Tally::of(6, || from.tcp(to)).even_over(&["near", "far"]);
             Tally::of(6, || from.udp(to)).even_over(&["near", "far"]);
         }
-        // Ports it does not serve are none of ours: nothing answers for them.
+        // Ports it does not serve are unaffected: nothing answers for them.
         let other = std::net::SocketAddr::new(ip.parse()?, PORT + 1);
         let attempt = world.outside().tcp(other);
         assert!(!matches!(attempt.outcome, tests::traffic::Outcome::Answered(_)), "{attempt}");
@@ -100,7 +100,7 @@ fn an_external_ip_is_served_where_it_is_routed_to() -> Result<()> {
     Ok(())
 }
 
-/// Devices that are left out are left alone: their pods' packets pass as they are.
+/// Excluded devices are unaffected: their pods' packets pass unchanged.
 #[test]
 fn an_excluded_device_is_not_touched() -> Result<()> {
     let world = World::without_shunt(Plan::default())?;

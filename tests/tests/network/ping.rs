@@ -1,4 +1,4 @@
-//! A VIP answers ping while it has an endpoint, to pods, to outside and to the node itself.
+//! A VIP answers ping while it has an endpoint: from pods, from outside and from the node itself.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ fn answers(plan: Plan) -> Result<()> {
                 "{who}: a VIP without endpoints answers, {family:?}"
             );
         }
-        // What is no VIP answers for itself, as ever.
+        // An address that is no VIP answers for itself, as before.
         assert!(ping(world.client.place(), world.far.addr().of(family), PATIENCE)?);
         assert!(ping(world.cluster.outside(), node.addr().of(family), PATIENCE)?);
     }

@@ -1,5 +1,5 @@
-//! A backend without a listener answers datagrams with port unreachable. Through every frontend, with and without source
-//! translation, the client's connected socket hears of it: the error names the packet that it sent.
+//! A backend without a listener answers datagrams with port unreachable. Through every frontend, with and without
+//! source translation, the client's connected socket gets the error: it quotes the packet that the client sent.
 
 use anyhow::Result;
 use tests::{
@@ -14,7 +14,7 @@ use tests::{
 use crate::{trio::Trio, world::at};
 
 const NODE_PORT: u16 = 30080;
-/// Nobody listens there.
+/// A port without a listener.
 const DEAF: u16 = 9;
 
 #[test]

@@ -1,4 +1,4 @@
-//! A Service without endpoints refuses at once, TCP and UDP, whoever asks.
+//! A Service without endpoints rejects at once, TCP and UDP, for every client.
 
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ fn under_cni_rules() -> Result<()> {
     refused_everywhere(Plan::default().with_cni_rules())
 }
 
-/// connect() of a UDP socket is how ping and getaddrinfo look for routes: it must not fail.
+/// ping and getaddrinfo use connect() of a UDP socket to look up routes: it must not fail.
 #[test]
 fn connecting_a_udp_socket_is_not_refused() -> Result<()> {
     let world = World::start(Plan::default(), |_| empty().yaml())?;
@@ -57,7 +57,7 @@ fn connecting_a_udp_socket_is_not_refused() -> Result<()> {
     Ok(())
 }
 
-/// Endpoints come and go; the verdict follows within a second.
+/// Endpoints are added and removed; the verdict follows within a second.
 #[test]
 fn until_there_is_an_endpoint_and_after_the_last() -> Result<()> {
     let world = World::start(Plan::default(), |_| empty().yaml())?;
@@ -73,7 +73,7 @@ fn until_there_is_an_endpoint_and_after_the_last() -> Result<()> {
     Ok(())
 }
 
-/// internalTrafficPolicy Local with endpoints only elsewhere is silence, not refusal (KEP-2086).
+/// internalTrafficPolicy Local with endpoints only on other nodes means silence, not rejection (KEP-2086).
 #[test]
 fn internal_local_without_a_local_endpoint_is_silence() -> Result<()> {
     let world = World::start(Plan::default(), |world| {

@@ -1,4 +1,4 @@
-//! shunt comes and goes; traffic does not notice.
+//! shunt stops and starts; traffic is not affected.
 
 use anyhow::Result;
 use tests::{

@@ -27,7 +27,7 @@ const NODE_PORT: u16 = 30080;
 const EXTERNAL_IP: u8 = 40;
 const INGRESS_IP: u8 = 50;
 
-/// All kinds of frontends, and affinity for so many seconds.
+/// All kinds of frontends, with affinity and this timeout in seconds.
 fn sticky(seconds: u32) -> Service {
     Service::new("web", vip(10))
         .node_port(80, TARGET, NODE_PORT)
@@ -45,7 +45,7 @@ fn turns() -> Service {
         .external_ips(external(EXTERNAL_IP))
 }
 
-/// Every address of the Service at node 0, family by family.
+/// All addresses of the Service at node 0, by family.
 fn addresses(trio: &Trio) -> [[SocketAddr; 4]; 2] {
     let of = |dual: Dual, port| both(dual, port);
     let (cluster, node) = (of(vip(10), 80), of(trio.node(0).addr(), NODE_PORT));
@@ -55,13 +55,13 @@ fn addresses(trio: &Trio) -> [[SocketAddr; 4]; 2] {
 
 type Protocol = fn(&Client, SocketAddr) -> Attempt;
 
-/// Who answers a new flow.
+/// The backend that answers a new flow.
 #[track_caller]
 fn asked(protocol: Protocol, from: &Client, to: SocketAddr) -> String {
     protocol(from, to).answered().backend
 }
 
-/// Who answers each of several new flows, at each of these addresses.
+/// The backend that answers all of several new flows, at each of these addresses.
 #[track_caller]
 fn the_same(protocol: Protocol, from: &Client, to: &[SocketAddr]) -> String {
     let first = asked(protocol, from, to[0]);
@@ -77,7 +77,8 @@ fn s2_10_a_client_stays_with_its_backend_at_every_address_of_the_service() -> Re
         let trio = Trio::start(plan, &[], |trio| vec![sticky(10800).pods(&trio.servers.each_ref())])?;
         for of_family in addresses(&trio) {
             for protocol in PROTOCOLS {
-                // Three clients take the three backends in turn: who stays takes no turn.
+                // Three clients take the three backends in turn: a client with affinity does not advance the round
+                // robin.
                 let backends: BTreeSet<String> = [trio.pod(0), trio.host(0), trio.outside()]
                     .iter()
                     .map(|from| the_same(protocol, from, &of_family))
@@ -89,7 +90,7 @@ fn s2_10_a_client_stays_with_its_backend_at_every_address_of_the_service() -> Re
     })
 }
 
-/// Only a new connection begins the time anew; what an open one sends does not.
+/// Only a new connection restarts the timeout; packets of an open one do not.
 #[test]
 fn s2_10_time_runs_out_and_only_new_flows_begin_it_anew() -> Result<()> {
     let trio = Trio::start(Plan::default(), &[], |trio| vec![sticky(2).pods(&trio.servers.each_ref())])?;
@@ -113,7 +114,7 @@ fn s2_10_time_runs_out_and_only_new_flows_begin_it_anew() -> Result<()> {
         thread::sleep(Duration::from_millis(200));
         streams.iter().for_each(|stream| drop(stream.steady(1)));
     }
-    // The second client first, so that nobody's turn is the one that was its own.
+    // The second client first, so that no client takes its former turn again.
     let of_one = all.len() / clients.len();
     for i in (of_one..all.len()).chain(0..of_one) {
         let (from, to, protocol) = all[i];
@@ -157,7 +158,7 @@ fn s2_10_is_switched_on_and_off_live() -> Result<()> {
     Ok(())
 }
 
-/// A backend that leaves is left; one that comes back finds nobody who stays with it.
+/// Clients leave a removed backend; a backend that returns has no clients with affinity.
 #[test]
 fn s2_10_a_backend_that_leaves_the_set_is_left() -> Result<()> {
     let trio = Trio::start(Plan::default(), &[], |trio| vec![sticky(10800).pods(&trio.servers.each_ref())])?;
@@ -178,7 +179,7 @@ fn s2_10_a_backend_that_leaves_the_set_is_left() -> Result<()> {
             let second = the_same(Client::tcp, &from, &[to; 3]);
             assert_ne!(second, first);
             trio.apply(&[sticky(10800).pods(&trio.servers.each_ref())])?;
-            // Long enough for the change to be carried out.
+            // Long enough for the change to be applied.
             thread::sleep(Duration::from_millis(300));
             assert_eq!(the_same(Client::tcp, &from, &[to; 4]), second, "{to}: {first} came back");
         }
@@ -186,8 +187,8 @@ fn s2_10_a_backend_that_leaves_the_set_is_left() -> Result<()> {
     Ok(())
 }
 
-/// Under policy Local a NodePort has a smaller set than the ClusterIP: a client stays where both have its backend, and
-/// chooses anew where the frontend does not have it.
+/// Under policy Local a NodePort has a smaller set than the ClusterIP: a client keeps its backend if both sets contain
+/// it, and gets a new one if the frontend's set does not.
 #[test]
 fn s2_10_only_a_backend_of_the_frontends_own_set_is_stayed_with() -> Result<()> {
     on_every_wiring(|plan| {
@@ -198,7 +199,8 @@ fn s2_10_only_a_backend_of_the_frontends_own_set_is_stayed_with() -> Result<()> 
             let (cluster, node) = (at(vip(10), family, 80), at(trio.node(0).addr(), family, NODE_PORT));
             for protocol in PROTOCOLS {
                 the_same(protocol, &trio.pod(0), &[cluster, node]);
-                // Three clients take the three turns in this node's order: once `a` was taken, outside is given another one.
+                // Three clients take the three turns in this node's order: once `a` was taken, the outside client gets
+                // another one.
                 let before = [trio.pod(0), trio.host(0), Client::at(trio.servers[0].place())];
                 assert!(before.iter().any(|from| asked(protocol, from, cluster) == "a"));
                 assert_ne!(the_same(protocol, &trio.outside(), &[cluster]), "a");
@@ -224,7 +226,7 @@ fn s2_10_every_pod_is_its_own_client_of_the_socket_hooks() -> Result<()> {
                 clients.iter().map(|from| the_same(protocol, from, &of_family)).collect();
             assert_eq!(backends, ALL.map(str::to_owned).into(), "{of_family:?}");
         }
-        // Sockets that name their peer with each datagram are the same client.
+        // Sockets that name their peer with each datagram count as the same client.
         let backend = asked(Client::udp, &first, of_family[0]);
         for to in of_family {
             assert_eq!(first.udp_unconnected(to)?.ask()?.backend, backend, "{to}");
@@ -234,7 +236,7 @@ fn s2_10_every_pod_is_its_own_client_of_the_socket_hooks() -> Result<()> {
     let clients: BTreeSet<_> =
         list.as_array().context("a list")?.iter().filter_map(|item| item["client"].as_str()).collect();
     assert!(clients.len() == 3 && clients.iter().all(|client| client.starts_with("netns:")), "{list}");
-    // Time runs out here, too: the next turn is the third client's.
+    // The timeout expires here too: the next turn is the third client's.
     let before = both(vip(10), 80).map(|to| asked(Client::tcp, &trio.host(0), to));
     thread::sleep(Duration::from_millis(3100));
     for (to, backend) in both(vip(10), 80).into_iter().zip(before) {
@@ -243,7 +245,7 @@ fn s2_10_every_pod_is_its_own_client_of_the_socket_hooks() -> Result<()> {
     Ok(())
 }
 
-/// Many flows of one client on several CPUs before any of them is recorded.
+/// Many flows of one client start on several CPUs before any of them is recorded.
 #[test]
 fn s2_10_flows_that_begin_at_once_agree() -> Result<()> {
     let trio = Trio::start(Plan::default(), &[], |trio| vec![sticky(1).pods(&trio.servers.each_ref())])?;
@@ -259,7 +261,7 @@ fn s2_10_flows_that_begin_at_once_agree() -> Result<()> {
             });
             assert_eq!(answers.len(), 1, "round {round} at {to}: {answers:?}");
         }
-        // Long enough for all to be forgotten.
+        // Long enough for all entries to expire.
         thread::sleep(Duration::from_millis(1100));
     }
     Ok(())
@@ -292,7 +294,7 @@ fn s2_10_affinity_list_tells_who_stays_where() -> Result<()> {
         let table = node.shunt_command(&["affinity", "list"])?;
         assert!(table.contains("EXPIRES") && table.contains(&client), "{table}");
     }
-    // No backend, no client: the entries themselves go, so that their ids may be used anew.
+    // No backend, no client: the entries themselves are removed, so that their ids can be reused.
     assert!(entries()? > 0);
     trio.apply(&[sticky(600)])?;
     eventually(SOON, || entries().is_ok_and(|count| count == 0))?;
@@ -300,7 +302,7 @@ fn s2_10_affinity_list_tells_who_stays_where() -> Result<()> {
     Ok(())
 }
 
-/// The maps outlive the agent, and so does who stays where; a Service made anew finds nobody.
+/// The maps outlive the agent, and so does affinity; a re-created Service has no clients with affinity.
 #[test]
 fn s2_10_a_restart_forgets_nobody_and_a_new_service_knows_nobody() -> Result<()> {
     let trio = Trio::start(Plan::default(), &[], |trio| vec![sticky(10800).pods(&trio.servers.each_ref())])?;
@@ -312,7 +314,7 @@ fn s2_10_a_restart_forgets_nobody_and_a_new_service_knows_nobody() -> Result<()>
     trio.node(0).stop_shunt()?;
     assert_eq!(to.map(|to| asked(Client::tcp, &clients[2], to)), before[2], "while shunt is away");
     trio.node(0).start_shunt(&[])?;
-    // The first look at the entries comes with the first sync.
+    // The first scan of the entries comes with the first sync.
     thread::sleep(Duration::from_millis(500));
     for (from, before) in clients.iter().zip(&before) {
         for (to, before) in to.iter().zip(before) {

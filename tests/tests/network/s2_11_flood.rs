@@ -1,4 +1,4 @@
-//! 2.11 under a flood of SYNs: half-open flows take their share of CONNTRACK and no more.
+//! 2.11 under a SYN flood: half-open flows use no more than their share of CONNTRACK.
 
 use std::{
     io,
@@ -16,7 +16,7 @@ use tests::{
 
 use crate::world::{World, web};
 
-/// SYNs from addresses that do not exist, each from another one: the cheapest way to begin flows.
+/// SYNs from addresses that do not exist, each from a different one: the cheapest way to open flows.
 struct Flood {
     socket: OwnedFd,
     to: SocketAddr,
@@ -34,7 +34,7 @@ impl Flood {
             let packet = syn(self.sent, self.to);
             let to = SockaddrStorage::from(SocketAddr::new(self.to.ip(), 0));
             match sendto(self.socket.as_raw_fd(), &packet, &to, MsgFlags::empty()) {
-                // The device's queue is full: that one is lost.
+                // The device's queue is full: that packet is lost.
                 Ok(_) | Err(nix::Error::ENOBUFS) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -82,13 +82,14 @@ pub fn segment(from: SocketAddr, to: SocketAddr, numbers: [u32; 2], flags: u8) -
     packet
 }
 
-/// Segments with headers of our own, from `place`.
+/// A socket at `place` that sends segments with their own IP headers.
 pub fn raw_socket(place: &Place, to: SocketAddr) -> io::Result<OwnedFd> {
     let family = if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     place.socket(family, libc::SOCK_RAW, libc::IPPROTO_RAW)
 }
 
-/// 12000 half-open flows at a table of 1024 halves: what is open goes on, and who is real gets in meanwhile and after.
+/// 12000 half-open flows with a table of 1024 halves: open flows continue, and real clients are served during and after
+/// the flood.
 #[test]
 fn s2_11_a_flood_of_syns_keeps_nobody_out() -> Result<()> {
     let world = World::without_shunt(Plan::default())?;
@@ -124,7 +125,7 @@ fn s2_11_a_flood_of_syns_keeps_nobody_out() -> Result<()> {
             }
         }
     }
-    // That it was one at all: the flood's flows were recorded.
+    // Checks that the flood took effect: its flows were recorded.
     let counters = world.cluster.node(0).shunt_json(&["counter", "list"])?;
     let of = |name: &str| {
         let rows = counters.as_array().into_iter().flatten();

@@ -1,5 +1,5 @@
-//! 2.11, sockets: what connect() translated the kernel never looks at again. A connected UDP socket whose backend went
-//! away is closed, so that its owner hears of it and connects anew; nobody else's socket is.
+//! 2.11, sockets: the kernel never looks again at what connect() translated. A connected UDP socket whose backend was
+//! removed is closed, so that its owner gets an error and connects again; no other socket is closed.
 
 use std::{io, thread, time::Duration};
 
@@ -26,7 +26,7 @@ fn apply(world: &World, service: &Service) -> Result<()> {
     world.cluster.apply("services.yaml", &service.yaml())
 }
 
-/// Sockets of `from` that are connected to the Service in every way.
+/// Sockets of `from`, connected to the Service in every way.
 fn connected(world: &World, from: &Client) -> Result<Vec<(String, UdpClient)>> {
     let mut sockets = Vec::new();
     for family in BOTH {
@@ -43,7 +43,7 @@ fn errno(result: &io::Result<impl Sized>) -> Option<i32> {
     result.as_ref().err().and_then(io::Error::raw_os_error)
 }
 
-/// Within a second each socket's owner is told that its connection is no more, and cannot go on with it.
+/// Within a second each socket's owner gets an error, and cannot continue to use the socket.
 #[track_caller]
 fn are_closed(sockets: &[(String, UdpClient)]) {
     for (what, socket) in sockets {
@@ -136,7 +136,7 @@ fn s2_11_other_sockets_stay_open() -> Result<()> {
             thread::sleep(SECOND / 20);
         }
         world.cluster.apply("services.yaml", &(other.clone() + &bare().pods(&[&world.near]).yaml()))?;
-        // A socket of just before the change is closed, too.
+        // A socket connected just before the change is closed too.
         eventually(
             SECOND,
             || matches!(host.udp(web(family)).outcome, Outcome::Answered(answer) if answer.backend == "near"),
@@ -145,7 +145,7 @@ fn s2_11_other_sockets_stay_open() -> Result<()> {
     Ok(())
 }
 
-/// Connected while there was no endpoint, or no Service: nothing translates such a socket any more.
+/// Connected while there was no endpoint, or no Service: such a socket is not translated any more.
 #[test]
 fn s2_11_sockets_connected_before_the_endpoint_are_closed_when_it_comes() -> Result<()> {
     let world = World::without_shunt(Plan::default())?;
@@ -169,7 +169,7 @@ fn s2_11_sockets_connected_before_the_endpoint_are_closed_when_it_comes() -> Res
     Ok(())
 }
 
-/// What happened while no agent was there.
+/// Changes made while no agent was running.
 #[test]
 fn s2_11_a_restart_closes_what_leads_nowhere_and_nothing_else() -> Result<()> {
     let world = start(&[])?;

@@ -1,4 +1,4 @@
-//! 2.11, connections: they outlive their endpoint's place in the Service, nothing is ever reset by the proxy, and a
+//! 2.11, connections: they continue after their endpoint is removed from the Service, the proxy never resets one, and a
 //! client's port is free for its next connection at once.
 
 use std::{
@@ -34,7 +34,7 @@ fn apply(world: &World, service: &Service) -> Result<()> {
     world.cluster.apply("services.yaml", &service.yaml())
 }
 
-/// From a pod, from outside through both nodes (one of them translates the source), and from a node itself.
+/// From a pod, from outside through both nodes (one of them translates the source), and from the node itself.
 fn streams(world: &World) -> Vec<Stream> {
     let of = |family: Family| {
         [
@@ -75,7 +75,7 @@ fn s2_11_tcp_outlives_its_endpoint() -> Result<()> {
         let after: Vec<_> = open.iter().map(|stream| stream.steady(3)).collect();
         assert_eq!(after, before, "state {nth}");
     }
-    // The Service itself goes; large uploads still arrive whole.
+    // The Service itself is removed; large uploads still arrive complete.
     world.cluster.remove("services.yaml")?;
     eventually(SECOND, || {
         !matches!(world.pod().patience(SECOND / 5).tcp(web(BOTH[0])).outcome, Outcome::Answered(_))
@@ -88,7 +88,7 @@ fn s2_11_tcp_outlives_its_endpoint() -> Result<()> {
     Ok(())
 }
 
-/// Closed by a reset instead of a FIN.
+/// Closes with a reset instead of a FIN.
 fn reset(stream: Stream) -> Result<()> {
     let stream = stream.into_inner();
     setsockopt(&stream.as_fd(), sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 })?;
@@ -96,7 +96,7 @@ fn reset(stream: Stream) -> Result<()> {
     Ok(())
 }
 
-/// The client ends first, and waits until the server has, too.
+/// The client closes first, and waits until the server has closed too.
 fn finish(stream: Stream) -> Result<()> {
     let stream: TcpStream = stream.into_inner();
     stream.shutdown(Shutdown::Write)?;
@@ -105,7 +105,7 @@ fn finish(stream: Stream) -> Result<()> {
     Ok(())
 }
 
-/// Ten connections from one port to `to`, ended in turn by the server, by the client, and by a reset.
+/// Ten connections from one port to `to`, closed in turn by the server, by the client, and by a reset.
 #[track_caller]
 fn ten_reuses(from: &Client, to: SocketAddr, port: u16) -> Result<()> {
     let client = from.clone().port(port).patience(SECOND);
@@ -113,7 +113,7 @@ fn ten_reuses(from: &Client, to: SocketAddr, port: u16) -> Result<()> {
         let began = Instant::now();
         let how = ["by the server", "by the client", "by a reset"][nth % 3];
         match nth % 3 {
-            // `Connection: close`: the server ends first, or nearly.
+            // `Connection: close`: the server closes first, or almost.
             0 => drop(client.tcp(to).answered()),
             1 => {
                 let stream = client.stream(to);
@@ -133,7 +133,8 @@ fn ten_reuses(from: &Client, to: SocketAddr, port: u16) -> Result<()> {
     Ok(())
 }
 
-/// What the client's own kernel holds in TIME_WAIT it would not connect from: it lets go, once both ends are closed.
+/// The client's own kernel refuses to connect from a port in TIME_WAIT: this removes that state, once both ends are
+/// closed.
 pub fn leave_time_wait(client: &Client, port: u16) -> Result<()> {
     let netns = client.place().netns();
     let of_port = format!("sport = :{port}");
@@ -162,7 +163,7 @@ fn s2_11_ten_reuses_of_a_source_port_work_at_once() -> Result<()> {
     let mut port = 24_000;
     for family in BOTH {
         let ways = [
-            // ClusterIP: both backends in turn, then always the one.
+            // ClusterIP: both backends in turn, then always the same one.
             (world.pod(), web(family)),
             (world.pod(), at(vip(13), family, 80)),
             // NodePort: both in turn, then always with a translated source.
@@ -179,11 +180,11 @@ fn s2_11_ten_reuses_of_a_source_port_work_at_once() -> Result<()> {
     Ok(())
 }
 
-/// A connection that nobody answers times out; the next from its port goes to whoever serves by then, at once.
+/// A connection without a reply times out; the next one from its port reaches a current backend at once.
 #[test]
 fn s2_11_a_source_port_is_free_after_a_time_out() -> Result<()> {
     let world = World::without_shunt(Plan::default())?;
-    // An address in the pod range where nobody is.
+    // An unused address in the pod range.
     let nobody = || Endpoint::at(tests::net::plan::pod_addr(0, 99));
     apply(&world, &bare().endpoints([nobody()]))?;
     world.cluster.start(&[])?;
@@ -219,7 +220,7 @@ fn s2_11_a_source_port_is_free_after_a_time_out() -> Result<()> {
     Ok(())
 }
 
-/// A counter of the namespace's TCP, from /proc/net/snmp.
+/// A TCP counter of the namespace, from /proc/net/snmp.
 fn tcp_counter(client: &Client, name: &str) -> Result<u64> {
     let text = client.place().netns().enter(|| std::fs::read_to_string("/proc/thread-self/net/snmp"))?;
     let mut lines = text.lines().filter(|line| line.starts_with("Tcp:"));
@@ -228,8 +229,8 @@ fn tcp_counter(client: &Client, name: &str) -> Result<u64> {
     Ok(found.with_context(|| format!("no {name}"))?.1.parse()?)
 }
 
-/// A segment of the server's far out of the window (what conntrack calls invalid) reaches the client translated like
-/// any other: untranslated it would be of no connection of the client's, which would answer with a reset.
+/// A segment of the server far outside the window (invalid for conntrack) reaches the client translated like any other.
+/// Untranslated, it would belong to no connection of the client, which would answer with a reset.
 #[test]
 fn s2_11_a_segment_out_of_the_window_is_translated_too() -> Result<()> {
     let world = World::start(Plan::default(), |world| bare().pods(&[&world.near]).yaml())?;
@@ -242,7 +243,7 @@ fn s2_11_a_segment_out_of_the_window_is_translated_too() -> Result<()> {
         let socket = raw_socket(world.near.place(), to)?;
         let (resets, segments) = (tcp_counter(&client, "OutRsts")?, tcp_counter(&client, "InSegs")?);
         for nth in 0..20u32 {
-            // ACK alone, at numbers that have nothing to do with the connection's.
+            // A bare ACK, with sequence numbers unrelated to the connection's.
             let packet =
                 segment(from, to, [nth.wrapping_mul(0x0f12_3456), nth.wrapping_mul(0x2f65_4321)], 0x10);
             let to = SockaddrStorage::from(SocketAddr::new(to.ip(), 0));

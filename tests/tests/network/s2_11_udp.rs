@@ -1,4 +1,4 @@
-//! 2.11, datagrams: a UDP flow leaves its backend when that ceases to serve, whoever sends it and however.
+//! 2.11, datagrams: a UDP flow leaves its backend when that stops serving, for every kind of sender and socket.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -21,13 +21,14 @@ fn bare() -> Service {
     Service::new("web", web_addr()).node_port(80, TARGET, NODE_PORT)
 }
 
-/// A sender of datagrams that keeps its socket.
+/// A sender of datagrams that keeps its socket open.
 struct Sender {
     what: String,
     socket: UdpClient,
 }
 
-/// A pod and someone outside, with sockets that stay open; the node itself with one that names its peer each time.
+/// A pod and an outside client, with sockets that stay open; the node itself, with a socket that names its peer each
+/// time.
 fn senders(world: &World, family: Family) -> Result<Vec<Sender>> {
     let patience = SECOND / 4;
     let (near, far) = (world.node_port(0, family), world.node_port(1, family));
@@ -52,7 +53,7 @@ fn senders(world: &World, family: Family) -> Result<Vec<Sender>> {
 }
 
 impl Sender {
-    /// Asks without a pause, as a busy client does, until `wanted`; fails after a second.
+    /// Sends requests without a pause, as a busy client does, until `wanted`; fails after a second.
     #[track_caller]
     fn becomes(&self, wanted: impl Fn(&io::Result<tests::traffic::Answer>) -> bool) {
         let mut last = None;
@@ -81,7 +82,7 @@ impl Sender {
     }
 }
 
-/// Both families' senders, all with the one backend.
+/// Both families' senders, all with the same backend.
 fn start(first: impl Fn(&World) -> Service) -> Result<(World, Vec<Sender>)> {
     let world = World::start(Plan::default(), |world| first(world).yaml())?;
     let mut all = Vec::new();
@@ -112,7 +113,7 @@ fn s2_11_udp_moves_when_its_endpoint_ceases_to_serve() -> Result<()> {
     Ok(())
 }
 
-/// Terminating and still serving, or out of favour by hints: the flow stays, as long as it serves.
+/// Terminating and still serving, or excluded by hints: the flow stays as long as the endpoint serves.
 #[test]
 fn s2_11_udp_stays_with_an_endpoint_that_serves() -> Result<()> {
     let (world, senders) = start(|world| bare().pods(&[&world.near]))?;
@@ -122,7 +123,7 @@ fn s2_11_udp_stays_with_an_endpoint_that_serves() -> Result<()> {
     eventually(SECOND, || world.pod().udp(web(BOTH[0])).answered().backend == "far")?;
     for _ in 0..20 {
         for sender in &senders {
-            // The node's unconnected socket keeps its backend only while some Service uses it.
+            // The node's unconnected socket keeps its backend only while a Service uses it.
             if !sender.what.starts_with("node") {
                 assert_eq!(sender.socket.ask()?.backend, "near", "{}", sender.what);
             }
@@ -169,7 +170,8 @@ fn s2_11_udp_follows_a_changed_target_port() -> Result<()> {
     Ok(())
 }
 
-/// The first datagrams came before the Service existed, then before it had an endpoint; the socket works at once after.
+/// The first datagrams were sent before the Service existed, then before it had an endpoint; afterwards the socket
+/// works at once.
 #[test]
 fn s2_11_udp_that_came_before_the_endpoint_is_served_after() -> Result<()> {
     let world = World::without_shunt(Plan::default())?;
@@ -188,7 +190,7 @@ fn s2_11_udp_that_came_before_the_endpoint_is_served_after() -> Result<()> {
     Ok(())
 }
 
-/// A backend of two Services leaves one of them: only that one's datagrams move.
+/// A backend of two Services is removed from one of them: only that Service's datagrams move.
 #[test]
 fn s2_11_udp_leaves_its_own_service_only() -> Result<()> {
     let pair = |first: &Pod, second: &Pod| {
@@ -218,7 +220,7 @@ fn s2_11_udp_leaves_its_own_service_only() -> Result<()> {
     Ok(())
 }
 
-/// What happened while no agent was there is made up for when it comes back.
+/// Changes made while no agent was running are applied when it returns.
 #[test]
 fn s2_11_udp_moves_after_a_restart() -> Result<()> {
     let (world, senders) = start(|world| bare().pods(&[&world.near]))?;
@@ -233,7 +235,7 @@ fn s2_11_udp_moves_after_a_restart() -> Result<()> {
     Ok(())
 }
 
-/// Time-outs are flags: a silent flow is gone after its time, a busy one stays.
+/// Timeouts are flags: an idle flow is removed after its timeout, an active one stays.
 #[test]
 fn s2_11_time_outs_are_flags() -> Result<()> {
     let world = World::without_shunt(Plan::default())?;

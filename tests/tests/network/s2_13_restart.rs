@@ -1,5 +1,5 @@
-//! SERVICE-SEMANTICS 2.13: traffic flows on while the proxy is away, is killed, comes back, or comes back to another
-//! cluster than it left.
+//! SERVICE-SEMANTICS 2.13: traffic continues while the proxy is stopped, is killed, restarts, or restarts to find a
+//! changed cluster.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -28,8 +28,8 @@ fn web(trio: &Trio) -> Service {
     Service::new("web", vip(10)).node_port(80, TARGET, NODE_PORT).pods(&trio.servers.each_ref())
 }
 
-/// While `f` runs, pods, nodes and outside open connection after connection and send datagram after datagram, and
-/// every one of them is answered. Returns how many that were.
+/// While `f` runs, pods, nodes and the outside client keep opening connections and sending datagrams, and all of them
+/// are answered. Returns their number.
 fn under_traffic(trio: &Trio, f: impl FnOnce() -> Result<()>) -> Result<usize> {
     let (stop, count) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {
@@ -85,7 +85,8 @@ fn s2_13_a_restart_under_traffic_is_not_noticed() -> Result<()> {
     Ok(())
 }
 
-/// What happened while it was away holds once it is ready: Services and endpoints that came, changed and went.
+/// Changes made while it was stopped are in effect once it is ready: Services and endpoints that were added, changed
+/// and removed.
 #[test]
 fn s2_13_changes_made_while_away_hold_after_the_start() -> Result<()> {
     let trio = Trio::start(Plan::default(), &[], |trio| {
@@ -96,7 +97,7 @@ fn s2_13_changes_made_while_away_hold_after_the_start() -> Result<()> {
     }
     let shrunk = trio.empty("shrinks", vip(12)).pods(&[&trio.servers[1]]);
     trio.apply(&[web(&trio), shrunk, trio.service("comes", vip(13))])?;
-    // The maps are as they were left.
+    // The maps are unchanged.
     evenly(&trio.pod(0), at(vip(11), Family::V4, 80), &ALL);
     evenly(&trio.pod(0), at(vip(12), Family::V6, 80), &ALL);
     trio.cluster.start(&[])?;
@@ -111,7 +112,7 @@ fn s2_13_changes_made_while_away_hold_after_the_start() -> Result<()> {
     Ok(())
 }
 
-/// Another flag at the next start is in force at once.
+/// A changed flag takes effect at the next start.
 #[test]
 fn s2_13_other_flags_after_the_start() -> Result<()> {
     let trio = Trio::start(Plan::default(), &[], |trio| vec![web(trio)])?;
@@ -128,7 +129,7 @@ fn s2_13_other_flags_after_the_start() -> Result<()> {
     Ok(())
 }
 
-/// Changes arrive in the maps in under a second, thirty of them one after the other; the longest is printed.
+/// Changes reach the maps in under a second, thirty of them in sequence; the longest delay is printed.
 #[test]
 fn s2_13_endpoint_changes_are_visible_soon() -> Result<()> {
     let trio = Trio::start(Plan::default(), &[], |trio| vec![web(trio)])?;

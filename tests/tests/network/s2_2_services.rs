@@ -1,5 +1,5 @@
-//! SERVICE-SEMANTICS 2.1 and 2.2: which Services and slices there are for this proxy, and what becomes of traffic when
-//! that changes.
+//! SERVICE-SEMANTICS 2.1 and 2.2: which Services and slices this proxy handles, and the effect on traffic when that
+//! changes.
 
 use std::net::SocketAddr;
 
@@ -51,7 +51,7 @@ fn s2_1_slices_with_the_headless_label_are_none_of_ours() -> Result<()> {
     Ok(())
 }
 
-/// A change of the Node's zone is a change of what its hints mean.
+/// A change of the Node's zone changes the meaning of its hints.
 #[test]
 fn s2_1_a_changed_zone_label_takes_effect() -> Result<()> {
     use tests::manifest::Endpoint;
@@ -90,15 +90,14 @@ fn s2_2_headless_services_are_not_served() -> Result<()> {
     for family in BOTH {
         evenly(&trio.pod(0), at(vip(11), family, 80), &ALL);
         soon_unserved(&trio.pod(0), at(vip(10), family, 80));
-        // Its endpoints are reached as any pod is.
+        // Its endpoints are reachable like any pod.
         let direct = trio.servers[1].socket_addr(family, TARGET);
         assert_eq!(trio.pod(0).tcp(direct).answered().backend, "b");
     }
     Ok(())
 }
 
-/// What a Service of each type has: itself, and whether its ClusterIP, its NodePort and its load balancer's address
-/// are served.
+/// A Service of each type, and whether its ClusterIP, its NodePort and its load balancer address are served.
 fn of_type(trio: &Trio, kind: usize) -> (Service, [bool; 3]) {
     let service = Service::new("web", vip(10)).pods(&trio.servers.each_ref());
     match kind {
@@ -109,7 +108,7 @@ fn of_type(trio: &Trio, kind: usize) -> (Service, [bool; 3]) {
     }
 }
 
-/// ClusterIP, NodePort, LoadBalancer and ExternalName, each into each other: twelve changes, one after the other.
+/// From each of ClusterIP, NodePort, LoadBalancer and ExternalName to each other: twelve changes in sequence.
 #[test]
 fn s2_2_type_changes_in_every_direction() -> Result<()> {
     const ROUND_TRIP: [usize; 13] = [0, 1, 0, 2, 0, 3, 1, 2, 1, 3, 2, 3, 0];
@@ -117,7 +116,7 @@ fn s2_2_type_changes_in_every_direction() -> Result<()> {
     for (nth, kind) in ROUND_TRIP.into_iter().enumerate() {
         let (service, served) = of_type(&trio, kind);
         trio.apply(&[service])?;
-        // One family a change: each is seen in both within two.
+        // One family per change: two changes cover both.
         let family = BOTH[nth % 2];
         let ways: [SocketAddr; 3] = [
             at(vip(10), family, 80),
@@ -150,14 +149,14 @@ fn s2_2_families_are_independent() -> Result<()> {
         evenly(&from, at(vip(11), Family::V6, 80), &ALL);
         soon_unserved(&from, at(vip(10), Family::V6, 80));
         soon_unserved(&from, at(vip(11), Family::V4, 80));
-        // A ClusterIP of a family without endpoints is refused.
+        // A ClusterIP of a family without endpoints is rejected.
         evenly(&from, at(vip(12), Family::V4, 80), &ALL);
         refused("v6 of a Service with v4 endpoints", &from, at(vip(12), Family::V6, 80));
     }
     Ok(())
 }
 
-/// A Service that is deleted and made anew, with the same and with another ClusterIP.
+/// A Service is deleted and created again, with the same and with another ClusterIP.
 #[test]
 fn s2_2_a_service_comes_and_goes() -> Result<()> {
     let trio = Trio::start(Plan::default(), &[], |trio| vec![trio.service("web", vip(10))])?;

@@ -1,4 +1,4 @@
-//! SERVICE-SEMANTICS 2.3: addresses that a Service names for itself, and addresses that are somebody's already.
+//! SERVICE-SEMANTICS 2.3: Service addresses that already belong to a node or an endpoint.
 
 use anyhow::Result;
 use tests::{
@@ -15,7 +15,7 @@ use crate::{
 };
 
 const NODE_PORT: u16 = 30080;
-/// Of an API server, on the first two nodes.
+/// Port of an API server on the first two nodes.
 const API: u16 = 6443;
 
 #[test]
@@ -42,7 +42,7 @@ fn s2_3_external_ips_may_be_turned_off() -> Result<()> {
     Ok(())
 }
 
-/// As k3s has it, whose load balancers are the nodes; and as anybody can have it who may name an externalIP.
+/// As in k3s, whose load balancers are the nodes; and as any user with permission to set an externalIP can cause.
 #[test]
 fn s2_3_a_nodes_address_may_be_a_services_and_an_endpoints_too() -> Result<()> {
     let trio = Trio::start(Plan::default(), &[], |trio| {
@@ -61,7 +61,7 @@ fn s2_3_a_nodes_address_may_be_a_services_and_an_endpoints_too() -> Result<()> {
             evenly(&from, at(trio.node(0).addr(), family, 80), &ALL);
             evenly(&from, at(trio.node(0).addr(), family, NODE_PORT), &ALL);
             if who != "outside" {
-                // Both endpoints stay in the set although one's address is a load balancer's.
+                // Both endpoints stay in the set although one's address is a load balancer address.
                 for _ in 0..2 {
                     let answers = [0, 1].map(|_| from.tcp(at(vip(1), family, 443)).answered().backend);
                     assert!(
@@ -70,12 +70,12 @@ fn s2_3_a_nodes_address_may_be_a_services_and_an_endpoints_too() -> Result<()> {
                     );
                 }
             }
-            // The third pod is named as an externalIP, and an endpoint like the others all the same.
+            // The third pod's address is an externalIP, and still an endpoint like the others.
             if who == "a pod" {
                 evenly(&from, at(vip(10), family, 80), &ALL);
             }
         }
-        // Ports that no Service has are the node's own.
+        // Ports without a Service are the node's own.
         trio.outside().tcp(at(trio.node(0).addr(), family, 81)).refused();
         trio.node(0).serve_tcp(family, 81, "own")?;
         assert_eq!(trio.outside().tcp(at(trio.node(0).addr(), family, 81)).answered().backend, "own");

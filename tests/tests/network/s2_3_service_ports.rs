@@ -1,4 +1,4 @@
-//! SERVICE-SEMANTICS 2.3: what a service port is made of.
+//! SERVICE-SEMANTICS 2.3: the parts of a service port.
 
 use std::net::SocketAddr;
 
@@ -19,7 +19,7 @@ use crate::{
 
 const NODE_PORT: u16 = 30080;
 
-/// ClusterIP, NodePort of every node, load balancer's address and externalIP, from pods, nodes and outside.
+/// ClusterIP, NodePort of every node, load balancer address and externalIP, from pods, nodes and outside.
 #[test]
 fn s2_3_every_frontend_is_reached_from_everywhere() -> Result<()> {
     on_every_wiring(|plan| {
@@ -48,7 +48,7 @@ fn s2_3_every_frontend_is_reached_from_everywhere() -> Result<()> {
     })
 }
 
-/// One number, two protocols: two ports, here with different targets and different backends.
+/// One port number, two protocols: two ports, here with different targets and different backends.
 #[test]
 fn s2_3_tcp_and_udp_on_one_number_are_two_ports() -> Result<()> {
     let trio = Trio::start(Plan::default(), &[], |trio| {
@@ -97,7 +97,7 @@ fn s2_3_two_ports_of_one_service_have_targets_of_their_own() -> Result<()> {
     Ok(())
 }
 
-/// A load balancer's Service without NodePorts (allocateLoadBalancerNodePorts: false).
+/// A LoadBalancer Service without NodePorts (allocateLoadBalancerNodePorts: false).
 #[test]
 fn s2_3_node_port_0_is_none() -> Result<()> {
     let trio = Trio::start(Plan::default(), &[], |trio| {
@@ -111,7 +111,7 @@ fn s2_3_node_port_0_is_none() -> Result<()> {
     Ok(())
 }
 
-/// `ipMode: Proxy`: the load balancer itself is to be asked; here it is the machine outside, which answers as itself.
+/// `ipMode: Proxy`: traffic must go to the load balancer itself, here the machine outside, which answers itself.
 #[test]
 fn s2_3_load_balancer_addresses_of_mode_proxy_are_not_captured() -> Result<()> {
     let trio = Trio::start(Plan::default(), &[], |trio| {
@@ -125,7 +125,7 @@ fn s2_3_load_balancer_addresses_of_mode_proxy_are_not_captured() -> Result<()> {
         let real = at(external(50), family, 80);
         let bits = if real.is_ipv4() { 32 } else { 128 };
         let back = trio.clients[0].addr().of(family);
-        // Not tentative even for the moment that the kernel takes on a loopback device.
+        // Not tentative even for the short time that the kernel takes on a loopback device.
         let nodad = if real.is_ipv4() { "" } else { " nodad" };
         outside.netns().ip(&format!(
             "addr add {}/{bits} dev lo{nodad}\nroute add {back}/{bits} via {}\n",
@@ -143,7 +143,7 @@ fn s2_3_load_balancer_addresses_of_mode_proxy_are_not_captured() -> Result<()> {
     Ok(())
 }
 
-/// The cloud gives an address, another one, and takes it back.
+/// The cloud assigns an address, changes it, and removes it.
 #[test]
 fn s2_3_load_balancer_addresses_come_and_go() -> Result<()> {
     let trio = Trio::start(Plan::default(), &[], |trio| vec![trio.service("web", vip(10))])?;

@@ -15,7 +15,7 @@ use crate::{
     world::{TARGET, at},
 };
 
-/// The Service `web` with one slice a family for each of these Services' endpoints and ports; `edit` may change each.
+/// The Service `web` with one slice per family for each of these Services' endpoints and ports; `edit` may change each.
 fn slices(document: &Service, parts: &[Service], edit: impl Fn(usize, String) -> String) -> String {
     let mut documents = vec![document.document()];
     for (nth, part) in parts.iter().enumerate() {
@@ -39,7 +39,7 @@ fn s2_4_all_slices_of_a_service_are_merged() -> Result<()> {
     let parts = [of_web(&trio, &[0]), of_web(&trio, &[1, 2]), of_web(&trio, &[1])];
     trio.cluster.apply("web.yaml", &slices(&parts[0], &parts, as_is))?;
     both(vip(10), 80).into_iter().for_each(|to| soon(&trio.pod(0), to, &ALL));
-    // One of them goes: what others hold, too, stays.
+    // One of them is removed: endpoints that others contain too stay.
     trio.cluster.apply("web.yaml", &slices(&parts[0], &parts[1..], as_is))?;
     both(vip(10), 80).into_iter().for_each(|to| soon(&trio.pod(0), to, &["b", "c"]));
     trio.cluster.apply("web.yaml", &slices(&parts[0], &parts[2..], as_is))?;
@@ -47,7 +47,7 @@ fn s2_4_all_slices_of_a_service_are_merged() -> Result<()> {
     Ok(())
 }
 
-/// Pods of two versions that call different numbers `http`: each slice has its own number for the name.
+/// Pods of two versions with different port numbers for `http`: each slice has its own number for the name.
 #[test]
 fn s2_4_slices_may_differ_in_the_port_number() -> Result<()> {
     let trio = Trio::start(Plan::default(), &[], |_| vec![])?;
@@ -121,7 +121,7 @@ fn s2_4_absent_conditions_mean_ready_and_absent_nodes_mean_elsewhere() -> Result
     })?;
     for family in BOTH {
         evenly(&trio.pod(0), at(vip(10), family, 80), &ALL);
-        // It is on node 0, but nobody says so.
+        // It is on node 0, but the endpoint does not name a node.
         evenly(&trio.pod(1), at(vip(11), family, 80), &["b"]);
         evenly(&trio.pod(0), at(vip(12), family, 80), &["a"]);
     }
@@ -136,7 +136,7 @@ fn s2_4_unready_endpoints_are_not_used_and_published_ones_are() -> Result<()> {
         vec![
             trio.empty("mixed", vip(10)).endpoints([a.clone(), b.clone().unready(), c.clone().gone()]),
             trio.empty("none", vip(11)).endpoints([a.unready(), b.clone().unready(), c.clone().gone()]),
-            // publishNotReadyAddresses: the controller says ready of everything.
+            // publishNotReadyAddresses: the controller marks every endpoint as ready.
             trio.empty("published", vip(12)).endpoints([b.published_terminating(), c]),
         ]
     })?;
@@ -152,7 +152,7 @@ fn s2_4_unready_endpoints_are_not_used_and_published_ones_are() -> Result<()> {
     Ok(())
 }
 
-/// One address twice: the endpoint that is not terminating wins, whichever comes first (a reused pod address).
+/// The same address twice: the endpoint that is not terminating wins, in either order (a reused pod address).
 #[test]
 fn s2_4_of_two_with_one_address_the_running_one_wins() -> Result<()> {
     let trio = Trio::start(Plan::default(), &[], |_| vec![])?;
@@ -165,7 +165,7 @@ fn s2_4_of_two_with_one_address_the_running_one_wins() -> Result<()> {
         trio.cluster.apply("web.yaml", &slices(&parts[0], &parts, as_is))?;
         for to in both(vip(10), 80) {
             soon(&trio.pod(0), to, &["a", "b"]);
-            // And it is there once.
+            // It is in the set only once.
             evenly(&trio.pod(0), to, &["a", "b"]);
         }
         trio.cluster.remove("web.yaml")?;
@@ -174,7 +174,7 @@ fn s2_4_of_two_with_one_address_the_running_one_wins() -> Result<()> {
     Ok(())
 }
 
-/// An endpoint moves from slice to slice, as the controller repacks them: no connection fails meanwhile.
+/// An endpoint moves between slices, as when the controller repacks them: no connection fails meanwhile.
 #[test]
 fn s2_4_a_move_between_slices_is_not_noticed() -> Result<()> {
     let trio = Trio::start(Plan::default(), &[], |_| vec![])?;

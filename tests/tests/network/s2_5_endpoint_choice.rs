@@ -1,4 +1,4 @@
-//! SERVICE-SEMANTICS 2.5: which endpoints traffic may go to, as they change.
+//! SERVICE-SEMANTICS 2.5: the endpoints eligible for traffic, as they change.
 
 use anyhow::Result;
 use tests::{
@@ -16,7 +16,7 @@ use crate::{
 
 const NODE_PORT: u16 = 30080;
 
-/// The Service and three that have policies; all over the same endpoints.
+/// The Service and three with policies; all with the same endpoints.
 fn services(endpoints: &[Endpoint]) -> Vec<Service> {
     let over = |name: &str, last: u8, node_port: u16| {
         Service::new(name, vip(last)).node_port(80, TARGET, node_port).endpoints(endpoints.to_vec())
@@ -28,8 +28,8 @@ fn services(endpoints: &[Endpoint]) -> Vec<Service> {
     ]
 }
 
-/// Waits until `cluster` is answered like this (as client pods of node 0, node 1 and outside by node 0 see it), then
-/// looks at the other protocol and family.
+/// Waits until these backends answer at `cluster` (for client pods of node 0 and node 1, and for outside through node
+/// 0), then checks the other protocol and family.
 #[track_caller]
 fn cluster_goes_to(trio: &Trio, here: &[&str], there: &[&str]) {
     let to = |family| at(vip(10), family, 80);
@@ -44,7 +44,7 @@ fn cluster_goes_to(trio: &Trio, here: &[&str], there: &[&str]) {
     }
 }
 
-/// The same for the Services of policy Local on node `node`; an empty list is silence.
+/// The same for the Services of policy Local on node `node`; an empty list means silence.
 #[track_caller]
 fn local_goes_to(trio: &Trio, node: usize, backends: &[&str]) {
     for family in BOTH {
@@ -80,7 +80,7 @@ fn s2_5_ready_endpoints_are_used() -> Result<()> {
     Ok(())
 }
 
-/// KEP-1669: where no ready endpoint is left, those that still serve while they terminate are used.
+/// KEP-1669: if no ready endpoint is left, terminating endpoints that still serve are used.
 #[test]
 fn s2_5_terminating_endpoints_are_the_clusters_last_resort() -> Result<()> {
     let trio =
@@ -92,13 +92,13 @@ fn s2_5_terminating_endpoints_are_the_clusters_last_resort() -> Result<()> {
     cluster_goes_to(&trio, &["a", "b"], &["a", "b"]);
     trio.apply(&services(&[a.clone().gone(), b.clone().gone(), c.clone().gone()]))?;
     cluster_goes_to(&trio, &[], &[]);
-    // A ready one, and the fallback is over.
+    // With a ready endpoint, the fallback ends.
     trio.apply(&services(&[a.terminating(), b.terminating(), c]))?;
     cluster_goes_to(&trio, &["c"], &["c"]);
     Ok(())
 }
 
-/// The local set falls back by itself: another node's ready endpoint does not end that.
+/// The local set has its own fallback: another node's ready endpoint does not end it.
 #[test]
 fn s2_5_terminating_endpoints_are_the_local_sets_last_resort() -> Result<()> {
     let trio =
@@ -110,11 +110,11 @@ fn s2_5_terminating_endpoints_are_the_local_sets_last_resort() -> Result<()> {
     cluster_goes_to(&trio, &["b"], &["b"]);
     local_goes_to(&trio, 0, &["a"]);
     local_goes_to(&trio, 1, &["b"]);
-    // A ready one beside it takes over.
+    // A ready endpoint next to it takes over.
     trio.apply(&services(&[a.clone().terminating(), a2.clone(), b.clone()]))?;
     cluster_goes_to(&trio, &["a2", "b"], &["a2", "b"]);
     local_goes_to(&trio, 0, &["a2"]);
-    // Only terminating ones elsewhere: dropped here, not refused.
+    // Only terminating endpoints on other nodes: dropped here, not rejected.
     trio.apply(&services(&[b.terminating()]))?;
     cluster_goes_to(&trio, &["b"], &["b"]);
     local_goes_to(&trio, 0, &[]);
@@ -132,24 +132,24 @@ fn s2_5_zone_hints() -> Result<()> {
     let hinted = [a.clone().for_zones(za), b.clone().for_zones(zb), c.clone().for_zones(zb)];
     trio.apply(&services(&hinted))?;
     cluster_goes_to(&trio, &["a"], &["b", "c"]);
-    // Hints do not narrow the local set.
+    // Hints do not restrict the local set.
     trio.apply(&services(&[a.clone().for_zones(zb), b.clone().for_zones(za), c.clone().for_zones(zb)]))?;
     cluster_goes_to(&trio, &["b"], &["a", "c"]);
     local_goes_to(&trio, 0, &["a"]);
     local_goes_to(&trio, 1, &["b"]);
-    // All or nothing: one ready endpoint without a hint.
+    // All or nothing: one ready endpoint has no hint.
     trio.apply(&services(&[a.clone().for_zones(za), b.clone(), c.clone().for_zones(zb)]))?;
     cluster_goes_to(&trio, &ALL, &ALL);
-    // It is not ready: it has no say.
+    // That endpoint is not ready, so it does not count.
     trio.apply(&services(&[a.clone().for_zones(za), b.clone().unready(), c.clone().for_zones(zb)]))?;
     cluster_goes_to(&trio, &["a"], &["c"]);
-    // Nobody is hinted to this zone.
+    // No endpoint has a hint for this zone.
     trio.apply(&services(&[a.for_zones(zb), b.for_zones(zb), c.for_zones(zb)]))?;
     cluster_goes_to(&trio, &ALL, &ALL);
     Ok(())
 }
 
-/// PreferSameNode: the controller gives every endpoint both its node and its zone.
+/// PreferSameNode: the controller sets both node and zone hints on every endpoint.
 #[test]
 fn s2_5_node_hints_go_before_zone_hints() -> Result<()> {
     let trio =
@@ -166,13 +166,13 @@ fn s2_5_node_hints_go_before_zone_hints() -> Result<()> {
     let [a, b, c] = hinted();
     trio.apply(&services(&[a.clone(), b.clone(), c.clone()]))?;
     cluster_goes_to(&trio, &["a"], &["b"]);
-    // Node 1's own is not ready: its zone's is next.
+    // Node 1's own endpoint is not ready: its zone's is next.
     trio.apply(&services(&[a.clone(), b.clone().unready(), c.clone()]))?;
     cluster_goes_to(&trio, &["a"], &["c"]);
-    // Node 0's is terminating, and it has no other in its zone: all of the ready ones.
+    // Node 0's is terminating, and there is no other in its zone: all ready ones are used.
     trio.apply(&services(&[a.clone().terminating(), b.clone(), c.clone()]))?;
     cluster_goes_to(&trio, &["b", "c"], &["b"]);
-    // Nothing ready: the fallback knows no topology.
+    // No endpoint is ready: the fallback ignores topology.
     trio.apply(&services(&[a.clone().terminating(), b.clone().terminating(), c.clone().gone()]))?;
     cluster_goes_to(&trio, &["a", "b"], &["a", "b"]);
     trio.apply(&services(&[a, b, c]))?;
@@ -180,7 +180,7 @@ fn s2_5_node_hints_go_before_zone_hints() -> Result<()> {
     Ok(())
 }
 
-/// The policies are switched on and off while the Service is in use.
+/// The policies are changed while the Service is in use.
 #[test]
 fn s2_5_policies_change_live() -> Result<()> {
     let trio = Trio::start(Plan::default(), &[], |_| vec![])?;

@@ -1,5 +1,5 @@
-//! SERVICE-SEMANTICS 2.6, "nftables extra", and deviation 3: what is no service port of a ClusterIP is refused, what is
-//! nobody's in a ServiceCIDR is dropped.
+//! SERVICE-SEMANTICS 2.6, "nftables extra", and deviation 3: packets to other ports of a ClusterIP are rejected,
+//! packets to unassigned addresses of a ServiceCIDR are dropped.
 
 use anyhow::Result;
 use tests::{
@@ -32,7 +32,7 @@ fn s2_6_other_port_of_a_cluster_ip_is_refused() -> Result<()> {
             }
         }
         for family in BOTH {
-            // The port is the other protocol's.
+            // The port belongs to the other protocol.
             let attempt = trio.pod(0).tcp(at(vip(11), family, 53));
             assert!(attempt.outcome == tests::traffic::Outcome::Refused, "{attempt}");
             evenly(&trio.pod(0), at(vip(SERVED), family, 80), &ALL);
@@ -74,7 +74,7 @@ fn s2_6_unallocated_address_of_a_service_cidr_is_dropped() -> Result<()> {
     let before = dropped()?;
     silent(&everyone);
     assert!(count(before), "dropped by us, not lost somewhere else");
-    // An address becomes a Service's, and what is one stays one.
+    // An unassigned address gets a Service, and an assigned one keeps its Service.
     trio.apply(&[trio.service("web", vip(SERVED)), trio.service("late", vip(99))])?;
     for family in BOTH {
         soon(&trio.pod(0), at(vip(99), family, 80), &ALL);

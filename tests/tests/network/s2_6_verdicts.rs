@@ -15,7 +15,7 @@ const NODE_PORT: u16 = 30080;
 const EXTERNAL_IP: u8 = 40;
 const INGRESS_IP: u8 = 50;
 
-/// ClusterIP, NodePort, load balancer's address and externalIP, over nothing.
+/// ClusterIP, NodePort, load balancer address and externalIP, without endpoints.
 fn everything(trio: &Trio) -> Service {
     Service::new("web", vip(10))
         .node_port(80, TARGET, NODE_PORT)
@@ -41,7 +41,7 @@ fn s2_6_cluster_ip_without_endpoints_is_refused() -> Result<()> {
 fn s2_6_cluster_ip_of_internal_policy_local_without_a_local_endpoint_is_dropped() -> Result<()> {
     let trio = Trio::start(tests::net::Plan::default(), &[], |trio| {
         let far = trio.empty("far", vip(10)).internal_traffic_local().pods(&[&trio.servers[1]]);
-        // Refused, not dropped: there is none anywhere.
+        // Rejected, not dropped: there is no endpoint anywhere.
         let none = trio.empty("none", vip(11)).internal_traffic_local();
         vec![far, none]
     })?;
@@ -94,7 +94,7 @@ fn s2_6_external_addresses_without_endpoints_are_refused() -> Result<()> {
                 refused(who, &from, to);
             }
         }
-        // The first endpoint anywhere ends that, for all of them.
+        // The first endpoint anywhere ends the rejections, for all frontends.
         trio.apply(&[everything(&trio).pods(&[&trio.servers[2]])])?;
         for to in addresses.into_iter().flatten() {
             soon(&trio.outside(), to, &["c"]);
@@ -140,30 +140,30 @@ fn s2_6_external_policy_local_and_its_short_circuits() -> Result<()> {
             let without = at(trio.node(0).addr(), family, NODE_PORT);
             let with = at(trio.node(1).addr(), family, NODE_PORT);
             for to in [ingress, external_ip, without] {
-                // (1) a pod of the node: to the cluster's set, under its own address.
+                // (1) A pod of the node: cluster-wide set, own source address.
                 for answer in evenly(&trio.pod(0), to, &["b"]) {
                     assert_eq!(answer.peer.ip(), trio.clients[0].addr().of(family), "{to}: {answer}");
                 }
-                // (2) the node itself: to the cluster's set, under an address of the node.
+                // (2) The node itself: cluster-wide set, an address of the node as source.
                 for answer in evenly(&trio.host(0), to, &["b"]) {
                     assert!(is_of_node(answer.peer, 0), "{to}: {answer}");
                 }
             }
-            // (3) everyone else, where there is a local endpoint: to it, and the client's address is kept.
+            // (3) All other clients, with a local endpoint: that endpoint, and the client's address is kept.
             for to in [external_ip, with] {
                 for answer in evenly(&trio.outside(), to, &["b"]) {
                     assert_eq!(answer.peer.ip(), OUTSIDE.of(family), "{to}: {answer}");
                 }
             }
-            // A pod and a process of another node are no locals of node 1.
+            // Pods and processes of other nodes are not local to node 1.
             for answer in evenly(&trio.pod(0), with, &["b"]) {
                 let kept = answer.peer.ip() == trio.clients[0].addr().of(family);
                 assert!(kept || masquerades && is_of_node(answer.peer, 0), "{with}: {answer}");
             }
             evenly(&trio.host(0), with, &["b"]);
-            // (3) and where there is none: silence, by each of the three kinds.
+            // (3) Without a local endpoint: silence, at each of the three kinds of frontend.
             silence.extend([ingress, without].map(|to| (trio.outside(), to)));
-            // The ClusterIP does not know this policy.
+            // The policy does not apply to the ClusterIP.
             evenly(&trio.outside(), at(vip(10), family, 80), &["b"]);
         }
         trio.route_outside(external(EXTERNAL_IP), 0)?;
@@ -173,7 +173,7 @@ fn s2_6_external_policy_local_and_its_short_circuits() -> Result<()> {
     })
 }
 
-/// An externalIP that is the node's own address wins over a NodePort with the same number.
+/// An externalIP that is the node's own address takes precedence over a NodePort with the same number.
 #[test]
 fn s2_6_an_exact_address_goes_before_a_node_port() -> Result<()> {
     let trio = Trio::start(tests::net::Plan::default(), &[], |trio| {
@@ -195,17 +195,17 @@ fn s2_6_an_exact_address_goes_before_a_node_port() -> Result<()> {
     Ok(())
 }
 
-/// There is no check for the ports of addresses that are not ClusterIPs: what is not served is not answered for.
+/// Other ports of addresses that are not ClusterIPs are not checked: shunt does not answer for them.
 #[test]
 fn s2_6_other_ports_of_external_addresses_are_left_alone() -> Result<()> {
     let trio = Trio::start(tests::net::Plan::default(), &[], |trio| {
         vec![everything(trio).pods(&trio.servers.each_ref())]
     })?;
     for family in BOTH {
-        // A machine of the outside has that address, too, and serves another port there.
+        // An outside machine has that address too, and serves another port there.
         let addr = external(INGRESS_IP).of(family);
         let bits = if addr.is_ipv4() { 32 } else { 128 };
-        // Not tentative even for the moment that the kernel takes on a loopback device.
+        // Not tentative even for the short time that the kernel takes on a loopback device.
         let nodad = if addr.is_ipv4() { "" } else { " nodad" };
         trio.cluster.outside().netns().ip(&format!("addr add {addr}/{bits} dev lo{nodad}\n"))?;
         let via = OUTSIDE.of(family);
@@ -218,7 +218,7 @@ fn s2_6_other_ports_of_external_addresses_are_left_alone() -> Result<()> {
             assert_eq!(from.tcp(served).answered().backend, "the-real-one");
             evenly(&from, at(external(INGRESS_IP), family, 80), &ALL);
         }
-        // The node's own ports, too.
+        // The node's own ports too.
         trio.node(0).serve_tcp(family, 9999, "plain")?;
         let plain = at(trio.node(0).addr(), family, 9999);
         for (_, from) in trio.everyone(0) {

@@ -1,5 +1,5 @@
-//! SERVICE-SEMANTICS 2.7: the four detectLocal modes, which say who is a pod of this node. Two things depend on it:
-//! the short circuit of externalTrafficPolicy Local, and whether a source is translated.
+//! SERVICE-SEMANTICS 2.7: the four detectLocal modes, which determine the pods of this node. Two decisions depend on
+//! them: the short circuit of externalTrafficPolicy Local, and source translation.
 
 use anyhow::Result;
 use tests::{
@@ -18,7 +18,7 @@ use crate::{
 const CLUSTER: u16 = 30080;
 const LOCAL: u16 = 30081;
 
-/// One Service over everything, one of policy Local whose backends are not on node 0.
+/// One Service over all backends, one of policy Local whose backends are not on node 0.
 fn start(plan: Plan, flags: &[&str]) -> Result<Trio> {
     Trio::start(plan, flags, services)
 }
@@ -30,7 +30,7 @@ fn services(trio: &Trio) -> Vec<Service> {
     vec![cluster, local.pods(&[&trio.servers[1], &trio.servers[2]])]
 }
 
-/// What holds in every mode.
+/// Properties of every mode.
 fn locals_are_detected(trio: &Trio, family: Family) -> Result<()> {
     let own = trio.clients[0].addr().of(family);
     let (cluster, local) = (at(trio.node(0).addr(), family, CLUSTER), at(trio.node(0).addr(), family, LOCAL));
@@ -47,12 +47,12 @@ fn locals_are_detected(trio: &Trio, family: Family) -> Result<()> {
             assert!(answer.backend == "a" || is_of_node(answer.peer, 0), "outside -> {to}: {answer}");
         }
     }
-    // Somebody else's pod: every backend's answer finds the way back through this node.
+    // A pod of another node: every backend's reply finds the way back through this node.
     evenly(&trio.pod(1), cluster, &ALL);
     Ok(())
 }
 
-/// Pods of other nodes are no locals where the mode knows which pods are this node's.
+/// Pods of other nodes are not local in a mode that knows this node's pods.
 fn strangers_are_not(trio: &Trio) {
     let strangers = BOTH.map(|family| at(trio.node(0).addr(), family, LOCAL));
     let attempts: Vec<_> =
@@ -70,7 +70,7 @@ fn s2_7_detect_local_by_cluster_cidr() -> Result<()> {
         let trio = start(Plan::default(), flags)?;
         for family in BOTH {
             locals_are_detected(&trio, family)?;
-            // Every pod of the cluster is a local in this mode, and the answer must still find its way.
+            // Every pod of the cluster is local in this mode, and the reply must still find its way back.
             evenly(&trio.pod(1), at(trio.node(0).addr(), family, LOCAL), &["b", "c"]);
         }
         silent(&BOTH.map(|family| (trio.outside(), at(trio.node(0).addr(), family, LOCAL))));
@@ -112,7 +112,7 @@ fn s2_7_detect_local_by_name_prefix() -> Result<()> {
     Ok(())
 }
 
-/// A dual-stack node whose object names the pod range of one family: in the other, pods are told by their device.
+/// A dual-stack node whose Node object has a pod range of one family only: in the other, pods are detected by device.
 #[test]
 fn s2_7_detect_local_of_a_family_without_a_pod_range() -> Result<()> {
     for flags in [[].as_slice(), &["--detect-local-mode", "NodeCIDR"]] {

@@ -1,5 +1,6 @@
-//! SERVICE-SEMANTICS 2.7: who the backend sees. Deviation 2 of that page: the source is translated only where the reply
-//! would otherwise miss the node that the flow came through, so rows 3 and 5 are about backends on other nodes.
+//! SERVICE-SEMANTICS 2.7: the source address that the backend sees. Deviation 2 of that page: the source is translated
+//! only if the reply would otherwise bypass the node that the flow came through, so rows 3 and 5 concern backends on
+//! other nodes.
 
 use anyhow::Result;
 use tests::{
@@ -18,7 +19,7 @@ use crate::{
 
 const NODE_PORT: u16 = 30080;
 
-/// A NodePort, a load balancer's address and an externalIP over all three backends.
+/// A NodePort, a load balancer address and an externalIP over all three backends.
 fn everything(trio: &Trio) -> Service {
     without_endpoints().pods(&trio.servers.each_ref())
 }
@@ -30,12 +31,12 @@ fn without_endpoints() -> Service {
         .external_ips(external(40))
 }
 
-/// The ways to `everything` from outside the cluster by node 0.
+/// The frontends of `everything` for clients outside the cluster, through node 0.
 fn external_ways(trio: &Trio, family: Family) -> [std::net::SocketAddr; 3] {
     [at(trio.node(0).addr(), family, NODE_PORT), at(external(50), family, 80), at(external(40), family, 80)]
 }
 
-/// Whether the backend is on node 0, by which all these flows come.
+/// Whether the backend is on node 0, through which all these flows pass.
 fn is_here(answer: &Answer) -> bool {
     answer.backend == ALL[0]
 }
@@ -93,7 +94,7 @@ fn s2_7_row_3_others_are_the_node_to_a_backend_elsewhere() -> Result<()> {
     })
 }
 
-/// The Node says nothing of pod ranges and there is no --cluster-cidr: pods are known by their devices.
+/// The Node has no pod ranges and there is no --cluster-cidr: pods are detected by their devices.
 #[test]
 fn s2_7_row_4_without_a_detector_pods_keep_their_address() -> Result<()> {
     for plan in [Plan::default(), Plan::default().bridged()] {
@@ -139,7 +140,7 @@ fn s2_7_row_5_external_policy_cluster() -> Result<()> {
                     assert!(is_of_node(answer.peer, 0), "the node -> {to}: {answer}");
                 }
             }
-            // A pod of another node that asks this one: its reply would go home directly.
+            // A pod of another node that uses this node: the reply would go back directly.
             let to = at(trio.node(0).addr(), family, NODE_PORT);
             for answer in evenly(&trio.pod(1), to, &ALL) {
                 let right = is_here(&answer) || is_of_node(answer.peer, 0);
@@ -180,7 +181,7 @@ fn s2_7_row_7_the_nodes_short_circuit_shows_the_node() -> Result<()> {
     })
 }
 
-/// Also with --masquerade-all: that is what policy Local is for.
+/// With --masquerade-all too: keeping the client's address is the purpose of policy Local.
 #[test]
 fn s2_7_row_8_external_policy_local_keeps_the_client() -> Result<()> {
     on_every_wiring(|plan| {
@@ -199,7 +200,8 @@ fn s2_7_row_8_external_policy_local_keeps_the_client() -> Result<()> {
     })
 }
 
-/// A packet whose source and destination are the pod itself would be dropped by its own stack: it sees the node.
+/// A packet whose source and destination are the same pod would be dropped by its own stack: it sees the node's
+/// address.
 #[test]
 fn s2_7_row_9_a_pod_reaches_itself() -> Result<()> {
     on_every_wiring(|plan| {
@@ -230,7 +232,7 @@ fn s2_7_row_9_a_pod_reaches_itself() -> Result<()> {
     })
 }
 
-/// The same for a pod in its node's own network, which is its own endpoint.
+/// The same for a pod in its node's network namespace that is its own endpoint.
 #[test]
 fn s2_7_row_9_a_host_network_pod_reaches_itself() -> Result<()> {
     let trio = Trio::start(Plan::default(), &[], |trio| {

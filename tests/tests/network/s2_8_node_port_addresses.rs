@@ -1,5 +1,5 @@
-//! SERVICE-SEMANTICS 2.8: on which addresses NodePorts are. Deviation 10: without the flag, on all of the node's own;
-//! deviation 9: on loopback for the node's own processes only.
+//! SERVICE-SEMANTICS 2.8: the addresses that serve NodePorts. Deviation 10: without the flag, all of the node's own;
+//! deviation 9: loopback only for the node's own processes.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -31,7 +31,7 @@ fn start(plan: Plan, flags: &[&str]) -> Result<Trio> {
     Ok(trio)
 }
 
-/// Gives node 0 its second addresses or takes them away.
+/// Adds node 0's second addresses or removes them.
 fn change_second(trio: &Trio, verb: &str) -> Result<()> {
     let [v4, v6] = SECOND;
     trio.node(0).netns().ip(&format!("addr {verb} {v4}/24 dev eth0\naddr {verb} {v6}/64 dev eth0\n"))
@@ -42,7 +42,7 @@ fn second(family: Family, port: u16) -> SocketAddr {
     SocketAddr::new(text.parse::<IpAddr>().expect("an address"), port)
 }
 
-/// The port of an excluded address is left alone: refused by the node's own stack, or served by whoever has it.
+/// The port at an excluded address is unused by shunt: rejected by the node's own stack, or served by its owner.
 #[track_caller]
 fn is_free(trio: &Trio, to: SocketAddr) {
     for (_, from) in trio.everyone(0) {
@@ -63,7 +63,7 @@ fn s2_8_by_default_all_of_the_nodes_addresses() -> Result<()> {
         for family in BOTH {
             let mut ways = vec![at(trio.node(0).addr(), family, NODE_PORT), second(family, NODE_PORT)];
             if bridged {
-                // The bridge's gateway and the tunnel's own address.
+                // The bridge's gateway address and the tunnel's own address.
                 ways.extend([1, 0].map(|host| SocketAddr::new(pod_addr(0, host).of(family), NODE_PORT)));
             }
             for to in ways {
@@ -99,7 +99,7 @@ fn s2_8_ranges_choose_addresses() -> Result<()> {
             evenly(&from, second(family, NODE_PORT), &ALL);
         }
         is_free(&trio, at(trio.node(0).addr(), family, NODE_PORT));
-        // Its ClusterIP does not depend on it.
+        // Its ClusterIP does not depend on the flag.
         evenly(&trio.pod(0), at(vip(10), family, 80), &ALL);
     }
     Ok(())
@@ -126,7 +126,7 @@ fn s2_8_loopback_is_the_nodes_own_processes_only() -> Result<()> {
     let trio = start(Plan::default(), &[])?;
     let loopback = SocketAddr::from(([127, 0, 0, 1], NODE_PORT));
     evenly(&trio.host(0), loopback, &ALL);
-    // From outside: a machine that routes 127.0.0.1 here is a martian to the node, whatever it asks for.
+    // From outside: packets of a machine that routes 127.0.0.1 here are martians for the node, whatever their port.
     let outside = trio.cluster.outside().netns();
     outside.sysctl("net/ipv4/conf/all/route_localnet", "1")?;
     outside.ip("addr del 127.0.0.1/8 dev lo\n")?;
@@ -137,7 +137,7 @@ fn s2_8_loopback_is_the_nodes_own_processes_only() -> Result<()> {
     Ok(())
 }
 
-/// Addresses that the node is given and loses while shunt runs.
+/// Node addresses that are added and removed while shunt runs.
 #[test]
 fn s2_8_the_nodes_addresses_change_at_run_time() -> Result<()> {
     let trio = start(Plan::default(), &[])?;

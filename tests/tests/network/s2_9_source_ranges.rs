@@ -18,10 +18,10 @@ use crate::{
     world::{TARGET, at},
 };
 
-/// Ranges in which nobody of these clusters is.
+/// Ranges that contain no client of these clusters.
 const ELSEWHERE: &str = "192.0.2.0/24, \"2001:db8:ffff::/48\"";
 
-/// `web-N` at load balancer's address N, which lets in these ranges.
+/// `web-N` at load balancer address N, which allows these ranges.
 fn ranged(n: u8, ranges: &str) -> Service {
     Service::new(&format!("web-{n}"), vip(n))
         .tcp(80, TARGET)
@@ -74,13 +74,13 @@ fn s2_9_who_is_in_a_range_comes_in_and_nobody_else() -> Result<()> {
                 }
             }
         }
-        // An IPv4 destination of an IPv6 socket.
+        // An IPv4 destination from an IPv6 socket.
         evenly(&trio.host(0).v4_mapped(), at(external(53), Family::V4, 80), &ALL);
         silence.push((trio.host(0).v4_mapped(), at(external(51), Family::V4, 80)));
         silent(&silence);
         let dropped = src_range(&trio)? - before;
         assert!(dropped >= 2 * silence.len() as u64, "{dropped} packets for {} clients", silence.len());
-        // A pod of another node never meets this node's rules: its own node decides by its own address.
+        // The ranges on this node do not apply to a pod of another node: its own node checks the pod's own address.
         if !masquerades {
             silent(&both(external(52), 80).map(|to| (trio.pod(1), to)));
         }
@@ -88,7 +88,7 @@ fn s2_9_who_is_in_a_range_comes_in_and_nobody_else() -> Result<()> {
     })
 }
 
-/// The NodePort, the ClusterIP and externalIPs of the same Service are everyone's.
+/// The NodePort, the ClusterIP and externalIPs of the same Service are unrestricted.
 #[test]
 fn s2_9_only_the_load_balancers_addresses_are_restricted() -> Result<()> {
     let (node_port, other) = (30051, external(61));
@@ -98,7 +98,7 @@ fn s2_9_only_the_load_balancers_addresses_are_restricted() -> Result<()> {
             .load_balancer(external(51))
             .external_ips(other)
             .spec(&format!("loadBalancerSourceRanges: [{ELSEWHERE}]"));
-        // An address that is both a load balancer's and external is the load balancer's.
+        // An address that is both a load balancer address and an externalIP counts as the load balancer's.
         let twice = ranged(52, ELSEWHERE).external_ips(external(52));
         vec![service.pods(&trio.servers.each_ref()), twice.pods(&trio.servers.each_ref())]
     })?;
@@ -120,7 +120,7 @@ fn s2_3_each_family_has_its_own_ranges_and_all_of_them_is_none() -> Result<()> {
     let trio = Trio::start(Plan::default(), &[], |trio| {
         let all = trio.servers.each_ref();
         vec![
-            // Of the other family alone.
+            // Only of the other family.
             ranged(51, "192.0.2.0/24").pods(&all),
             ranged(52, "\"2001:db8:ffff::/48\"").pods(&all),
             // /0 lifts the other entries of its family.
@@ -128,7 +128,7 @@ fn s2_3_each_family_has_its_own_ranges_and_all_of_them_is_none() -> Result<()> {
             ranged(54, &format!("{ELSEWHERE}, \"::/0\"")).pods(&all),
             // Whitespace around an entry.
             ranged(55, &format!("\"  {}/32\\t\", \" {}/128 \"", OUTSIDE.v4, OUTSIDE.v6)).pods(&all),
-            // What nobody can read lets nobody in, and does not keep out whom another entry lets in.
+            // An invalid entry allows no client, and does not affect clients that another entry allows.
             ranged(56, "\"192.168.8.100\"").pods(&all),
             ranged(57, &format!("\"300.0.0.0/8\", {}", only(OUTSIDE))).pods(&all),
         ]
@@ -149,7 +149,7 @@ fn s2_3_each_family_has_its_own_ranges_and_all_of_them_is_none() -> Result<()> {
             }
         }
     }
-    // Those whose ranges say something know no other client either.
+    // Services with valid ranges allow no other client either.
     silence.extend([55, 57].into_iter().flat_map(|n| both(external(n), 80)).map(|to| (trio.pod(0), to)));
     silent(&silence);
     let log = trio.node(0).shunt_log();
@@ -159,7 +159,7 @@ fn s2_3_each_family_has_its_own_ranges_and_all_of_them_is_none() -> Result<()> {
     Ok(())
 }
 
-/// Who is not let in does not learn that there is no endpoint.
+/// Ranges are checked first, so a rejected client cannot probe for endpoints.
 #[test]
 fn s2_9_ranges_come_before_the_refusal() -> Result<()> {
     let trio = Trio::start(Plan::default(), &[], |_| vec![ranged(51, &only(OUTSIDE))])?;
@@ -171,7 +171,7 @@ fn s2_9_ranges_come_before_the_refusal() -> Result<()> {
     Ok(())
 }
 
-/// Whether new flows are answered, as soon as the change is carried out.
+/// Whether new flows are answered, as soon as the change is applied.
 fn soon_answers(from: &Client, to: std::net::SocketAddr, want: bool) -> Result<()> {
     let quick = from.clone().patience(Duration::from_millis(250));
     let outcome = |attempt: Attempt| matches!(attempt.outcome, Outcome::Answered(_));
@@ -213,7 +213,7 @@ fn s2_9_a_change_concerns_new_flows_at_once_and_open_ones_never() -> Result<()> 
     Ok(())
 }
 
-/// With the socket hooks for all a pod is judged by its own address all the same.
+/// With socket hooks for all processes, a pod is still checked by its own address.
 #[test]
 fn s2_9_pods_whose_sockets_are_translated() -> Result<()> {
     let pods = format!("{}/24, \"{}/64\"", pod_addr(0, 0).v4, pod_addr(0, 0).v6);
@@ -235,7 +235,7 @@ fn s2_9_pods_whose_sockets_are_translated() -> Result<()> {
     Ok(())
 }
 
-/// The node's own sockets are judged by the address they are bound to, where they are.
+/// The node's own bound sockets are checked by their bound address.
 #[test]
 fn s2_9_the_nodes_bound_sockets() -> Result<()> {
     let trio = Trio::start(Plan::default().bridged(), &[], |trio| {
@@ -254,8 +254,8 @@ fn s2_9_the_nodes_bound_sockets() -> Result<()> {
     Ok(())
 }
 
-/// Where the load balancer's address is the node's, too, its processes call from that very address: it is let in where
-/// the node is.
+/// If the load balancer address is also the node's, the node's processes connect from that very address: it is allowed
+/// if the node is.
 #[test]
 fn s2_9_the_address_itself_is_let_in_with_the_node() -> Result<()> {
     let trio = Trio::without_shunt(Plan::default())?;
@@ -280,7 +280,7 @@ fn s2_9_the_address_itself_is_let_in_with_the_node() -> Result<()> {
             assert!(!matches!(attempt.outcome, Outcome::Answered(_)), "{attempt}");
         }
     }
-    // With the list the ranges show: `service list` tells whom each address lets in.
+    // The list shows the ranges: `service list` gives the clients that each address allows.
     let services = trio.node(0).shunt_json(&["service", "list"])?;
     let shown = |address: String| {
         let mut rows = services.as_array().into_iter().flatten();
@@ -295,7 +295,7 @@ fn s2_9_the_address_itself_is_let_in_with_the_node() -> Result<()> {
     Ok(())
 }
 
-/// Source ranges of NodePorts, by the flag and by the annotation: each family its own, and no other address of the
+/// Source ranges of NodePorts, by the flag and by the annotation: each family has its own, and no other address of the
 /// Service is restricted.
 fn node_ports_are_restricted(plan: Plan) -> Result<()> {
     const OPEN: u16 = 30061;
@@ -322,7 +322,7 @@ fn node_ports_are_restricted(plan: Plan) -> Result<()> {
         for (port, want) in [
             (OPEN, [true, true, true]),
             (BY_FLAG, [false, v4, !v4]),
-            // IPv6 is not named there: the flag's ranges apply.
+            // It has no IPv6 range: the flag's ranges apply.
             (BY_ANNOTATION, [v4, false, true]),
         ] {
             let to = at(trio.node(0).addr(), family, port);
@@ -330,7 +330,7 @@ fn node_ports_are_restricted(plan: Plan) -> Result<()> {
                 if is_open {
                     answered(&from, to);
                 } else if who == "the node" {
-                    // Its own NodePort: the system call fails.
+                    // The node's own NodePort: the system call fails.
                     for protocol in PROTOCOLS {
                         protocol(&from, to).refused();
                     }

@@ -1,4 +1,4 @@
-//! /healthz and /livez (SERVICE-SEMANTICS 3.1): kube-proxy's answers, and whom load balancers are to leave alone.
+//! /healthz and /livez (SERVICE-SEMANTICS 3.1): kube-proxy's responses, and the nodes that load balancers must not use.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ fn ask(node: &Node, path: &str) -> Result<(u16, String, Value)> {
     Ok((status, head.to_owned(), serde_json::from_str(body)?))
 }
 
-/// The Node objects of all nodes but those that `edit` turns into nothing.
+/// The Node objects of all nodes, without those for which `edit` returns nothing.
 fn nodes(world: &World, edit: impl Fn(usize, String) -> String) -> Result<()> {
     let nodes = world.cluster.nodes().iter();
     let texts = nodes.map(|node| edit(node.index(), manifest::node(node)));
@@ -41,7 +41,7 @@ fn becomes(world: &World, node: usize, eligible: bool) {
     assert!(found.is_ok(), "want {eligible}, have {last:?}");
     let (status, _, body) = last.expect("an answer");
     assert_eq!((status, &body["healthy"]), (if eligible { 200 } else { 503 }, &Value::Bool(true)), "{body}");
-    // Whoever restarts unhealthy pods asks here: a node that is drained is no reason.
+    // Used for restarting unhealthy pods: draining a node is no reason for a restart.
     assert_eq!(ask(node, "/livez").unwrap().0, 200);
     assert_eq!(ask(node, "/readyz").unwrap().0, 200);
 }
@@ -63,7 +63,7 @@ fn s3_1_the_answer_is_kube_proxys() -> Result<()> {
         have.sort_unstable();
         want.sort_unstable();
         assert_eq!(have, want);
-        // In this order, and nothing around it.
+        // In this order, without anything around it.
         let raw = world.cluster.node(0).get(HEALTH, path)?;
         let raw = raw.split_once("\r\n\r\n").context("a body")?.1;
         assert!(raw.starts_with("{\"lastUpdated\":\"20") && raw.ends_with("}}}"), "{raw}");
@@ -81,7 +81,7 @@ fn s3_1_the_answer_is_kube_proxys() -> Result<()> {
 #[test]
 fn s3_1_a_node_that_is_to_go_is_not_eligible_and_lives() -> Result<()> {
     let world = World::start(Plan::default(), |world| world.web().yaml())?;
-    // Files that hold no Node at all say nothing about this one.
+    // Files without any Node have no effect on this one.
     becomes(&world, 0, true);
     nodes(&world, |_, text| text)?;
     becomes(&world, 0, true);
@@ -99,7 +99,7 @@ fn s3_1_a_node_that_is_to_go_is_not_eligible_and_lives() -> Result<()> {
     becomes(&world, 0, false);
     first(&|text| text)?;
     becomes(&world, 0, true);
-    // Gone while others are there: it has left the cluster.
+    // Absent while others are present: it has left the cluster.
     first(&|_| String::new())?;
     becomes(&world, 0, false);
     Ok(())

@@ -1,4 +1,4 @@
-//! healthCheckNodePort (SERVICE-SEMANTICS 3.2), asked from outside as a load balancer does.
+//! healthCheckNodePort (SERVICE-SEMANTICS 3.2), requested from outside as a load balancer does.
 
 use std::{
     io::{Read as _, Write as _},
@@ -43,7 +43,7 @@ fn start() -> Result<World> {
     World::start(Plan::default(), |world| local(world).yaml())
 }
 
-/// The whole answer to a GET of `path`; `None` when the connection is refused.
+/// The complete response to a GET of `path`; `None` if the connection is refused.
 fn get(from: &Client, to: SocketAddr, path: &str) -> Option<String> {
     let stream = match from.connect(to) {
         Ok(stream) => stream,
@@ -56,7 +56,7 @@ fn get(from: &Client, to: SocketAddr, path: &str) -> Option<String> {
         stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: lb\r\n\r\n").as_bytes())?;
         stream.read_to_string(&mut answer)
     };
-    // Closed between the connection and the answer: neither refused nor answered.
+    // Closed between the connection and the response: neither refused nor answered.
     Some(ask().map_or_else(|error| error.to_string(), |_| answer))
 }
 
@@ -77,7 +77,7 @@ fn at(world: &World, node: usize, family: Family) -> SocketAddr {
     world.cluster.node(node).socket_addr(family, CHECK)
 }
 
-/// Both nodes, both families: `name`'s check answers `counts` (`None`: refused) within a second.
+/// Both nodes, both families: `name`'s check returns `counts` (`None`: connection refused) within a second.
 #[track_caller]
 fn becomes(world: &World, port: u16, name: &str, counts: [Option<usize>; 2]) {
     for (node, count) in counts.into_iter().enumerate() {
@@ -102,11 +102,11 @@ fn s3_2_the_answer_is_kube_proxys_byte_for_byte_on_any_path() -> Result<()> {
         for path in ["/", "/healthz", "/any/path?and=query"] {
             assert_eq!(get(&world.outside(), at(&world, 0, family), path), Some(want("web", 1)), "{path}");
         }
-        // The node itself and its pods may ask, too.
+        // The node itself and its pods may send requests too.
         assert_eq!(get(&world.host(0), at(&world, 0, family), "/"), Some(want("web", 1)));
         assert_eq!(get(&world.pod(), at(&world, 1, family), "/"), Some(want("web", 1)));
     }
-    // Both listen beside the node's own health, which is not the Service's.
+    // Both listen next to the node's own health server, which is not the Service's.
     assert_eq!(world.cluster.node(0).health("/healthz")?, 200);
     Ok(())
 }
@@ -179,7 +179,7 @@ fn s3_2_of_two_services_with_one_port_one_answers_and_the_other_takes_over() -> 
     Ok(())
 }
 
-/// Somebody else's port: said, tried again, and taken once it is free.
+/// A port in use by another process: reported, retried, and opened once it is free.
 #[test]
 fn s3_2_a_busy_port_is_said_and_taken_when_it_is_free() -> Result<()> {
     let world = World::without_shunt(Plan::default())?;
@@ -190,7 +190,7 @@ fn s3_2_a_busy_port_is_said_and_taken_when_it_is_free() -> Result<()> {
     eventually(SECOND, || {
         node.shunt_log().contains("healthCheckNodePort 32100 cannot be opened at 0.0.0.0")
     })?;
-    // IPv6 is not concerned.
+    // IPv6 is not affected.
     assert_eq!(get(&world.outside(), at(&world, 0, Family::V6), "/"), Some(want("web", 1)));
     drop(busy);
     let free = || get(&world.outside(), at(&world, 0, Family::V4), "/") == Some(want("web", 1));
@@ -205,7 +205,7 @@ fn s3_2_it_listens_at_the_node_port_addresses_only() -> Result<()> {
     world.cluster.start(&["--nodeport-addresses", "primary"])?;
     becomes(&world, CHECK, "web", [Some(1), Some(1)]);
     for family in BOTH {
-        // The bridge's address is the node's, too, but not its primary one.
+        // The bridge's address is the node's too, but not its primary one.
         let bridge = SocketAddr::new(tests::net::plan::pod_addr(0, 1).of(family), CHECK);
         assert_eq!(get(&world.pod(), bridge, "/"), None, "{bridge}");
         assert_eq!(get(&world.pod(), at(&world, 0, family), "/"), Some(want("web", 1)));

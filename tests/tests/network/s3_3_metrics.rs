@@ -1,4 +1,4 @@
-//! /metrics and its neighbours (SERVICE-SEMANTICS 3.3), of the real binary.
+//! /metrics and related paths (SERVICE-SEMANTICS 3.3) of the real binary.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ fn page(node: &Node, path: &str) -> Result<(String, String)> {
     Ok((head.to_owned(), body.to_owned()))
 }
 
-/// The value of one series; `None` where there is none.
+/// The value of one series; `None` if it does not exist.
 fn value(node: &Node, series: &str) -> Result<Option<f64>> {
     let (_, body) = page(node, "/metrics")?;
     let line = body.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
@@ -50,12 +50,12 @@ fn s3_3_what_happens_is_counted() -> Result<()> {
     becomes(node, "kubeproxy_sync_proxy_rules_service_changes_total", |value| value >= 1.0);
     becomes(node, "kubeproxy_sync_proxy_rules_service_changes_pending", |value| value == 0.0);
     becomes(node, "process_resident_memory_bytes", |value| value > 1e6);
-    // A flow, which the collector sees within seconds.
+    // A flow, which the collector finds within seconds.
     let before = value(node, "shunt_datapath_events_total{event=\"flow_new\"}")?.context("a counter")?;
     world.pod().tcp(web(Family::V4)).answered();
     becomes(node, "shunt_datapath_events_total{event=\"flow_new\"}", |value| value > before);
     becomes(node, "shunt_map_entries{map=\"CONNTRACK\"}", |value| value >= 2.0);
-    // Probes are counted by their answer.
+    // Probes are counted by response.
     let before = value(node, "kubeproxy_proxy_healthz_total{code=\"200\"}")?.context("a counter")?;
     node.health("/healthz")?;
     becomes(node, "kubeproxy_proxy_healthz_total{code=\"200\"}", |value| value > before);
@@ -82,7 +82,7 @@ fn s3_3_network_programming_is_measured_from_the_trigger() -> Result<()> {
         });
         documents.collect::<Vec<_>>().join("---\n")
     };
-    // From before this process: nobody here saw it happen.
+    // From before this process started: it did not see the change.
     let old = triggered("2026-01-01T00:00:00.5Z", &[&world.near]);
     assert!(old.contains("last-change-trigger-time"), "{old}");
     world.cluster.apply("services.yaml", &old)?;

@@ -1,5 +1,5 @@
-//! The same five-tuple twice: flows that are equal after translation must not be crossed, and what is left of a flow
-//! that ended must not touch the next.
+//! The same five-tuple twice: flows that are equal after translation must not be mixed up, and leftovers of a closed
+//! flow must not affect the next one.
 
 use std::net::SocketAddr;
 
@@ -18,7 +18,7 @@ use crate::world::{TARGET, World, at};
 const FIRST: u8 = 21;
 const SECOND: u8 = 22;
 
-/// Two Services with the one backend `backend` picks.
+/// Two Services with one backend, chosen by `backend`.
 fn two_services(plan: Plan, backend: impl Fn(&World) -> Pod) -> Result<(World, Pod)> {
     let pair = |world: &World| {
         [("first", vip(FIRST)), ("second", vip(SECOND))]
@@ -32,13 +32,13 @@ fn two_services(plan: Plan, backend: impl Fn(&World) -> Pod) -> Result<(World, P
     Ok((world, backend))
 }
 
-/// The three ways to the one backend.
+/// The three addresses for the one backend.
 fn ways(backend: &Pod, family: Family) -> [SocketAddr; 3] {
     let vip = |last| -> Dual { vip(last) };
     [at(vip(FIRST), family, 80), at(vip(SECOND), family, 80), backend.socket_addr(family, TARGET)]
 }
 
-/// All three open at once from one port of the client, begun in each order.
+/// All three are open at once from one port of the client, opened in each order.
 fn open_at_once(plan: Plan, backend: impl Fn(&World) -> Pod) -> Result<()> {
     let (world, backend) = two_services(plan, backend)?;
     let mut port = 40_000;
@@ -87,7 +87,7 @@ fn two_services_and_their_backend_under_cni_rules() -> Result<()> {
     open_at_once(Plan::default().with_cni_rules(), |world| world.far.clone())
 }
 
-/// The first spike of this datapath failed just here: a stale reverse entry made every later direct connection hang.
+/// The first prototype of this datapath failed here: a stale reverse entry made every later direct connection hang.
 #[test]
 fn a_direct_connection_reuses_the_port_of_an_old_service_connection() -> Result<()> {
     for backend in [|world: &World| world.near.clone(), |world: &World| world.far.clone()] {
@@ -99,7 +99,7 @@ fn a_direct_connection_reuses_the_port_of_an_old_service_connection() -> Result<
                 port += 1;
                 let client = world.pod().port(port);
                 for to in order {
-                    // The client ends each connection first, so no TIME_WAIT of the server's is in the way.
+                    // The client closes each connection first, so that no TIME_WAIT of the server blocks the next.
                     let start = std::time::Instant::now();
                     assert_eq!(client.stream(to).steady(2).backend, backend.name());
                     assert!(

@@ -1,4 +1,4 @@
-//! The figures of a node as its commands and its metrics show them, read back.
+//! The figures in a node's commands and metrics, parsed.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +11,13 @@ const METRICS: u16 = 10_249;
 /// Figures of one service port, by their JSON names.
 pub type Figures = BTreeMap<String, u64>;
 
-/// `shunt top --once -o json` of a node, its one object.
+/// The single object of a node's `shunt top --once -o json`.
 pub fn top(node: &Node, more: &[&str]) -> Result<Value> {
     let shown = node.shunt_json(&[&["top", "--once", "--interval", "100ms"], more].concat())?;
     shown.get(0).cloned().context("top shows nothing")
 }
 
-/// What top says that one service port has had.
+/// The totals of one service port in `shunt top`.
 pub fn totals(node: &Node, service: &str, protocol: &str, family: &str) -> Result<Figures> {
     let shown = top(node, &[])?;
     let rows = shown["services"].as_array().context("services")?;
@@ -37,7 +37,7 @@ pub fn page(node: &Node) -> Result<Vec<String>> {
     Ok(body.lines().map(str::to_owned).collect())
 }
 
-/// Series of a metric that have all of these labels, with their values.
+/// Series of a metric with all of these labels, and their values.
 pub fn series<'a>(page: &'a [String], name: &str, labels: &[String]) -> Vec<(&'a str, u64)> {
     let of_name = |line: &&'a String| line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{'));
     let lines = page.iter().filter(of_name).filter(|line| labels.iter().all(|label| line.contains(label)));
@@ -74,7 +74,7 @@ pub fn in_metrics(node: &Node, service: &str, protocol: &str, family: &str) -> R
     Ok(found)
 }
 
-/// And from `shunt service list`.
+/// The same from `shunt service list`.
 pub fn in_list(node: &Node, address: &str, protocol: &str) -> Result<Figures> {
     let list = node.shunt_json(&["service", "list"])?;
     let rows = list.as_array().context("rows")?;

@@ -1,7 +1,7 @@
-//! How many flows a node has towards one backend whose source it translates: 60,000 without a loss, and who comes when
-//! there is no port left is refused at once, and counted.
+//! The number of flows from a node to one backend with source translation: 60,000 without a loss. Further flows are
+//! rejected at once when no port is left, and counted.
 //!
-//! Over UDP with real answers; the packet suite does the same for TCP.
+//! Over UDP with real replies; the packet suite does the same for TCP.
 
 use std::time::{Duration, Instant};
 
@@ -20,23 +20,23 @@ use crate::{
     world::{NODE_PORT, PORT, TARGET, at},
 };
 
-/// What must be served.
+/// Flows that must be served.
 const FLOWS: usize = 60_000;
-/// More than there are port numbers to give away: 64,512.
+/// More than the number of available ports: 64,512.
 const TOO_MANY: usize = 65_000;
-/// Enough to say what is wrong, unless all of it is asked for (`SHUNT_TEST_FULL=1`).
+/// Enough to show a fault; `SHUNT_TEST_FULL=1` uses the full number.
 const ENOUGH: usize = 500;
 
-/// The kernel looks for a free port at 240 places at most, which towards the end is not always enough: 27 of 60,000
-/// here had no answer to their first question, some of them not to their second.
+/// The kernel looks for a free port at 240 places at most, which is not always enough towards the end: 27 of 60,000
+/// here had no reply to their first request, some of them not to their second.
 const REFEREES_LOSSES: usize = 200;
 
-/// Flows that begin before all their answers are waited for.
+/// Flows that are opened before waiting for all their replies.
 const BATCH: usize = 100;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 fn flows_to_one_backend(proxy: Proxy, family: Family) -> Result<()> {
-    // A question and its answer are forgotten after half a minute, which is less than a slow machine takes.
+    // A request and its reply would expire after half a minute, which is less than a slow machine needs.
     let times = ["--conntrack-udp-timeout", "10m", "--conntrack-udp-timeout-stream", "10m"];
     let flags = [&["--conntrack-max", "1048576"][..], &times].concat();
     let foreign = Foreign::start_with(Plan::default(), proxy, &flags, |world| {
@@ -50,7 +50,7 @@ fn flows_to_one_backend(proxy: Proxy, family: Family) -> Result<()> {
     let mut crowd = Crowd::new(&foreign.world.cluster)?;
     let to = at(node_addr(0), family, NODE_PORT);
     let mut losses = Losses::default();
-    // When all are open each still has its own answer.
+    // With all flows open, each still gets its own reply.
     for round in ["first", "second"] {
         let start = Instant::now();
         for first in (0..FLOWS).step_by(BATCH) {
@@ -78,7 +78,7 @@ fn flows_to_one_backend(proxy: Proxy, family: Family) -> Result<()> {
     losses.none(&foreign)
 }
 
-/// Begins flows until one is refused, which must be at once, and be counted.
+/// Opens flows until one is rejected, which must happen at once and be counted.
 fn beyond(foreign: &Foreign, crowd: &mut Crowd, family: Family) -> Result<()> {
     let to = at(node_addr(0), family, NODE_PORT);
     for nth in FLOWS..TOO_MANY {

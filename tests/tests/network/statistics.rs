@@ -1,5 +1,5 @@
-//! What each Service carries: known traffic, and the same figures wherever they are shown (`shunt top`, `/metrics`,
-//! `shunt service`).
+//! Traffic figures of each Service: known traffic, and the same figures wherever they are shown (`shunt top`,
+//! `/metrics`, `shunt service`).
 
 use std::time::Duration;
 
@@ -20,10 +20,10 @@ use crate::{
 };
 
 const SECOND: Duration = Duration::from_secs(1);
-/// What lies in front of a datagram's payload: Ethernet, IPv4 or IPv6, UDP.
+/// Length of the headers in front of a datagram's payload: Ethernet, IPv4 or IPv6, UDP.
 const HEADERS: [(Family, u64); 2] = [(Family::V4, 14 + 20 + 8), (Family::V6, 14 + 40 + 8)];
 
-/// Everybody says the same of `web`'s UDP port.
+/// All views show the same figures for `web`'s UDP port.
 #[track_caller]
 fn assert_udp(node: &Node, family: Family, want: &Figures) -> Result<()> {
     let name = if family == Family::V4 { "IPv4" } else { "IPv6" };
@@ -33,7 +33,7 @@ fn assert_udp(node: &Node, family: Family, want: &Figures) -> Result<()> {
     Ok(())
 }
 
-/// Asks so often; the bytes of questions and answers as packets.
+/// Sends this many requests; returns the bytes of requests and replies as packets.
 fn ask(socket: &UdpClient, count: usize, headers: u64) -> Result<[u64; 2]> {
     let mut bytes = [0, 0];
     for _ in 0..count {
@@ -45,17 +45,17 @@ fn ask(socket: &UdpClient, count: usize, headers: u64) -> Result<[u64; 2]> {
     Ok(bytes)
 }
 
-/// Packets that the lane has taken.
+/// Packets handled by the XDP program.
 fn in_lane(node: &Node) -> Result<u64> {
     Ok(node.counter("xdp_local")? + node.counter("xdp_forwarded")?)
 }
 
-/// From pods, from outside and from the node's own sockets, whose packets nobody sees.
+/// From pods, from outside and from the node's own sockets, whose packets no program sees.
 fn datagrams(plan: Plan, xdp: bool) -> Result<()> {
     let world = World::start(plan, |world| world.web().yaml())?;
     let node = world.cluster.node(0);
     for (family, headers) in HEADERS {
-        // The lane takes flows whose next hop the neighbour table has.
+        // The XDP program handles flows whose next hop is in the neighbour table.
         (0..4).for_each(|_| drop(world.outside().tcp(world.node_port(0, family)).answered()));
         assert_udp(node, family, &figures([0; 7]))?;
         let (mut want, mut in_xdp) = ([0; 7], 0);
@@ -86,7 +86,7 @@ fn datagrams_in_the_generic_xdp_lane_are_counted_to_the_byte() -> Result<()> {
     datagrams(Plan::default().xdp(Lane::Generic), true)
 }
 
-/// How many packets a connection takes is the hosts' affair, but not what they carry.
+/// The number of packets of a connection depends on the hosts, but its payload does not.
 #[test]
 fn connections_are_counted_with_what_they_carry() -> Result<()> {
     const UP: u64 = 400_000;
@@ -106,13 +106,13 @@ fn connections_are_counted_with_what_they_carry() -> Result<()> {
             for (way, payload) in [("in", UP), ("out", DOWN)] {
                 let (packets, bytes) = (found[&format!("packets_{way}")], found[&format!("bytes_{way}")]);
                 let payload = payload * nth;
-                // A segment carries 1460 bytes at most; super-packets count by their segments, and have one head.
+                // A segment carries 1460 bytes at most; super-packets are counted by segment, with one header.
                 assert!(packets >= payload / 1460, "{name} {way}: {packets} packets of {bytes} bytes");
-                // Requests and heads of answers are some hundred bytes; some packets may be sent again.
+                // Requests and response heads take a few hundred bytes; some packets may be retransmitted.
                 let most = payload + payload / 10 + 4000 + packets * 90;
                 assert!((payload..most).contains(&bytes), "{name} {way}: {bytes} bytes in {packets} packets");
             }
-            // A last acknowledgement may have come in between.
+            // A last acknowledgement may have arrived in between.
             let shown = in_metrics(node, "web", "TCP", name)?;
             assert!(shown["flows"] == nth && shown["bytes_in"] >= found["bytes_in"], "{shown:?} {found:?}");
         }
@@ -134,7 +134,7 @@ fn a_restart_keeps_totals_and_a_service_made_anew_has_none() -> Result<()> {
     node.kill_shunt()?;
     node.start_shunt(&[])?;
     assert_udp(node, Family::V4, &want)?;
-    // Gone, and nothing of it is shown; its id waits for its flows to end.
+    // Removed, and no figures of it are shown; its id waits for its flows to end.
     world.cluster.remove("services.yaml")?;
     let is_gone = || {
         let of_web = |page: &[String]| page.iter().any(|line| line.contains("service=\"web\""));
@@ -144,7 +144,7 @@ fn a_restart_keeps_totals_and_a_service_made_anew_has_none() -> Result<()> {
     world.cluster.apply("services.yaml", &world.web().yaml())?;
     eventually(SECOND * 5, || totals(node, "web", "UDP", "IPv4").is_ok())?;
     assert_udp(node, Family::V4, &figures([0; 7]))?;
-    // The same while no agent sees it.
+    // The same while no agent is running.
     world.pod().udp(web(Family::V4)).answered();
     node.stop_shunt()?;
     world.cluster.remove("services.yaml")?;
@@ -188,7 +188,7 @@ fn without_statistics_it_is_said_that_nobody_counts() -> Result<()> {
         .1,
         1
     );
-    // Turned on, they begin; refusals go on.
+    // Once switched on, counting starts; rejections were counted all along.
     node.stop_shunt()?;
     node.start_shunt(&["--service-metrics-max", "1"])?;
     world.pod().udp(web(Family::V4)).answered();

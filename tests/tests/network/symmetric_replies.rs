@@ -1,7 +1,8 @@
-//! A node with two uplinks and rules by source (`--symmetric-replies`): who asks a NodePort by one of them is answered by
-//! that one, whichever the route to the client names. Each uplink passes its own addresses only, as providers do.
+//! A node with two uplinks and source routing rules (`--symmetric-replies`): replies to a NodePort client leave through
+//! the uplink on which the request arrived, whatever the route to the client is. Each uplink passes only its own
+//! addresses, as providers do.
 //!
-//! No referee stands beside: kube-proxy cannot do it.
+//! There is no comparison with the reference: kube-proxy cannot do this.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -20,17 +21,17 @@ use crate::{
     world::{PORT, TARGET, World, at},
 };
 
-/// On the second uplink: the node, and the client outside.
+/// Addresses on the second uplink: the node, and the outside client.
 const NODE: Dual = dual(201);
 const OUTSIDE_THERE: Dual = dual(100);
-/// The client's address, to which both uplinks lead.
+/// The client's address, reachable through both uplinks.
 const CLIENT: Dual = Dual {
     v4: std::net::Ipv4Addr::new(198, 18, 1, 9),
     v6: std::net::Ipv6Addr::new(0xfd00, 0x19, 0, 0, 0, 0, 0, 9),
 };
 const TO_NEAR: u16 = 30_086;
 const TO_FAR: u16 = 30_087;
-/// Of a process of the node.
+/// Port of a process of the node.
 const OWN: u16 = 9998;
 
 const fn dual(last: u16) -> Dual {
@@ -59,7 +60,8 @@ fn second_uplink(world: &World) -> Result<()> {
         node.path().display()
     ))?;
     let Dual { v4, v6 } = CLIENT;
-    // By the main table the client is behind the first uplink; the second is for what has its address.
+    // In the main table the client is behind the first uplink; the second is used for packets with its address as
+    // source.
     node.ip(&format!(
         "link set eth1 up\naddr add {}/24 dev eth1\naddr add {}/64 dev eth1 nodad\n\
          route add {v4}/32 via {} dev eth0\nroute add {v6}/128 via {} dev eth0\n\
@@ -70,7 +72,7 @@ fn second_uplink(world: &World) -> Result<()> {
         there6 = OUTSIDE_THERE.v6,
     ))?;
     node.run(&["ip", "-6", "rule", "add", "from", &format!("{}/128", NODE.v6), "lookup", "100"])?;
-    // A strict check would look for the way back to the client by the main table alone.
+    // A strict check would use only the main table for the route back to the client.
     node.sysctl("net/ipv4/conf/eth1/rp_filter", "2")?;
     outside.ip(&format!(
         "link set eth1 up\naddr add {}/24 dev eth1\naddr add {}/64 dev eth1 nodad\n\
@@ -107,7 +109,7 @@ fn is_answered_by_the_uplink_it_was_asked_at(plan: Plan) -> Result<()> {
                 for attempt in [client.tcp(to), client.udp(to)] {
                     losses.note(&format!("by the {uplink} uplink, {name}: {attempt}"), attempt.is_answered());
                 }
-                // More than one segment to and fro, and a flow that goes on.
+                // More than one segment in each direction, and a flow that continues.
                 let much = client.connect(to).and_then(|stream| {
                     stream.upload_checked(1 << 18)?;
                     stream.download_checked(1 << 18)
@@ -119,7 +121,8 @@ fn is_answered_by_the_uplink_it_was_asked_at(plan: Plan) -> Result<()> {
     losses.none(&foreign)
 }
 
-/// The wiring itself: a process of the node, which the rules by source are for, is answered by either uplink.
+/// The test network itself: a process of the node, which the source rules are meant for, is reachable through either
+/// uplink.
 fn the_nodes_own_server_is_reached(family: Family) -> Result<()> {
     let world = World::without_shunt(Plan::default())?;
     second_uplink(&world)?;

@@ -1,4 +1,5 @@
-//! shunt comes to a node that kube-proxy has served: what that has begun goes on, with its rules and after them.
+//! shunt starts on a node that kube-proxy has served: existing connections continue, with kube-proxy's rules and after
+//! their removal.
 
 use std::{
     fmt::Write as _,
@@ -25,7 +26,7 @@ use crate::{
     world::{NODE_PORT, PORT, TARGET, World, web, web_addr},
 };
 
-/// Rules that do to the Service `web` what kube-proxy's nftables mode would: all of it to the backend `far`.
+/// Rules for the Service `web` as in kube-proxy's nftables mode: all of its traffic to the backend `far`.
 fn kube_proxy(world: &World, node: usize) -> String {
     let (mut to_far, mut node_ports) = (String::new(), String::new());
     for family in BOTH {
@@ -54,7 +55,7 @@ fn kube_proxy(world: &World, node: usize) -> String {
     )
 }
 
-/// kube-proxy's rules, and a pod network's: with a node's last NAT chain the kernel would let go of all translation.
+/// kube-proxy's rules, and a pod network's: with a node's last NAT chain the kernel would drop all translation.
 fn before_shunt(world: &World) -> Result<()> {
     for node in world.cluster.nodes() {
         node.netns().nft(&kube_proxy(world, node.index()))?;
@@ -84,7 +85,7 @@ fn open_connections_of_kube_proxy_go_on() -> Result<()> {
     assert!(before.iter().all(|answer| answer.backend == "far"), "{before:?}");
     let datagrams = sockets.iter().map(UdpClient::ask).collect::<Result<Vec<_>, _>>()?;
 
-    // Traffic all the while that shunt comes, and connections that begin meanwhile.
+    // Traffic while shunt starts, and connections opened meanwhile.
     let busy: Vec<_> = BOTH
         .into_iter()
         .flat_map(|family| {
@@ -119,7 +120,7 @@ fn open_connections_of_kube_proxy_go_on() -> Result<()> {
     let again: Vec<_> = streams.iter().map(|stream| stream.steady(3)).collect();
     assert_eq!(again, before);
 
-    // Without kube-proxy's rules, too.
+    // Without kube-proxy's rules too.
     for node in world.cluster.nodes() {
         node.netns().nft("delete table inet kube-proxy")?;
     }
@@ -135,7 +136,7 @@ fn open_connections_of_kube_proxy_go_on() -> Result<()> {
     let far = |flow: &serde_json::Value| flow["backend"].as_str().is_some_and(|it| it.ends_with(":8080"));
     assert!(adopted.clone().count() >= 8 && adopted.clone().all(far), "{flows:#}");
 
-    // New ones are ours, in turn.
+    // New connections are shunt's, in turn.
     for client in [world.pod(), world.outside()] {
         for family in BOTH {
             let to = if client.place().netns().name() == "outside" {
@@ -151,8 +152,8 @@ fn open_connections_of_kube_proxy_go_on() -> Result<()> {
     Ok(())
 }
 
-/// A source port of a connection that kube-proxy translated is free again once that has ended; and a datagram socket
-/// moves when its backend leaves.
+/// A source port of a connection that kube-proxy translated is free again once that connection is closed; and a
+/// datagram socket moves when its backend is removed.
 #[test]
 fn what_kube_proxy_began_ends_as_any_other() -> Result<()> {
     let world = World::without_shunt(Plan::default())?;

@@ -1,5 +1,5 @@
 //! The three-node cluster of the tests that are named after the specification's rows: a backend on each node, a client
-//! pod on the first two, one client outside. Many Services in one cluster, each with its own ClusterIP.
+//! pod on the first two, one outside client. Many Services in one cluster, each with its own ClusterIP.
 
 use std::{net::SocketAddr, thread, time::Duration};
 
@@ -16,11 +16,11 @@ use tests::{
 
 use crate::world::{PORT, TARGET, at};
 
-/// An endpoint's change is visible within this time; the specification of the tests elsewhere allows 30 s.
+/// Time limit for an endpoint change to become visible; the test specification elsewhere allows 30 s.
 pub const SOON: Duration = Duration::from_secs(1);
 
-/// Silence is believed after this time: a refusal or an answer comes within milliseconds, a lost SYN's second try
-/// after a second finds the same verdict.
+/// No reply within this time counts as silence: a rejection or a reply comes within milliseconds, and a lost SYN's
+/// retry after a second gets the same verdict.
 const SILENCE: Duration = Duration::from_millis(600);
 
 /// Names of the three backends, by node.
@@ -34,7 +34,7 @@ pub struct Trio {
 }
 
 impl Trio {
-    /// Builds the cluster, applies what `services` makes of it and starts shunt with `flags` on all nodes.
+    /// Builds the cluster, applies the Services that `services` returns and starts shunt with `flags` on all nodes.
     pub fn start(plan: Plan, flags: &[&str], services: impl FnOnce(&Self) -> Vec<Service>) -> Result<Self> {
         let trio = Self::without_shunt(plan)?;
         trio.apply(&services(&trio))?;
@@ -52,7 +52,7 @@ impl Trio {
         })
     }
 
-    /// Puts these Services, and no others, on every node.
+    /// Applies exactly these Services on every node.
     pub fn apply(&self, services: &[Service]) -> Result<()> {
         let documents: Vec<_> = services.iter().map(Service::yaml).collect();
         self.cluster.apply("services.yaml", &documents.join("---\n"))
@@ -91,7 +91,7 @@ impl Trio {
         self.cluster.node(index)
     }
 
-    /// Sends outside's packets for `addr` to node `index` (to node 0 unless told otherwise).
+    /// Routes the outside client's packets for `addr` to node `index` (node 0 by default).
     pub fn route_outside(&self, addr: Dual, index: usize) -> Result<()> {
         let via = self.node(index).addr();
         let lines = format!(
@@ -102,14 +102,15 @@ impl Trio {
     }
 }
 
-/// Runs a test with routed pods, with bridged pods, and with routed pods over vxlan; names the wiring of a failure.
+/// Runs a test with routed pods, with bridged pods, and with routed pods over vxlan; prints the network configuration
+/// of a failure.
 pub fn on_every_wiring(test: impl Fn(Plan) -> Result<()>) -> Result<()> {
     for (name, plan) in [
         ("routed", Plan::default()),
         ("bridged", Plan::default().bridged()),
         ("vxlan", Plan::default().vxlan()),
     ] {
-        // A panic's message stands behind this line in the test's output.
+        // A panic's message follows this line in the test's output.
         println!("---- with {name} pods");
         test(plan).with_context(|| format!("with {name} pods"))?;
     }
@@ -124,7 +125,7 @@ pub fn both(addr: Dual, port: u16) -> [SocketAddr; 2] {
 /// TCP and UDP, in this order.
 pub const PROTOCOLS: [fn(&Client, SocketAddr) -> Attempt; 2] = [Client::tcp, Client::udp];
 
-/// `2 n` new flows over TCP and UDP, `n` the number of backends: each backend answers once over each.
+/// `2 n` new flows over TCP and UDP, `n` being the number of backends: each backend replies once over each protocol.
 #[track_caller]
 pub fn evenly(from: &Client, to: SocketAddr, backends: &[&str]) -> Vec<Answer> {
     let mut answers = Vec::new();
@@ -138,7 +139,7 @@ pub fn evenly(from: &Client, to: SocketAddr, backends: &[&str]) -> Vec<Answer> {
     answers
 }
 
-/// TCP and UDP are refused at once.
+/// TCP and UDP are rejected at once.
 #[track_caller]
 pub fn refused(who: &str, from: &Client, to: SocketAddr) {
     for protocol in PROTOCOLS {
@@ -148,7 +149,7 @@ pub fn refused(who: &str, from: &Client, to: SocketAddr) {
     }
 }
 
-/// TCP and UDP of all of them meet silence; all at once, so that this takes one time-out's time.
+/// TCP and UDP of all of them get no reply; they run in parallel, so that this takes one timeout.
 #[track_caller]
 pub fn silent(attempts: &[(Client, SocketAddr)]) {
     let ended: Vec<Attempt> = thread::scope(|scope| {
@@ -169,8 +170,8 @@ pub fn silent(attempts: &[(Client, SocketAddr)]) {
     assert!(spoken.is_empty(), "expected silence: {spoken:#?}");
 }
 
-/// Waits until new connections are answered by exactly these backends, in turn; an empty list waits for a refusal.
-/// Fails after [`SOON`].
+/// Waits until exactly these backends answer new connections, in turn; an empty list waits for a rejection. Fails after
+/// [`SOON`].
 #[track_caller]
 pub fn soon(from: &Client, to: SocketAddr, backends: &[&str]) {
     let from = from.clone().patience(SILENCE);
@@ -178,7 +179,7 @@ pub fn soon(from: &Client, to: SocketAddr, backends: &[&str]) {
         if backends.is_empty() {
             return from.tcp(to).outcome == Outcome::Refused;
         }
-        // Two rounds: one alone may be the beginning of a round over more backends.
+        // Two rounds: a single one may be the start of a round over more backends.
         let mut tally = Tally::default();
         for _ in 0..2 * backends.len() {
             match from.tcp(to).outcome {
@@ -191,7 +192,7 @@ pub fn soon(from: &Client, to: SocketAddr, backends: &[&str]) {
     assert!(settled.is_ok(), "{to}: not answered by {backends:?} after {SOON:?}: {}", from.tcp(to));
 }
 
-/// Waits until nothing answers there any more: what that looks like from outside depends on what is behind it. Fails
+/// Waits until nothing answers there any more: the result for a client depends on what is behind the address. Fails
 /// after [`SOON`].
 #[track_caller]
 pub fn soon_unserved(from: &Client, to: SocketAddr) {

@@ -1,6 +1,6 @@
-//! Packets that are not what a plain socket on a plain device sends: options in the IP header, no checksum, checksums
-//! that are already there, super-packets, no link-layer header. Every test ends with a look at every namespace's
-//! counters of wrong checksums (see `tests::net::checksums`).
+//! Packets that a plain socket on a plain device does not send: IP options, no checksum, checksums that are already
+//! computed, super-packets, no link-layer header. Every test ends with a check of all namespaces' checksum error
+//! counters (see `tests::net::checksums`).
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -28,7 +28,7 @@ fn start(plan: Plan) -> Result<Trio> {
     })
 }
 
-/// The ways of a pod, of the node itself and of outside.
+/// Paths for a pod, for the node itself and for outside.
 fn ways(trio: &Trio, family: Family) -> [(&'static str, Client, SocketAddr); 4] {
     let (cluster_ip, node) = (at(vip(10), family, 80), at(trio.node(0).addr(), family, NODE_PORT));
     [
@@ -39,7 +39,7 @@ fn ways(trio: &Trio, family: Family) -> [(&'static str, Client, SocketAddr); 4] 
     ]
 }
 
-/// `bytes` up and down, once to each backend.
+/// Transfers `bytes` up and down, once to each backend.
 fn bulk(who: &str, from: &Client, to: SocketAddr, bytes: usize) -> Result<()> {
     for _ in ALL {
         let stream = from.stream(to);
@@ -54,13 +54,13 @@ fn with_options_in_the_ip_header() -> Result<()> {
     for plan in [Plan::default(), Plan::default().bridged().vxlan()] {
         let is_tunnel = plan.between == Between::Vxlan;
         let trio = start(plan)?;
-        // No super-packets: a kernel that forwards them takes the first bytes behind IPv6's header for TCP's to find
-        // out their segments' length, and calls a third of them too big (skb_gso_transport_seglen, seen on 6.18).
+        // No super-packets: a kernel that forwards them reads the first bytes after IPv6's header as TCP's to compute
+        // their segments' length, and treats a third of them as too big (skb_gso_transport_seglen, seen on 6.18).
         let ends = [trio.clients[0].place().netns(), trio.cluster.outside().netns()];
         for netns in ends.into_iter().chain(trio.cluster.nodes().iter().map(|node| node.netns())) {
             offload::tx_checksum(netns, "eth0", false)?;
         }
-        // What a tunnel takes out of its packets is put together, too.
+        // Packets decapsulated by a tunnel are merged too.
         if is_tunnel {
             for node in trio.cluster.nodes() {
                 offload::receive(node.netns(), "flannel.1", false)?;
@@ -87,13 +87,13 @@ fn datagrams_without_a_checksum() -> Result<()> {
             from.udp(to).answered();
         }
     }
-    // IPv6 wants one, unless both ends agreed on none (RFC 6935): a tunnel through a Service.
+    // IPv6 requires a checksum, unless both ends agreed on none (RFC 6935): a tunnel through a Service.
     let tunnel = Service::new("tunnel", vip(11)).udp_node_port(80, TARGET + 1, NODE_PORT + 1);
     trio.apply(&[tunnel.pods(&[&trio.servers[1]])])?;
     let at_pod = trio.servers[1].socket_addr(Family::V6, TARGET + 1);
     let _server = Server::udp_without_checksum(trio.servers[1].place(), at_pod, "tunnel")?;
     let to = at(vip(11), Family::V6, 80);
-    // Between two pods, and no Service: the ends have agreed.
+    // Between two pods without a Service: the ends have agreed.
     trio.pod(0).without_checksum().udp(at_pod).answered();
     let served = || {
         let impatient = trio.pod(0).without_checksum().patience(Duration::from_millis(100));
@@ -108,7 +108,7 @@ fn datagrams_without_a_checksum() -> Result<()> {
     Ok(())
 }
 
-/// Every device computes its checksums before it sends, or only some do.
+/// All devices compute checksums before sending, or only some do.
 #[test]
 fn with_checksum_offload_off() -> Result<()> {
     for plan in [Plan::default(), Plan::default().bridged().vxlan()] {
@@ -117,7 +117,7 @@ fn with_checksum_offload_off() -> Result<()> {
             trio.clients.iter().chain(&trio.servers).map(|pod| pod.place().netns()).collect();
         let nodes: Vec<&Netns> = trio.cluster.nodes().iter().map(|node| node.netns()).collect();
         let outside = [trio.cluster.outside().netns()];
-        // One group after the other, so that both kinds of ends meet.
+        // One group after the other, so that both kinds of ends communicate.
         for group in [&outside[..], &pods, &nodes] {
             for netns in group {
                 offload::tx_checksum(netns, "eth0", false)?;
@@ -129,7 +129,7 @@ fn with_checksum_offload_off() -> Result<()> {
                 }
             }
         }
-        // The nodes' ends of the pods' cables, too.
+        // The nodes' ends of the pods' cables too.
         for pod in trio.clients.iter().chain(&trio.servers) {
             offload::tx_checksum(trio.node(pod.node()).netns(), pod.device(), false)?;
         }
@@ -143,7 +143,7 @@ fn with_checksum_offload_off() -> Result<()> {
     Ok(())
 }
 
-/// What came in by a device so far: bytes and packets.
+/// Bytes and packets received on a device so far.
 fn received(netns: &Netns, device: &str) -> Result<(u64, u64)> {
     let text = netns.run(&["ip", "-j", "-s", "link", "show", "dev", device])?;
     let value: serde_json::Value = serde_json::from_str(&text)?;
@@ -151,7 +151,7 @@ fn received(netns: &Netns, device: &str) -> Result<(u64, u64)> {
     rx["bytes"].as_u64().zip(rx["packets"].as_u64()).with_context(|| format!("no counters in {text}"))
 }
 
-/// Tens of megabytes in packets of up to 64 KB, which no checksum and no length may tell from plain ones.
+/// Tens of megabytes in packets of up to 64 KB, which no checksum and no length may distinguish from plain ones.
 #[test]
 fn super_packets() -> Result<()> {
     for plan in [Plan::default(), Plan::default().vxlan()] {

@@ -1,4 +1,4 @@
-//! The small cluster most tests use: a server on each of two nodes, a client pod on each, one Service.
+//! The small cluster of most tests: a server on each of two nodes, a client pod on each, one Service.
 
 use std::net::SocketAddr;
 
@@ -19,7 +19,7 @@ pub const NODE_PORT: u16 = 30080;
 
 /// Two nodes, two servers, two clients.
 pub struct World {
-    /// Backend on node 0, where `client` is too.
+    /// Backend on node 0, the node of `client`.
     pub near: Pod,
     /// Backend on node 1.
     pub far: Pod,
@@ -30,7 +30,7 @@ pub struct World {
 }
 
 impl World {
-    /// Builds the cluster, applies what `services` makes of it and starts shunt on both nodes.
+    /// Builds the cluster, applies the Services that `services` returns and starts shunt on both nodes.
     pub fn start(plan: Plan, services: impl FnOnce(&Self) -> String) -> Result<Self> {
         let world = Self::without_shunt(plan)?;
         world.cluster.apply("services.yaml", &services(&world))?;
@@ -54,7 +54,7 @@ impl World {
         Service::new("web", web_addr()).node_port(PORT, TARGET, NODE_PORT).pods(&[&self.near, &self.far])
     }
 
-    /// Someone in `client`.
+    /// A client in the pod `client`.
     pub fn pod(&self) -> Client {
         Client::at(self.client.place())
     }

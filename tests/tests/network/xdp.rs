@@ -1,5 +1,5 @@
-//! The XDP lane (`--xdp`) on uplinks that are like wires: that it is really used, what it falls back to, that it
-//! comes and goes without anybody's noticing.
+//! The XDP program (`--xdp`) on uplinks that behave like wires: that it is really used, its fallbacks, and that
+//! attaching and detaching it is not noticed.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ fn attached(node: &Node) -> Result<Option<String>> {
     }))
 }
 
-/// Counts what of the far backend's traffic the node's own stack sees.
+/// Counts the far backend's packets that the node's own stack sees.
 fn watch_stack(world: &World) -> Result<()> {
     let far = world.far.addr();
     world.cluster.node(0).netns().nft(&format!(
@@ -55,15 +55,15 @@ fn seen_by_stack(world: &World) -> Result<u64> {
     Ok(counts.sum())
 }
 
-/// Outside traffic to node 0: the near backend sees the client, the far one an address of the node, whose stack does
-/// not see that traffic once the neighbours are known.
+/// Outside traffic to node 0: the near backend sees the client, the far one an address of the node. The node's stack
+/// does not see the far backend's traffic once the neighbours are known.
 fn the_lane_is_used(lane: Lane) -> Result<()> {
     let world = start(lane)?;
     let (node, outside) = (world.cluster.node(0), world.outside());
     assert_eq!(attached(node)?, Some(format!("xdp_{lane}")));
     for family in BOTH {
         let to = world.node_port(0, family);
-        // The first flows to a neighbour nobody has asked for are tc's.
+        // The first flows to an unresolved neighbour are handled at tc.
         for _ in 0..4 {
             outside.tcp(to).answered();
         }
@@ -82,16 +82,16 @@ fn the_lane_is_used(lane: Lane) -> Result<()> {
         }
     }
     assert_eq!(seen_by_stack(&world)?, 0, "the far backend's traffic met the node's stack");
-    // Of each family four connections and four datagrams to each backend; a connection is several packets each way.
+    // In each family four connections and four datagrams to each backend; a connection is several packets each way.
     assert!(counter(node, "xdp_local")? - local >= 2 * (4 * 3 + 4), "to the near backend");
     assert!(counter(node, "xdp_forwarded")? - forwarded >= 2 * (4 * 6 + 4 * 2), "to the far one and back");
-    // Larger than a packet, both ways.
+    // More than one packet, in both directions.
     for family in BOTH {
         for _ in 0..2 {
             outside.stream(world.node_port(0, family)).upload(&vec![b'x'; 200_000])?;
         }
     }
-    // And what is none of the lane's goes its usual way.
+    // Traffic that is not for the XDP program takes the normal path.
     for family in BOTH {
         world.pod().tcp(world.node_port(0, family)).answered();
         world.host(0).tcp(world.node_port(0, family)).answered();
@@ -109,8 +109,8 @@ fn generic_is_really_used() -> Result<()> {
     the_lane_is_used(Lane::Generic)
 }
 
-/// A socket that takes every packet of the uplink (a DHCP client's, tcpdump's) holds clones of them, which the kernel
-/// would copy, without their metadata, before a program that writes.
+/// A socket that receives every packet of the uplink (a DHCP client's, tcpdump's) holds clones of them. The kernel
+/// would copy these, without their metadata, before a program that writes.
 #[test]
 fn a_packet_socket_on_the_uplink_costs_no_mark() -> Result<()> {
     for lane in Lane::BOTH {
@@ -133,7 +133,7 @@ fn a_packet_socket_on_the_uplink_costs_no_mark() -> Result<()> {
 #[test]
 fn native_falls_back_to_generic_and_says_why() -> Result<()> {
     let world = World::without_shunt(Plan::default().xdp(Lane::Native))?;
-    // Nobody polls at the other end of node 0's cable any more.
+    // The other end of node 0's cable no longer polls.
     world.cluster.underlay().run(&["ethtool", "-K", "node-1", "gro", "off"])?;
     world.cluster.apply("services.yaml", &world.web().yaml())?;
     world.cluster.start(&[])?;
@@ -168,7 +168,7 @@ fn another_xdp_program_stays_and_tc_serves() -> Result<()> {
     Ok(())
 }
 
-/// Restarted in the lane, taken out of it, put into it again, under open connections; and cleaned up.
+/// Restarted with the XDP program, without it, and with it again, under open connections; and cleaned up.
 #[test]
 fn the_lane_comes_and_goes_under_traffic() -> Result<()> {
     let world = start(Lane::Native)?;

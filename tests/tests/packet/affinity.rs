@@ -1,4 +1,4 @@
-//! Session affinity: which backend a client's next flow gets (SERVICE-SEMANTICS 2.10).
+//! Session affinity: the backend of a client's next flow (SERVICE-SEMANTICS 2.10).
 
 use std::collections::BTreeMap;
 
@@ -15,10 +15,10 @@ use crate::case::Case;
 
 const NODE_PORT: u16 = 30_080;
 const SECONDS: u32 = 100;
-/// Jiffies per second that the object has when nobody says otherwise.
+/// Jiffies per second in the object by default.
 const HZ: u32 = 250;
 
-/// Three local backends at a ClusterIP and a NodePort, the first of which alone is in the local set.
+/// Three local backends at a ClusterIP and a NodePort; only the first is in the local set.
 fn sticky(node: &mut Datapath, case: Case) -> Result<(Service, Vec<u32>)> {
     let backends = (0..3)
         .map(|n| node.backend(case.at(POD, 8000 + n), case.proto(), true))
@@ -30,7 +30,7 @@ fn sticky(node: &mut Datapath, case: Case) -> Result<(Service, Vec<u32>)> {
     Ok((service, backends))
 }
 
-/// The backend's port that a new flow from this client and port goes to.
+/// The backend port of a new flow from this client and port.
 #[track_caller]
 fn asks(node: &Datapath, case: Case, client: u16, port: u16, front: (u16, u16)) -> u16 {
     let ask = case.packet(case.at(client, port), case.at(front.0, front.1));
@@ -54,7 +54,7 @@ fn a_client_stays_and_takes_no_turn() -> Result<()> {
                 assert_eq!(asks(&node, case, OUTSIDE + client, port, front), first, "{case:?}");
             }
         }
-        // Twelve clients, four each: whoever stays leaves the turns to the others.
+        // Twelve clients, four per backend: a client with affinity does not advance the round robin.
         assert_eq!(counts, [(8000, 4), (8001, 4), (8002, 4)].into(), "{case:?}");
         assert_eq!(node.services.get(&service.id, 0)?.cluster_next, 12);
     }
@@ -76,17 +76,17 @@ fn time_runs_out_from_the_last_new_flow() -> Result<()> {
         let (key, now) = entry(&node, case, &service);
         let ago = |seconds: u32| Affinity { last_used: now.last_used.wrapping_sub(seconds * HZ), ..now };
 
-        // The flow goes on: nothing is refreshed.
+        // The existing flow continues: it refreshes nothing.
         node.affinity.insert(key, ago(SECONDS - 2), 0)?;
         let more = case.packet(case.at(OUTSIDE, 2000), case.at(VIP, 80)).flagged(ACK);
         case.goes_whole(&node, &more);
         assert_eq!(entry(&node, case, &service).1, ago(SECONDS - 2), "{case:?}");
-        // A new one in time, which begins the time anew.
+        // A new flow before the timeout restarts the timeout.
         assert_eq!(asks(&node, case, OUTSIDE, 2001, CLUSTER_IP), 8000);
         let refreshed = entry(&node, case, &service).1;
         assert!(refreshed.last_used.wrapping_sub(now.last_used) < 60 * HZ, "{refreshed:?} {now:?}");
 
-        // Too late: the next in turn, who is stayed with from then on.
+        // After the timeout: the next backend in turn, which the client then keeps.
         for (turn, late) in [(1, ago(SECONDS + 1)), (2, ago(10 * SECONDS)), (0, ago(u32::MAX / HZ / 2))] {
             node.affinity.insert(key, late, 0)?;
             for flow in 0..3 {
@@ -105,12 +105,12 @@ fn a_backend_counts_only_in_the_set_that_the_frontend_uses() -> Result<()> {
         let (service, backends) = sticky(&mut node, case)?;
         node.node_port(&service, case.ip, NODE_PORT, Frontend::LOCAL)?;
         node.stay(&service, SECONDS)?;
-        // Somebody else's turn is the first, so that the client gets a backend that is not in the local set.
+        // Another client takes the first turn, so that this client gets a backend outside the local set.
         asks(&node, case, OUTSIDE + 1, 2000, CLUSTER_IP);
         assert_eq!(asks(&node, case, OUTSIDE, 2000, CLUSTER_IP), 8001);
         assert_eq!(asks(&node, case, OUTSIDE, 2001, AT_NODE), 8000, "the only one of the local set");
         assert_eq!(asks(&node, case, OUTSIDE, 2002, CLUSTER_IP), 8000, "both have it now");
-        // It leaves the cluster-wide set, and then the local one.
+        // The backend leaves the cluster-wide set, and then the local one.
         let member = SetMember { service: service.id, backend: backends[0] };
         node.set_members.insert(member, proxy_common::affinity::set_bits::LOCAL, 0)?;
         assert_eq!(asks(&node, case, OUTSIDE, 2003, AT_NODE), 8000);

@@ -1,4 +1,4 @@
-//! Which backend a new flow gets.
+//! Backend selection for new flows.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::case::Case;
 
 const NODE_PORT: u16 = 30_080;
 
-/// Backends that `flows` clients are sent to, by port, and how often each.
+/// The backends of `flows` clients, by port, with the number of flows of each.
 fn spread(
     case: Case,
     node: &Datapath,
@@ -48,7 +48,7 @@ fn round_robin_is_exact_per_set_and_shared_by_frontends() -> Result<()> {
             let service = node.service(case.proto(), &backends, &backends[..3])?;
             node.cluster_ip(&service, case.at(VIP, 80))?;
             node.node_port(&service, case.ip, NODE_PORT, Frontend::LOCAL)?;
-            // ClusterIP and a NodePort of Local policy in turn: two sets, which do not pin each other.
+            // ClusterIP and a NodePort of Local policy in turn: two sets, which do not pin each other to a backend.
             let both = |flow: u16| {
                 if flow.is_multiple_of(2) { (2000 + flow, VIP, 80) } else { (2000 + flow, NODE, NODE_PORT) }
             };
@@ -98,12 +98,12 @@ fn an_existing_flow_keeps_its_backend() -> Result<()> {
         let ask = case.packet(case.at(OUTSIDE, 2000), case.at(VIP, 80));
         let first = case.goes_whole(&node, &ask);
         for _ in 0..5 {
-            // A SYN again, too.
+            // A repeated SYN too.
             assert_eq!(case.goes_whole(&node, &ask), first, "{case:?}");
         }
         let other = case.goes_whole(&node, &case.packet(case.at(OUTSIDE, 2001), case.at(VIP, 80)));
         assert_ne!(other.1, first.1);
-        // The Service loses that backend, then all: the flow goes on.
+        // The Service loses that backend, then all of them: the flow continues.
         let without = node.service(case.proto(), &backends[1..], &[])?;
         node.cluster_ip(&without, case.at(VIP, 80))?;
         assert_eq!(case.goes_whole(&node, &ask.flagged(tests::packet::frame::ACK)), first, "{case:?}");

@@ -1,4 +1,4 @@
-//! One kind of packet, and its way through the hooks of a node.
+//! One kind of packet, and its path through a node's hooks.
 
 use std::net::SocketAddr;
 
@@ -17,13 +17,13 @@ pub struct Case {
 }
 
 impl Case {
-    /// Every kind of packet there is.
+    /// All kinds of packets.
     pub fn all() -> Vec<Self> {
         let mut all = Vec::new();
         for link in Link::BOTH {
             for ip in Ip::ALL {
                 for transport in [Transport::SYN, Transport::Udp, Transport::UdpNoSum] {
-                    // Over IPv6 a checksum is not optional.
+                    // Over IPv6 a UDP checksum is mandatory.
                     if transport != Transport::UdpNoSum || ip.is_v4() {
                         all.push(Self { link, ip, transport });
                     }
@@ -33,7 +33,7 @@ impl Case {
         all
     }
 
-    /// Those of one transport protocol, over plain Ethernet.
+    /// The kinds of one transport protocol, over plain Ethernet.
     pub fn ethernet(transport: Transport) -> [Self; 2] {
         [Ip::V4, Ip::V6].map(|ip| Self { link: Link::Ethernet, ip, transport })
     }
@@ -56,42 +56,42 @@ impl Case {
         Packet::new(self.link, self.ip, src, dst, self.transport).flagged(SYN)
     }
 
-    /// In by the uplink, or forwarded and out by it.
+    /// Arriving at the uplink, or forwarded and leaving through it.
     pub fn way(&self, hook: Hook, node: &Datapath) -> Way {
-        // The checksum of the whole packet cannot be kept right where the transport's is absent, and nobody looks at it
-        // then. Without Ethernet a test run counts it from the wrong place.
+        // A checksum over the whole packet cannot be kept correct if the transport checksum is absent, and no receiver
+        // checks it then. Without Ethernet a test run computes it from the wrong offset.
         let complete = self.link == Link::Ethernet && self.transport != Transport::UdpNoSum;
         let came_in = if hook == Hook::Ingress { node.uplink } else { node.pod };
         Way { device: node.uplink, came_in, complete }
     }
 
-    /// In by the uplink.
+    /// A packet that arrives at the uplink.
     #[track_caller]
     pub fn ingress(&self, node: &Datapath, packet: &[u8]) -> Outcome {
         self.run(node, Hook::Ingress, packet)
     }
 
-    /// Forwarded, out by the uplink.
+    /// A forwarded packet that leaves through the uplink.
     #[track_caller]
     pub fn egress(&self, node: &Datapath, packet: &[u8]) -> Outcome {
         self.run(node, Hook::Egress, packet)
     }
 
-    /// Through either of them.
+    /// Runs either hook.
     #[track_caller]
     pub fn run(&self, node: &Datapath, hook: Hook, packet: &[u8]) -> Outcome {
         node.run(hook, self.link, packet, self.way(hook, node))
     }
 
-    /// Forwarded through the node: in by one hook, out by the other, both of which must let it pass.
+    /// Forwards a packet through the node: in through one hook, out through the other; both must pass it.
     #[track_caller]
     pub fn through(&self, node: &Datapath, packet: &[u8]) -> Vec<u8> {
         let inside = self.ingress(node, packet).passed();
         self.egress(node, &inside).passed()
     }
 
-    /// Sends a packet through the node and says where it came out: source and destination. It must differ from what
-    /// was sent in nothing but these and checksums.
+    /// Sends a packet through the node and returns its source and destination on output. Only these and checksums may
+    /// differ from the input.
     #[track_caller]
     pub fn goes_whole(&self, node: &Datapath, packet: &Packet) -> (SocketAddr, SocketAddr) {
         let out = self.through(node, &packet.bytes());

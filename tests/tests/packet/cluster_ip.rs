@@ -11,7 +11,7 @@ use tests::packet::{
 
 use crate::case::Case;
 
-/// A connection's packets, or as many datagrams, each checked at every hook.
+/// The packets of a connection, or as many datagrams, each checked at every hook.
 fn converse(case: Case, node: &Datapath, client: u16, backend: u16) {
     let (from, vip, to) = (case.at(client, 2000), case.at(VIP, 80), case.at(backend, 8080));
     let open = case.packet(from, vip);

@@ -1,5 +1,6 @@
-//! Every packet of a Service's flow is counted once, and so is every one that is refused or dropped, at the device and for
-//! the reason it was: plain ones, and such as are read the long way (options, extension headers, fragments).
+//! Every packet of a Service's flow is counted once. Every rejected or dropped packet is counted once too, by device
+//! and reason. The packets are plain ones, and ones that take the slow parsing path (options, extension headers,
+//! fragments).
 
 use anyhow::Result;
 use proxy_common::{Counter, Frontend, ServiceStats};
@@ -16,7 +17,7 @@ use crate::case::Case;
 
 const NODE_PORT: u16 = 30_080;
 
-/// The bytes of a packet: plain, and over IPv6 with extension headers too.
+/// The packet's bytes: plain, and over IPv6 with extension headers too.
 fn shapes(packet: &Packet) -> Vec<Vec<u8>> {
     let plain = packet.bytes();
     if packet.ip.is_v4() {
@@ -39,7 +40,7 @@ fn packets_of_a_flow_are_counted_once_each_way() -> Result<()> {
         let (client, front, back) = (case.at(POD + 1, 2000), case.at(VIP, 80), case.at(POD, 8080));
         let mut expected = ServiceStats { flows: 1, ..stats(&node, service.id) };
         assert_eq!(expected.packets_in, 0, "{case:?}");
-        // The first, and some that follow.
+        // The first packet, and some of the following ones.
         for ask in [case.packet(client, front), case.packet(client, front).flagged(ACK)] {
             for bytes in shapes(&ask) {
                 case.through(&node, &bytes);
@@ -110,7 +111,7 @@ fn what_is_refused_or_dropped_is_counted_once_with_its_device() -> Result<()> {
     Ok(())
 }
 
-/// The first is dropped for its reason, those that follow because it was.
+/// The first fragment is dropped for its reason, the following ones because the first was.
 #[test]
 fn fragments_of_what_is_dropped_are_counted_each() -> Result<()> {
     for case in Case::all().into_iter().filter(|case| case.link == Link::Ethernet && !case.is_tcp()) {

@@ -1,4 +1,4 @@
-//! The model against the program, over many random packets of few flows that get in each other's way.
+//! Compares the program with the model, over many random packets of a few conflicting flows.
 
 use std::{
     collections::HashSet,
@@ -19,17 +19,17 @@ use tests::packet::{
 
 const PACKETS: u32 = 100_000;
 
-/// The test ends after this time, however far it is; that counts as failure, since CI would hide a slow machine.
+/// The test stops after this time, even if incomplete; that counts as failure, since CI would hide a slow machine.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Unless SHUNT_SEED names another.
+/// Default seed; SHUNT_SEED overrides it.
 const SEED: u64 = 0x5348_554e_5400_0001;
 
-/// Where packets come from and go to: these clients, these ports.
+/// Sources and destinations of packets: these clients, these ports.
 const CLIENTS: [u16; 6] = [POD, POD + 3, OUTSIDE, OUTSIDE + 1, FAR_POD + 1, NODE];
 const PORTS: [u16; 8] = [2000, 2001, 2002, 2003, 29_999, 30_001, 45_000, 61_000];
 
-/// The same Services on the node and in the model.
+/// Creates the same Services on the node and in the model.
 fn set_up(node: &mut Datapath) -> Result<(Model, Vec<(SocketAddr, u8)>)> {
     let mut model = Model::default();
     let mut targets = Vec::new();
@@ -38,7 +38,7 @@ fn set_up(node: &mut Datapath) -> Result<(Model, Vec<(SocketAddr, u8)>)> {
         model.node_addrs.extend([addr(ip, NODE), addr(ip, UPLINK)]);
         model.pods.extend((0x0100..0x0200).map(|host| addr(ip, host)));
         for proto in [6, 17] {
-            // The first of them is a client too.
+            // The first backend is a client too.
             let backs = [POD, POD + 1, POD + 2, FAR_POD, FAR_POD + 5].map(|host| at(ip, host, 8080));
             let mut ids = Vec::new();
             for back in backs {
@@ -71,7 +71,7 @@ fn set_up(node: &mut Datapath) -> Result<(Model, Vec<(SocketAddr, u8)>)> {
             serve(VIP + 3, 30_083, Frontend::LOCAL, &[3], &[1, 2])?;
             serve(VIP + 4, 30_084, Frontend::LOCAL, &[4], &[])?;
             serve(VIP + 5, 30_085, 0, &[], &[])?;
-            // Nothing is there.
+            // Destinations without a Service.
             targets.extend([(at(ip, VIP, 81), proto), (at(ip, OUTSIDE + 7, 80), proto)]);
         }
     }
@@ -87,7 +87,7 @@ fn transport(random: &mut Random, proto: u8, ip: Ip, syn: bool) -> Transport {
     Transport::Tcp { flags, seq: random.word(), ack: random.word() }
 }
 
-/// From a client to something, or a reply of a flow that the model knows.
+/// A packet from a client to a target, or a reply of a flow in the model.
 fn packet(random: &mut Random, model: &Model, targets: &[(SocketAddr, u8)]) -> Packet {
     let reply = if random.below(5) < 2 { model.some_reply(random) } else { None };
     let is_reply = reply.is_some();
@@ -103,7 +103,7 @@ fn packet(random: &mut Random, model: &Model, targets: &[(SocketAddr, u8)]) -> P
     };
     let syn = !is_reply && random.below(5) < 2;
     let transport = transport(random, proto, ip, syn);
-    // Without Ethernet a test run cannot make room for an ICMP message where it belongs.
+    // Without Ethernet a test run cannot insert an ICMP message at the right offset.
     let link = if proto == 6 { *random.of(&Link::BOTH) } else { Link::Ethernet };
     let mut packet = Packet::new(link, ip, src, dst, transport);
     packet.ttl = 1 + random.below(255) as u8;
@@ -131,7 +131,7 @@ fn a_hundred_thousand_random_packets() -> Result<()> {
         let packet = packet(&mut random, &model, &targets);
         let told = |error: String| anyhow::anyhow!("seed {seed}, packet {number}: {packet:?}\n{error}");
         if packet.src.ip() == addr(packet.ip, NODE) {
-            // The node's own packets have no ingress.
+            // The node's own packets do not pass the ingress hook.
             own += 1;
             let outcome = node.own(packet.link, &packet.bytes());
             model.at_egress(&packet, true, &outcome).map_err(told)?;
@@ -153,10 +153,10 @@ fn a_hundred_thousand_random_packets() -> Result<()> {
         "{PACKETS} packets in {:?}, {own} of the node's own, {ended} refused or dropped",
         start.elapsed()
     );
-    // The halves in the map are those of the model's flows, and no others.
+    // The halves in the map are exactly those of the model's flows.
     let tuple = |addr: Addr, port: proxy_common::Port| SocketAddr::new(addr.to_ip(), port.host());
     let mut have = [HashSet::new(), HashSet::new()];
-    // Flows of the node's own addresses are `three_parties`' subject: the model here has none.
+    // Flows of the node's own addresses are covered by `three_parties`: the model here has none.
     for (key, _) in node.flows().iter().filter(|(_, entry)| !entry.has(CtEntry::NODE_FLOW)) {
         let hook = usize::from(key.half == Half::Egress as u8);
         have[hook].insert((tuple(key.src, key.sport), tuple(key.dst, key.dport), key.proto));
@@ -168,7 +168,7 @@ fn a_hundred_thousand_random_packets() -> Result<()> {
         assert!(more.is_empty() && less.is_empty(), "left over {more:?}, missing {less:?}");
         assert!(have.len() > 500, "{}: too few flows to mean anything", have.len());
     }
-    // All of it was asked for, often.
+    // Each of these must have happened often.
     for counter in [
         Counter::FlowNew,
         Counter::FlowDirect,

@@ -1,5 +1,5 @@
-//! TCP and UDP behind IPv6 extension headers are translated, refused and answered like any other; the headers stay as
-//! they are.
+//! TCP and UDP after IPv6 extension headers are translated, rejected and answered like any other; the headers are
+//! unchanged.
 
 use anyhow::Result;
 use proxy_common::Counter;
@@ -17,20 +17,20 @@ fn cases() -> impl Iterator<Item = Case> {
     Case::all().into_iter().filter(|case| !case.ip.is_v4())
 }
 
-/// Headers in front of the transport header.
+/// Extension headers in front of the transport header.
 fn chains() -> Vec<Vec<Extension>> {
     vec![
         vec![Extension::HOP_BY_HOP],
         vec![Extension::OPTIONS],
         vec![Extension::routing(0)],
-        // A datagram in one fragment (RFC 6946).
+        // A datagram in a single fragment (RFC 6946).
         vec![Extension::fragment(0, false)],
         vec![Extension::new(60, 31)],
         vec![Extension::HOP_BY_HOP, Extension::new(60, 2), Extension::routing(0), Extension::OPTIONS],
     ]
 }
 
-/// A packet goes through the node and comes out as `want`, both with these headers.
+/// A packet passes through the node and is output as `want`, both with these headers.
 #[track_caller]
 fn goes(case: Case, node: &Datapath, chain: &[Extension], packet: &Packet, want: &Packet) {
     let out = case.through(node, &extended(&packet.bytes(), case.link, chain));
@@ -50,13 +50,13 @@ fn a_flow_with_extension_headers() -> Result<()> {
             goes(case, &node, &chain, &ask, &ask.to(back));
             let answer = case.packet(back, client).flagged(SYN | ACK);
             goes(case, &node, &chain, &answer, &answer.from(front));
-            // It is one flow with packets that have no such headers.
+            // Packets without such headers belong to the same flow.
             let more = ask.flagged(ACK);
             assert_eq!(case.through(&node, &more.bytes()), more.to(back).bytes(), "{case:?}");
             goes(case, &node, &chain, &more, &more.to(back));
             assert_eq!(node.flows().len(), 2);
             if case.is_tcp() {
-                // Closed by them, begun anew by them.
+                // These packets also close the flow and open it again.
                 goes(case, &node, &chain, &ask.flagged(FIN | ACK), &ask.to(back).flagged(FIN | ACK));
                 let end = answer.flagged(FIN | ACK);
                 goes(case, &node, &chain, &end, &end.from(front));
@@ -88,7 +88,7 @@ fn source_translation_with_extension_headers() -> Result<()> {
     Ok(())
 }
 
-/// The refusal itself has none of the headers.
+/// The rejection itself has none of the headers.
 #[test]
 fn refused_with_extension_headers() -> Result<()> {
     for chain in chains() {

@@ -1,4 +1,4 @@
-//! Flows that could be taken for one another, flows that are over, and TCP's states.
+//! Flows with conflicting tuples, closed flows, and TCP's states.
 
 use std::net::SocketAddr;
 
@@ -13,7 +13,7 @@ use tests::packet::{
 
 use crate::case::Case;
 
-/// A backend behind two VIPs, which a client reaches directly as well.
+/// A backend of two VIPs that a client also connects to directly.
 fn two_vips(case: Case, node: &mut Datapath, back: SocketAddr, local: bool) -> Result<[SocketAddr; 3]> {
     let backend = node.backend(back, case.proto(), local)?;
     for vip in [VIP, VIP + 1] {
@@ -44,7 +44,7 @@ fn one_client_port_to_two_vips_and_directly_to_their_backend() -> Result<()> {
                 }
                 assert_eq!(sources[0], client, "{case:?} {order:?}: the first keeps its port");
                 assert_eq!(node.counter(Counter::FlowPortChanged), 2);
-                // All three are open at once, in both directions.
+                // All three flows are open at once, in both directions.
                 for _ in 0..2 {
                     for (index, source) in order.into_iter().zip(&sources) {
                         let answer = case.packet(back, *source).flagged(ACK);
@@ -108,6 +108,37 @@ fn tcp_cases() -> impl Iterator<Item = Case> {
     Case::all().into_iter().filter(Case::is_tcp)
 }
 
+/// Until then the backend is in LAST-ACK, and takes a SYN with this tuple for a segment of the old connection.
+#[test]
+fn the_tuple_towards_the_backend_is_free_when_the_last_fin_is_acknowledged() -> Result<()> {
+    for case in tcp_cases() {
+        for acknowledged in [false, true] {
+            let mut node = shared()?;
+            let (client, back) = (case.at(POD, 2000), case.at(POD + 1, 8080));
+            let fronts = two_vips(case, &mut node, back, true)?;
+            let ask = case.packet(client, fronts[0]);
+            let answer = case.packet(back, client);
+            case.goes_whole(&node, &ask);
+            for (packet, end) in [
+                (&answer, SYN | ACK),
+                (&ask, ACK),
+                (&ask, FIN | ACK),
+                (&answer, FIN | ACK),
+                (&answer, FIN | ACK),
+            ] {
+                case.goes_whole(&node, &packet.flagged(end));
+            }
+            if acknowledged {
+                case.goes_whole(&node, &ask.flagged(ACK));
+            }
+            let (source, to) = case.goes_whole(&node, &case.packet(client, fronts[1]));
+            assert_eq!(to, back, "{case:?}");
+            assert_eq!(source == client, acknowledged, "{case:?}: {source}");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn a_direct_connection_on_the_port_of_an_old_service_connection() -> Result<()> {
     for case in tcp_cases() {
@@ -115,7 +146,7 @@ fn a_direct_connection_on_the_port_of_an_old_service_connection() -> Result<()> 
         let (client, back) = (case.at(POD, 2000), case.at(POD + 1, 8080));
         let fronts = two_vips(case, &mut node, back, true)?;
         open_and_close(case, &node, client, fronts[0]);
-        // No collector has run.
+        // No garbage collection has run.
         let direct = case.packet(client, back);
         assert_eq!(case.goes_whole(&node, &direct), (client, back), "{case:?}");
         let answer = case.packet(back, client).flagged(SYN | ACK);
@@ -125,7 +156,7 @@ fn a_direct_connection_on_the_port_of_an_old_service_connection() -> Result<()> 
             "{case:?}: the reply is the backend's own"
         );
         assert_eq!(node.counter(Counter::FlowPortChanged), 0);
-        // And back again, on the other Service.
+        // And back again, over the other Service.
         open_and_close(case, &node, client, back);
         assert_eq!(open_and_close(case, &node, client, fronts[1]), (client, back), "{case:?}");
         assert_eq!(node.counter(Counter::FlowPortChanged), 0);
@@ -150,7 +181,7 @@ fn a_closed_tuple_is_free_at_once() -> Result<()> {
             let mut before = Vec::new();
             for round in 0..6 {
                 let ends = open_and_close(case, &node, client, front);
-                // Balanced anew, under the same source as at first.
+                // A new backend is selected, with the same source as before.
                 assert_eq!(ends.1, case.at(hosts[round % 2], 8080), "{case:?} round {round}");
                 assert_eq!(ends.0.port(), 2000, "{case:?} round {round}");
                 before.push(node.flows().len());
@@ -213,7 +244,7 @@ fn states_of_a_connection() -> Result<()> {
             for (packet, name) in [
                 (answer.flagged(SYN | ACK), "SYN_RECV"),
                 (ask.flagged(ACK), "ESTABLISHED"),
-                // A reset is taken back when traffic goes on.
+                // Traffic after a reset revokes it.
                 (answer.flagged(RST), "CLOSE"),
                 (ask.flagged(ACK), "ESTABLISHED"),
                 (answer.flagged(FIN | ACK), "CLOSE_WAIT"),
@@ -246,7 +277,7 @@ fn states_of_datagrams() -> Result<()> {
     Ok(())
 }
 
-/// Every port that stands in for a taken one.
+/// Every substitute for a port in use.
 fn pool() -> impl Iterator<Item = u16> {
     (1024..30_000).chain(61_000..=65_535)
 }
@@ -291,7 +322,8 @@ fn with_no_source_port_left_a_flow_is_rejected() -> Result<()> {
         let back = case.at(FAR_POD, 8080);
         let fronts = two_vips(case, &mut node, back, false)?;
         let source: Addr = case.at(tests::packet::world::UPLINK, 0).ip().into();
-        // Somebody else's recorded flows on all these tuples: they have no other half to tell that they are over.
+        // Recorded flows of another owner on all these tuples: without a second half that could show that they are
+        // closed.
         let taken = CtEntry {
             addr: source,
             port: 1,
@@ -317,7 +349,7 @@ fn with_no_source_port_left_a_flow_is_rejected() -> Result<()> {
         }
         let ask = case.packet(case.at(OUTSIDE, 2000), fronts[0]);
         let inside = case.ingress(&node, &ask.bytes()).passed();
-        // What is forwarded has no checksum of a device any more (skb_forward_csum).
+        // A forwarded packet no longer has a device checksum (skb_forward_csum).
         let way = Way { complete: false, ..case.way(Hook::Egress, &node) };
         node.run(Hook::Egress, case.link, &inside, way).redirected();
         assert_eq!(node.counter(Counter::NoFreeSource), 1, "{case:?}");
@@ -337,7 +369,7 @@ fn two_peers_that_ask_each_other_from_their_server_ports() -> Result<()> {
         }
         let (to_one, to_two) = (case.at(VIP, 7946), case.at(VIP + 1, 7946));
         assert_eq!(case.goes_whole(&node, &case.packet(one, to_two)), (one, two), "{case:?}");
-        // The middle tuple is the first flow's, turned around: what leaves must not be taken for its reply.
+        // The middle tuple is the reverse of the first flow's: the outgoing packet must not be treated as its reply.
         let (source, to) = case.goes_whole(&node, &case.packet(two, to_one));
         assert_eq!((source.ip(), to), (two.ip(), one), "{case:?}");
         assert_eq!(case.goes_whole(&node, &case.packet(one, source).flagged(ACK)), (to_one, two), "{case:?}");

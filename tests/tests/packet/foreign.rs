@@ -1,4 +1,4 @@
-//! What is none of ours passes byte for byte, at both hooks, and leaves no trace.
+//! Foreign packets pass unchanged, byte for byte, at both hooks, and create no state.
 
 use anyhow::Result;
 use proxy_common::Counter;
@@ -12,7 +12,7 @@ use tests::packet::{
 
 use crate::case::Case;
 
-/// A node with everything a packet could be mistaken for: VIP, NodePort, backend, ping, in both families.
+/// A node with all entries a packet could match by mistake: VIP, NodePort, backend, ping, in both families.
 fn furnished(node: &mut Datapath) -> Result<()> {
     for ip in [Ip::V4, Ip::V6] {
         for transport in [Transport::SYN, Transport::Udp] {
@@ -27,7 +27,7 @@ fn furnished(node: &mut Datapath) -> Result<()> {
     Ok(())
 }
 
-/// The shortest packet of this EtherType that a test run takes: it wants an Ethernet and an IP header.
+/// The shortest packet of this EtherType that a test run accepts: it requires an Ethernet and an IP header.
 pub fn shortest(case: Case) -> usize {
     14 + if case.ip.is_v4() { 20 } else { 40 }
 }
@@ -91,7 +91,7 @@ fn other_ethertypes_and_tags() -> Result<()> {
             tagged.splice(12..12, tags.iter().copied());
             passes(&node, case.link, &tagged, "a VLAN tag in the packet");
         }
-        // IPv4 said to be IPv6, and the other way round.
+        // IPv4 with the EtherType of IPv6, and the other way round.
         let mut crossed = whole.clone();
         crossed[12..14].copy_from_slice(if case.ip.is_v4() { &[0x86, 0xdd] } else { &[0x08, 0x00] });
         crossed.resize(crossed.len().max(60), 0);
@@ -162,7 +162,7 @@ fn extension_headers_and_mapped_addresses_of_ipv6() -> Result<()> {
         for len in shortest(case)..long.len() - (whole.len() - ip - 40) + transport {
             passes(&node, case.link, &long[..len], &format!("extension headers cut to {len}"));
         }
-        // An IPv4 VIP in IPv6's clothes must not find IPv4's tables.
+        // An IPv4 VIP mapped into IPv6 must not match IPv4's tables.
         let mapped = |host: u16| {
             let [high, low] = host.to_be_bytes();
             [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 8, 0, high, low]
@@ -221,7 +221,7 @@ fn random_bytes() -> Result<()> {
         let len = 54 + random.below(80) as usize;
         let mut bytes: Vec<u8> = (0..len).map(|_| random.word() as u8).collect();
         let link = Link::BOTH[(round % 2) as usize];
-        // Mostly with an EtherType and a version that lead further in.
+        // Mostly with an EtherType and a version that pass the first checks.
         match random.below(3) {
             0 => bytes[12..14].copy_from_slice(&[0x08, 0x00]),
             1 => bytes[12..14].copy_from_slice(&[0x86, 0xdd]),

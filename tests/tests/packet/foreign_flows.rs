@@ -1,7 +1,7 @@
-//! Flows that somebody else began from a node's own address, packet by packet: the node's sockets, and pods that
-//! netfilter masquerades. From a frontend's number they pass byte for byte in both directions; where shunt and they want
-//! one tuple, the later one has another port on the wire and its own again in the end. SCTP's ports cannot change: there
-//! the later one is dropped.
+//! Flows that shunt did not open, from a node's own address, packet by packet: from the node's sockets, and from pods
+//! masqueraded by netfilter. Flows from a frontend's port pass byte for byte in both directions. If shunt and such a
+//! flow need the same tuple, the later one gets another port on the wire, and its own port is restored for its owner.
+//! SCTP's ports cannot change: there the later flow is dropped.
 
 use std::net::SocketAddr;
 
@@ -25,7 +25,7 @@ const BALANCER_PORT: u16 = 20_443;
 const EXTERNAL_PORT: u16 = 20_444;
 const NUMBERS: [u16; 3] = [NODE_PORT, BALANCER_PORT, EXTERNAL_PORT];
 
-/// Who sends from the node's own address.
+/// Sender of packets with the node's own address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sender {
     Socket,
@@ -36,19 +36,19 @@ enum Sender {
 const SENDERS: [Sender; 2] = [Sender::Socket, Sender::Masqueraded];
 
 impl Sender {
-    /// Its packet leaves by the uplink.
+    /// The sender's packet leaves through the uplink.
     fn way(self, node: &Datapath) -> Way {
         let came_in = if self == Self::Socket { 0 } else { node.pod };
         Way { device: node.uplink, came_in, complete: false }
     }
 }
 
-/// In by the uplink.
+/// A packet that arrives at the uplink.
 fn back_way(node: &Datapath) -> Way {
     Way { device: node.uplink, came_in: node.uplink, complete: false }
 }
 
-/// A NodePort, a load balancer's address and an externalIP that are the node's own, over one backend elsewhere.
+/// A NodePort, and a load balancer address and an externalIP that are the node's own, for one backend on another node.
 fn every_kind(node: &mut Datapath, ip: Ip, proto: u8) -> Result<SocketAddr> {
     let back = at(ip, FAR_POD, 8080);
     let backend = node.backend(back, proto, false)?;
@@ -66,7 +66,7 @@ fn untouched(node: &Datapath, case: Case, hook: Hook, way: Way, what: &str, byte
     assert_eq!(out.bytes, bytes, "{case:?}, {what}");
 }
 
-/// Both ways of a flow from `own` to a stranger, untouched.
+/// Both directions of a flow from `own` to a foreign server, unchanged.
 #[track_caller]
 fn passes_whole(node: &Datapath, case: Case, sender: Sender, own: SocketAddr, stranger: SocketAddr) {
     let (out, back) = (sender.way(node), back_way(node));
@@ -92,9 +92,9 @@ fn a_flow_from_a_frontends_number_passes_byte_for_byte() -> Result<()> {
             for number in NUMBERS {
                 let (own, stranger) = (case.at(UPLINK, number), case.at(OUTSIDE, 53));
                 passes_whole(&node, case, sender, own, stranger);
-                // A backend is a stranger too, at its own address.
+                // A backend at its own address is a foreign server too.
                 passes_whole(&node, case, sender, own, back);
-                // Somebody else is served at that number all the while.
+                // Meanwhile another client uses the Service at that port.
                 let client = case.at(OUTSIDE + 1, 53);
                 let (_, dst) = case.goes_whole(&node, &case.packet(client, own));
                 assert_eq!(dst, back, "{case:?}: {client} -> {own}");
@@ -104,7 +104,7 @@ fn a_flow_from_a_frontends_number_passes_byte_for_byte() -> Result<()> {
     Ok(())
 }
 
-/// What was open is over with its reset, and the stranger may become a client.
+/// The open flow ends with a reset, and its peer may become a client.
 #[test]
 fn a_number_is_the_frontends_again_when_the_flow_is_over() -> Result<()> {
     for case in Case::all().into_iter().filter(Case::is_tcp) {
@@ -169,7 +169,7 @@ fn sctp_from_a_frontends_number_passes_byte_for_byte() -> Result<()> {
     Ok(())
 }
 
-/// The wire's source of a NodePort flow from this client; checks that nothing else was changed.
+/// The source on the wire of a NodePort flow from this client; checks that nothing else was changed.
 #[track_caller]
 fn served(node: &Datapath, case: Case, client: SocketAddr, back: SocketAddr) -> SocketAddr {
     let (source, dst) = case.goes_whole(node, &case.packet(client, case.at(NODE, NODE_PORT)));
@@ -177,7 +177,7 @@ fn served(node: &Datapath, case: Case, client: SocketAddr, back: SocketAddr) -> 
     source
 }
 
-/// The wire's source of a foreign flow; checks that nothing else was changed.
+/// The source on the wire of a foreign flow; checks that nothing else was changed.
 #[track_caller]
 fn sent(node: &Datapath, case: Case, sender: Sender, own: SocketAddr, to: SocketAddr) -> SocketAddr {
     let ask = case.packet(own, to);
@@ -188,7 +188,7 @@ fn sent(node: &Datapath, case: Case, sender: Sender, own: SocketAddr, to: Socket
     source
 }
 
-/// An answer from `back` to `source` on the wire: the host's stack sees it for `want`.
+/// A reply from `back` to `source` on the wire; the host's stack must receive it for `want`.
 #[track_caller]
 fn comes_to(node: &Datapath, case: Case, back: SocketAddr, source: SocketAddr, want: SocketAddr) {
     let answer = case.packet(back, source).flagged(SYN | ACK);
@@ -216,7 +216,7 @@ fn two_flows_that_want_one_tuple_have_two() -> Result<()> {
                 for _ in 0..2 {
                     comes_to(&node, case, back, wire_own, own);
                     comes_to(&node, case, back, wire_client, client);
-                    // And onward.
+                    // Further packets too.
                     let more = case.packet(own, back).flagged(ACK);
                     let out = node.run(Hook::Egress, case.link, &more.bytes(), sender.way(&node));
                     assert_eq!(out.passed(), more.from(wire_own).bytes(), "{what}");
@@ -234,7 +234,7 @@ fn of_two_sctp_flows_that_want_one_tuple_the_later_is_dropped() -> Result<()> {
             for is_client_first in [false, true] {
                 let link = Link::Ethernet;
                 let mut node = shared()?;
-                // SCTP's frontend has its target's number.
+                // The port of SCTP's frontend is its target port.
                 let backend = node.backend(at(ip, FAR_POD, NODE_PORT), SCTP, false)?;
                 let service = node.service(SCTP, &[backend], &[])?;
                 node.node_port(&service, ip, NODE_PORT, 0)?;
@@ -264,7 +264,7 @@ fn of_two_sctp_flows_that_want_one_tuple_the_later_is_dropped() -> Result<()> {
     Ok(())
 }
 
-/// Flows of a pod of this node to a backend here are no flows of the node's addresses.
+/// Flows of a pod of this node to a backend here are not flows of the node's addresses.
 #[test]
 fn a_pods_own_flows_keep_their_ports() -> Result<()> {
     for case in Case::all() {
@@ -279,7 +279,7 @@ fn a_pods_own_flows_keep_their_ports() -> Result<()> {
     Ok(())
 }
 
-/// A direct flow's record is no reservation for ever: who closes it gives its port back.
+/// The record of a direct flow does not reserve its port forever: a closed flow releases it.
 #[test]
 fn a_port_is_the_clients_again_when_the_direct_flow_is_over() -> Result<()> {
     for case in Case::all().into_iter().filter(Case::is_tcp) {

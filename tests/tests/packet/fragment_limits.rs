@@ -1,4 +1,4 @@
-//! Fragments where something is missing: a refused, tiny or late first one, too many, too old.
+//! Incomplete fragments: a first fragment that is rejected, tiny or late, too many fragments, or too old ones.
 
 use anyhow::Result;
 use proxy_common::{Addr, Counter, Fragment, FragmentKey, fragment::HELD_OF_DATAGRAM};
@@ -14,10 +14,10 @@ use crate::case::Case;
 
 const ID: u32 = 0x1234_5678;
 
-/// HZ of a datapath that nobody told otherwise.
+/// HZ of a datapath by default.
 const SECOND: u32 = 250;
 
-/// A VIP, with a backend or without.
+/// A VIP, with or without a backend.
 fn vip(case: Case, node: &mut Datapath, backend: bool) -> Result<()> {
     let id = node.backend(case.at(POD, 8080), case.proto(), true)?;
     let backends: &[u32] = if backend { &[id] } else { &[] };
@@ -36,7 +36,7 @@ fn cut(packet: &Packet, size: usize) -> Vec<Vec<u8>> {
     fragments(&packet.bytes(), packet.link, ID, size)
 }
 
-/// Without a look at a device's checksum: what is made longer or shorter has none any more.
+/// Without checking a device checksum: a packet whose length changes no longer has one.
 fn ingress(case: Case, node: &Datapath, frame: &[u8]) -> run::Outcome {
     node.run(Hook::Ingress, case.link, frame, Way { complete: false, ..case.way(Hook::Ingress, node) })
 }
@@ -47,7 +47,7 @@ fn key(case: Case) -> FragmentKey {
     FragmentKey { src: src.into(), dst: dst.into(), id, proto: case.proto(), half: 0, reserved: 0 }
 }
 
-/// The kernel's clock, read off what a first fragment leaves behind.
+/// The kernel's clock, read from the entry that a first fragment creates.
 fn jiffies(case: Case, node: &Datapath, first: &[u8]) -> Result<u32> {
     case.ingress(node, first).passed();
     Ok(node.fragments.get(&key(case), 0)?.since)
@@ -81,7 +81,7 @@ fn a_tiny_first_fragment_is_dropped_with_its_datagram() -> Result<()> {
             assert_eq!(node.counter(Counter::FragmentTiny), 1, "{case:?}");
             assert_eq!(node.counter(Counter::FragmentDropped), nth as u64, "{case:?}");
         }
-        // Nobody's business elsewhere.
+        // Unrelated to Services at another address.
         for frame in cut(&ask.to(case.at(OUTSIDE + 1, 80)), 8) {
             assert_eq!(case.ingress(&node, &frame).passed(), frame, "{case:?}");
         }
@@ -126,7 +126,7 @@ fn a_datagram_in_too_many_pieces_is_held_in_part() -> Result<()> {
     assert_eq!(node.counter(Counter::FragmentNotHeld), later.len() as u64 - held);
     let tap = Tap::on(node.uplink)?;
     assert!(ingress(case, &node, &frames[0]).is_redirected());
-    // The first and all that were held but the last, which the test run shows.
+    // The first fragment and all held ones but the last; the last is the test run's own output.
     assert_eq!(tap.pending(Hook::Ingress).len() as u64, held);
     Ok(())
 }
@@ -164,13 +164,13 @@ fn an_entry_counts_for_some_seconds() -> Result<()> {
             entry.since = entry.since.wrapping_sub(Fragment::SECONDS * SECOND);
             Ok(node.fragments.insert(key(case), entry, 0)?)
         };
-        // The first of a datagram that was, and a later one of another with its identification.
+        // The first fragment of an earlier datagram, and a later fragment of another with the same identification.
         case.ingress(&node, &frames[0]).passed();
         case.ingress(&node, &frames[1]).passed();
         grow_old(&mut node)?;
         case.ingress(&node, &frames[2]).dropped();
         assert_eq!(node.counter(Counter::FragmentHeld), 1, "{case:?}");
-        // Its first comes too late to let go what was held.
+        // Its first fragment arrives too late to release the held ones.
         grow_old(&mut node)?;
         case.ingress(&node, &frames[0]).passed();
         case.ingress(&node, &frames[2]).passed();

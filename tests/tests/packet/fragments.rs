@@ -1,4 +1,4 @@
-//! IP fragments: every fragment of a datagram goes where its first goes, in whatever order they come.
+//! IP fragments: every fragment of a datagram follows its first fragment, in any order of arrival.
 
 use std::net::SocketAddr;
 
@@ -16,14 +16,14 @@ use crate::case::Case;
 const NODE_PORT: u16 = 30_080;
 const ID: u32 = 0x1234_5678;
 
-/// A datagram of 2000 bytes (TCP: a segment that opens a connection with as many).
+/// A datagram of 2000 bytes (TCP: a segment of that size that opens a connection).
 fn big(case: Case, from: SocketAddr, to: SocketAddr) -> Packet {
     let mut packet = case.packet(from, to);
     packet.payload = (0..=255).cycle().take(2000).collect();
     packet
 }
 
-/// In four fragments.
+/// The packet in four fragments.
 fn cut(packet: &Packet, id: u32) -> Vec<Vec<u8>> {
     fragments(&packet.bytes(), packet.link, id, 560)
 }
@@ -36,7 +36,7 @@ fn egress(case: Case, node: &Datapath, frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
     through(case, node, Hook::Egress, frames)
 }
 
-/// Sends frames through a hook; what the hook sends around goes through it again. Returns what passed, in this order.
+/// Sends frames through a hook; frames that the hook sends itself pass it again. Returns the passed frames in order.
 #[track_caller]
 fn through(case: Case, node: &Datapath, hook: Hook, frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let tap = Tap::on(node.uplink).expect("AF_PACKET");
@@ -47,8 +47,8 @@ fn through(case: Case, node: &Datapath, hook: Hook, frames: &[Vec<u8>]) -> Vec<V
             let round = std::mem::take(&mut rounds);
             for frame in round {
                 let held = node.counter(Counter::FragmentHeld);
-                // What is made longer or shorter has no checksum of a device's any more, which a test run does not
-                // see: only where nothing waits is it asked to look.
+                // A packet whose length changes no longer has a device checksum, but a test run does not know that: it
+                // checks one only if no fragments are held.
                 let outcome = if waits(node) {
                     node.run(hook, case.link, &frame, Way { complete: false, ..case.way(hook, node) })
                 } else {
@@ -57,7 +57,7 @@ fn through(case: Case, node: &Datapath, hook: Hook, frames: &[Vec<u8>]) -> Vec<V
                 if outcome.is_passed() {
                     passed.push(outcome.bytes);
                 } else if outcome.is_redirected() {
-                    // All but the last one left by themselves.
+                    // The hook has sent all but the last one itself.
                     rounds.extend(tap.pending(hook));
                     rounds.push(outcome.bytes);
                 } else {
@@ -70,7 +70,7 @@ fn through(case: Case, node: &Datapath, hook: Hook, frames: &[Vec<u8>]) -> Vec<V
     passed
 }
 
-/// Whether some datagram awaits its first fragment.
+/// Whether a datagram waits for its first fragment.
 fn waits(node: &Datapath) -> bool {
     node.fragments.iter().any(|entry| entry.is_ok_and(|(_, entry)| entry.state < Fragment::UNDECIDED))
 }
@@ -84,7 +84,7 @@ fn same(case: Case, mut have: Vec<Vec<u8>>, packet: &Packet, id: u32) {
     assert_eq!(have, want, "{case:?}");
 }
 
-/// The same frames, the first one first.
+/// The same frames, with the first fragment first.
 #[track_caller]
 fn first_first(case: Case, have: Vec<Vec<u8>>, packet: &Packet, id: u32) {
     assert_eq!(have.first(), cut(packet, id).first(), "{case:?}");
@@ -99,7 +99,7 @@ fn served(case: Case, node: &mut Datapath, backend: u16) -> Result<()> {
     node.node_port(&service, case.ip, NODE_PORT, 0)
 }
 
-/// Orders in which four fragments come.
+/// Arrival orders of four fragments.
 const ORDERS: [[usize; 4]; 5] = [[0, 1, 2, 3], [3, 2, 1, 0], [1, 0, 3, 2], [1, 2, 3, 0], [2, 3, 0, 1]];
 
 fn ordered(frames: &[Vec<u8>], order: [usize; 4]) -> Vec<Vec<u8>> {
@@ -142,7 +142,7 @@ fn with_source_translation_in_every_order() -> Result<()> {
             let ask = big(case, client, front);
             let inside = ingress(case, &node, &ordered(&cut(&ask, id), *order));
             first_first(case, inside, &ask.to(to), id);
-            // As a host that reorders would hand them on.
+            // As passed on by a host that reorders them.
             let mixed = ordered(&cut(&ask.to(to), id), *order);
             first_first(case, egress(case, &node, &mixed), &ask.from(source).to(to), id);
 
@@ -174,7 +174,7 @@ fn duplicates_follow_too() -> Result<()> {
     Ok(())
 }
 
-/// Two datagrams with one identification: the later fragments follow the first one that came last.
+/// Two datagrams with one identification: the later fragments follow the most recent first fragment.
 #[test]
 fn an_identification_that_is_used_again() -> Result<()> {
     for case in Case::ethernet(Transport::Udp) {
@@ -204,7 +204,7 @@ fn none_of_ours_pass_as_they_come() -> Result<()> {
         served(case, &mut node, POD)?;
         let outside = case.at(OUTSIDE, 2000);
         for order in ORDERS {
-            // Nothing can be to another address.
+            // No fragment may go to another address.
             let stranger = ordered(&cut(&big(case, outside, case.at(OUTSIDE + 1, 80)), ID), order);
             for hook in [Hook::Ingress, Hook::Egress] {
                 assert_eq!(through(case, &node, hook, &stranger), stranger, "{case:?} {hook:?}");
@@ -213,7 +213,7 @@ fn none_of_ours_pass_as_they_come() -> Result<()> {
         assert_eq!(node.counter(Counter::FragmentHeld), 0);
         assert!(node.fragments.keys().next().is_none(), "{case:?}: no trace");
 
-        // To the node, but to no Service; from a backend, but of no flow: byte for byte, the first one first.
+        // To the node but not to a Service; from a backend but in no flow: byte for byte, the first fragment first.
         for (nth, order) in ORDERS.iter().enumerate() {
             let id = ID + nth as u32;
             let other = big(case, outside, case.at(NODE, 9999));

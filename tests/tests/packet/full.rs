@@ -1,5 +1,5 @@
-//! CONNTRACK is full: new flows to Services drop and are counted, what is there goes on, direct traffic is never
-//! touched.
+//! CONNTRACK is full: new flows to Services are dropped and counted, existing flows continue, direct traffic is never
+//! affected.
 
 use anyhow::Result;
 use proxy_common::Counter;
@@ -40,7 +40,7 @@ fn new_flows_drop_and_nothing_else_does() -> Result<()> {
                     }
                     open.push((ask, ends(&out.passed(), case.link)));
                 }
-                // All halves of as many as there is room for, and never half a flow.
+                // All halves of as many flows as fit, and never half a flow.
                 let halves = if local { 2 } else { 4 };
                 assert!(open.len() as u32 >= ROOM / halves - 2, "{case:?}: {} open", open.len());
                 assert!(open.len() as u32 <= ROOM / halves, "{case:?}: {} open", open.len());

@@ -1,5 +1,5 @@
-//! ICMP errors about packets of a flow name the packet that their receiver sent, whichever way they come, and their
-//! checksums are those of a message built from scratch. Whatever is about nobody's flow passes byte for byte.
+//! ICMP errors about packets of a flow quote the packet that their receiver sent, in both directions, and their
+//! checksums are those of a message built from scratch. Errors about unknown flows pass byte for byte.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -16,10 +16,10 @@ use tests::packet::{
 
 use crate::case::Case;
 
-/// Some router on the way.
+/// A router on the path.
 const ROUTER: u16 = 0x0a01;
 
-/// Types, codes and what else their header holds.
+/// Types, codes and the rest of the header.
 fn kinds(v4: bool) -> &'static [(u8, u8, [u8; 4])] {
     if v4 {
         &[
@@ -35,19 +35,19 @@ fn kinds(v4: bool) -> &'static [(u8, u8, [u8; 4])] {
     }
 }
 
-/// Both directions of a flow, as they look at each place.
+/// Both directions of a flow, with its addresses at each place.
 struct Flow {
     case: Case,
     client: SocketAddr,
     front: SocketAddr,
-    /// The client as the backend's side sees it, inside the node and behind it.
+    /// The client as the backend's side sees it, inside the node and beyond.
     inside: SocketAddr,
     source: SocketAddr,
     back: SocketAddr,
 }
 
 impl Flow {
-    /// Opens it, and answers.
+    /// Opens the flow and sends a reply.
     fn open(case: Case, node: &Datapath, client: SocketAddr, front: SocketAddr) -> Self {
         let ask = case.packet(client, front);
         let inside = case.ingress(node, &ask.bytes()).passed();
@@ -59,14 +59,15 @@ impl Flow {
         Self { case, client, front, inside: inside_src, source, back }
     }
 
-    /// A packet of it with something in it.
+    /// A packet of the flow with payload.
     fn packet(&self, src: SocketAddr, dst: SocketAddr) -> Packet {
         let mut packet = self.case.packet(src, dst).flagged(ACK | PSH);
         packet.payload = (0..40).collect();
         packet
     }
 
-    /// An error about that packet with these headers in it, quoting so many bytes of its transport.
+    /// An error about that packet with these extension headers; quotes this many bytes of its transport header and
+    /// payload.
     fn error(&self, src: SocketAddr, dst: SocketAddr, chain: &[Extension], len: usize) -> Error {
         let Case { link, ip, .. } = self.case;
         let plain = self.packet(src, dst).bytes();
@@ -75,7 +76,7 @@ impl Flow {
         Error::about(&bytes, link, ip, headers, len)
     }
 
-    /// What a hook makes of an error, with the checksum of a device over it.
+    /// The output of a hook for an error, with a device checksum over it.
     #[track_caller]
     fn hook(&self, node: &Datapath, hook: Hook, came_in: u32, error: &Error) -> Vec<u8> {
         let complete = error.link == Link::Ethernet;
@@ -83,7 +84,7 @@ impl Flow {
         node.run(hook, error.link, &error.bytes(), way).passed()
     }
 
-    /// Through the node: each of the three is the message at its place.
+    /// Sends an error through the node: each of the three is the message at that place.
     #[track_caller]
     fn goes(&self, node: &Datapath, outer: &[Extension], [arrives, inside, leaves]: [&Error; 3]) {
         let link = self.case.link;
@@ -147,7 +148,7 @@ fn extended_if(packet: &[u8], link: Link, chain: &[Extension]) -> Vec<u8> {
     if chain.is_empty() { packet.to_vec() } else { extended(packet, link, chain) }
 }
 
-/// Recomputes what the message says of itself.
+/// Checks the message's own lengths and checksums.
 fn well_formed(bytes: &[u8], link: Link, ip: Ip, plain: bool) {
     let at = &bytes[link.header()..];
     if ip.is_v4() {
@@ -161,7 +162,7 @@ fn well_formed(bytes: &[u8], link: Link, ip: Ip, plain: bool) {
     }
 }
 
-/// With the source translated.
+/// A flow with its source translated.
 fn from_outside(case: Case, node: &mut Datapath) -> Result<Flow> {
     let backend = node.backend(case.at(FAR_POD, 8080), case.proto(), false)?;
     let service = node.service(case.proto(), &[backend], &[])?;
@@ -171,7 +172,7 @@ fn from_outside(case: Case, node: &mut Datapath) -> Result<Flow> {
     Ok(flow)
 }
 
-/// A pod's, whose own port is taken by a direct connection to the backend.
+/// A pod's flow whose own port is taken by a direct connection to the backend.
 fn from_a_pod(case: Case, node: &mut Datapath) -> Result<Flow> {
     let backend = node.backend(case.at(POD, 8080), case.proto(), true)?;
     let service = node.service(case.proto(), &[backend], &[])?;
@@ -226,7 +227,7 @@ fn extension_headers_in_the_error_and_in_the_quote() -> Result<()> {
                 flow.all_ways(&node, outer, quoted, 8);
                 flow.all_ways(&node, outer, quoted, 1000);
             }
-            // Of a datagram in fragments the first one is known by its ports.
+            // Of a fragmented datagram, only the first fragment is identified by its ports.
             flow.all_ways(&node, outer, &[Extension::fragment(0, true)], 1000);
         }
     }
@@ -330,7 +331,7 @@ fn redirects_about_a_translated_flow_are_dropped() -> Result<()> {
         let hook = |hook, bytes: &[u8]| {
             node.run(hook, case.link, bytes, Way { device: node.uplink, came_in: 0, complete: false })
         };
-        // Whatever of the flow it is about at the hook.
+        // Whichever packet of the flow the error is about at the hook.
         for (src, dst) in [(flow.source, flow.back), (flow.front, flow.client), (flow.client, flow.front)] {
             hook(Hook::Ingress, &redirect(src, dst)).dropped();
         }

@@ -1,7 +1,7 @@
-//! The packet suite: the real object, packet by packet, with BPF_PROG_TEST_RUN. Output of one hook is fed to the next;
-//! every byte is compared with a packet built from scratch.
+//! The packet suite: the real object, packet by packet, with BPF_PROG_TEST_RUN. The output of one hook is the input of
+//! the next; every byte is compared with a packet built from scratch.
 //!
-//! Needs root and iproute2. Nothing is attached; each process loads the object into maps of its own.
+//! Needs root and iproute2. No program is attached; each process loads the object with maps of its own.
 
 mod affinity;
 mod balance;
@@ -18,6 +18,7 @@ mod fragments;
 mod full;
 mod icmp_error;
 mod map_store;
+mod martians;
 mod masquerade;
 mod monitor;
 mod node_flows;

@@ -1,5 +1,5 @@
-//! The agent's own way to the maps: loading into a pin directory, coming back to it, and the store's batches against
-//! real maps of small size.
+//! The agent's access to the maps: loading into a pin directory, opening it again, and the store's batches on real maps
+//! of small size.
 
 use anyhow::Result;
 use proxy_common::map;
@@ -69,7 +69,7 @@ fn a_pin_directory_is_filled_and_found_again() -> Result<()> {
     let mut loaded = load(&pins, &GLOBALS, &small(), true)?;
     let store = &mut loaded.store;
 
-    // A hash: batches, replacing, deleting what is and what is not there.
+    // A hash: batches, replacing, deleting existing and missing keys.
     let all: Vec<_> = (0..100).map(frontend).collect();
     store.write(&all).map_err(|e| e.1)?;
     assert_eq!(store.read(map::FRONTENDS)?.len(), 100);
@@ -77,18 +77,18 @@ fn a_pin_directory_is_filled_and_found_again() -> Result<()> {
     store.write(&gone).map_err(|e| e.1)?;
     assert_eq!(store.read(map::FRONTENDS)?.len(), 50);
 
-    // Full: what was done before is said, and stands.
+    // Full: the completed operations are reported, and stay.
     let more: Vec<_> = (1000..1100).map(frontend).collect();
     let (done, error) = store.write(&more).unwrap_err();
     assert_eq!(done, 50, "{error}");
     assert!(matches!(error, MapError::Full { map: map::FRONTENDS, max: 100 }), "{error}");
     assert_eq!(store.read(map::FRONTENDS)?.len(), 100);
-    // The same in the middle of other writes: the count is of all operations.
+    // The same in the middle of other writes: the count includes all operations.
     let mixed = [put(map::SLOTS, 0u32.to_ne_bytes().to_vec(), vec![9; 4]), frontend(2000), frontend(2001)];
     let (done, error) = store.write(&mixed).unwrap_err();
     assert_eq!(done, 1, "{error}");
 
-    // An array: more than one batch, and zeroes are nothing.
+    // An array: more than one batch, and zeroes count as absent.
     let slots: Vec<_> = (0..10_000u32)
         .map(|i| put(map::SLOTS, i.to_ne_bytes().to_vec(), (i % 2).to_ne_bytes().to_vec()))
         .collect();
@@ -97,11 +97,11 @@ fn a_pin_directory_is_filled_and_found_again() -> Result<()> {
     store.write(&[without(&slots[1])]).map_err(|e| e.1)?;
     assert_eq!(store.read(map::SLOTS)?.len(), 4999, "to delete from an array is to zero");
 
-    // A per-CPU array reads as whole elements.
+    // A per-CPU array is read as whole elements.
     assert!(store.read(map::COUNTERS)?.is_empty());
     drop(loaded);
 
-    // Another size is refused in words before anything is touched; the same is taken over with its contents.
+    // Another size is rejected with a message before any change; the same size is adopted with its contents.
     let bigger = MapSizes { frontends: 200, ..small() };
     match load(&pins, &GLOBALS, &bigger, false) {
         Err(DatapathError::Layout { path, reason: Mismatch::Size { pinned: 100, wanted: 200 } }) => {
@@ -113,7 +113,7 @@ fn a_pin_directory_is_filled_and_found_again() -> Result<()> {
     assert_eq!(again.store.read(map::FRONTENDS)?.len(), 100);
     drop(again);
 
-    // Somebody else's map under one of our names.
+    // A foreign map under one of our names.
     std::fs::remove_file(pins.map(map::PORTS))?;
     std::fs::rename(pins.map(map::NODE_ADDRS), pins.map(map::PORTS))?;
     let error = load(&pins, &GLOBALS, &small(), true).expect_err("a foreign map");

@@ -1,5 +1,5 @@
-//! Source translation: NodePort to a backend elsewhere, an outside client of a ClusterIP, hairpin, and where the
-//! translated source comes from.
+//! Source translation: NodePort to a backend on another node, an outside client of a ClusterIP, hairpin, and the choice
+//! of the translated source.
 
 use std::net::SocketAddr;
 
@@ -16,7 +16,7 @@ use crate::case::Case;
 
 const NODE_PORT: u16 = 30_080;
 
-/// Request and reply of a flow whose source becomes the uplink's, with all four halves checked. Returns that source.
+/// Request and reply of a flow whose source becomes the uplink's; checks all four halves and returns that source.
 #[track_caller]
 fn four_halves(
     case: Case,
@@ -39,7 +39,7 @@ fn four_halves(
     let out = case.egress(node, &inside).passed();
     assert_eq!(out, answer.from(front).to(client).bytes(), "{case:?}: the reply that leaves");
 
-    // The flow goes on the same way.
+    // Further packets of the flow get the same translation.
     let more = ask.flagged(ACK);
     assert_eq!(case.through(node, &more.bytes()), more.from(source).to(back).bytes(), "{case:?}");
     source
@@ -86,7 +86,7 @@ fn a_pod_that_reaches_itself() -> Result<()> {
         let service = node.service(case.proto(), &[backend], &[])?;
         node.cluster_ip(&service, case.at(VIP, 80))?;
         four_halves(case, &node, case.at(POD, 2000), case.at(VIP, 80), case.at(POD, 8080));
-        // From the very port it serves on the two ends would be one tuple: it gets another client port.
+        // From the very port it serves, source and destination would be equal: it gets another client port.
         let (client, back) = (case.at(POD, 8080), case.at(POD, 8080));
         let ask = case.packet(client, case.at(VIP, 80));
         let inside = ends(&case.ingress(&node, &ask.bytes()).passed(), case.link);
@@ -141,7 +141,7 @@ fn a_privileged_taken_or_node_ports_number_is_replaced_by_another() -> Result<()
         let backend = node.backend(case.at(FAR_POD, 8080), case.proto(), false)?;
         let service = node.service(case.proto(), &[backend], &[])?;
         node.cluster_ip(&service, case.at(VIP, 80))?;
-        // A NodePort's number is no source port.
+        // A NodePort is never used as source port.
         node.node_port(&service, case.ip, 20_651, 0)?;
         let mut sources = Vec::new();
         for (client, port) in
@@ -160,7 +160,7 @@ fn a_privileged_taken_or_node_ports_number_is_replaced_by_another() -> Result<()
     Ok(())
 }
 
-/// The backend holds a closed connection's port in TIME_WAIT: another flow from it would cost a reset.
+/// The backend holds a closed connection's port in TIME_WAIT: another flow from that port could be answered by a reset.
 #[test]
 fn the_port_of_a_flow_that_is_over_is_nobody_elses_while_others_are_free() -> Result<()> {
     let mut node = shared()?;

@@ -1,4 +1,4 @@
-//! The events of `shunt monitor`, field by field; and that nothing is written unless somebody wants it.
+//! The events of `shunt monitor`, field by field; without a monitor nothing is written.
 
 use std::net::SocketAddr;
 
@@ -20,7 +20,7 @@ use crate::case::Case;
 
 const NODE_PORT: u16 = 30_080;
 
-/// What an event about a packet from `src` to `dst` says at least.
+/// The required fields of an event about a packet from `src` to `dst`.
 fn event(case: Case, src: SocketAddr, dst: SocketAddr, kind: EventKind, hook: Hook) -> FlowEvent {
     FlowEvent {
         src: src.ip().into(),
@@ -36,7 +36,7 @@ fn event(case: Case, src: SocketAddr, dst: SocketAddr, kind: EventKind, hook: Ho
     }
 }
 
-/// The only event since this was last asked, told between `before` and now, without its time.
+/// The only event since the last call, reported between `before` and now, with its time cleared.
 #[track_caller]
 fn only(node: &mut Datapath, before: u64) -> FlowEvent {
     let told = node.told().expect("EVENTS is readable");
@@ -177,7 +177,7 @@ fn nothing_is_told_that_nobody_wants() -> Result<()> {
     for (monitor, count) in [
         (nobody, 0),
         (Monitor { kinds: refused, one_in: 1, ..nobody }, 0),
-        // Its lease has run out.
+        // Its lease has expired.
         (Monitor { until: soon - 60_000_000_000, kinds: refused, one_in: 1, ..nobody }, 0),
         (Monitor { until: soon, kinds: kinds::ALL & !refused, one_in: 1, ..nobody }, 0),
         (Monitor { until: soon, kinds: refused, one_in: 1, ..nobody }, 1),
@@ -189,13 +189,13 @@ fn nothing_is_told_that_nobody_wants() -> Result<()> {
     }
     node.monitor(Monitor { until: soon, kinds: refused, one_in: 4, lost: 0 })?;
     (0..400).for_each(|_| drop(node.ingress(case.link, &ask).redirected()));
-    // By the mean: 100, six times its deviation of 9 either way.
+    // 100 on average; the limits are six times the deviation of 9 either way.
     let count = node.told()?.len();
     assert!((46..154).contains(&count), "{count} of 400, one in 4");
     Ok(())
 }
 
-/// A full ring costs events, not packets, and says how many.
+/// A full ring loses events, not packets, and the losses are counted.
 #[test]
 fn what_finds_no_room_is_counted() -> Result<()> {
     let [case, _] = Case::ethernet(Transport::Udp);

@@ -1,5 +1,6 @@
-//! Flows that other parties of the node begin from its own addresses (FLOWS.md, section 1): its sockets, and pods that a CNI
-//! masquerades. What shunt does not translate passes byte for byte, and no two flows share a tuple on the wire.
+//! Flows opened from the node's own addresses by other parties of the node (FLOWS.md, section 1): its sockets, and pods
+//! masqueraded by a CNI. Packets that shunt does not translate pass byte for byte, and no two flows share a tuple on
+//! the wire.
 
 use std::net::SocketAddr;
 
@@ -34,7 +35,7 @@ fn far_node_port(case: Case, node: &mut Datapath) -> Result<SocketAddr> {
     Ok(back)
 }
 
-/// The node sends the packet, or netfilter has given a forwarded packet its source.
+/// The sender: the node itself, or a forwarded packet whose source netfilter has translated.
 #[derive(Clone, Copy, Debug)]
 enum By {
     Socket,
@@ -73,7 +74,7 @@ fn answers_to_a_node_ports_number_pass_untouched() -> Result<()> {
             untouched(case, &node, &answer.flagged(ACK));
             assert_eq!(node.counter(Counter::FlowNode), 1, "{case:?} {by:?}");
             assert_eq!(node.flows().len(), 2, "{case:?} {by:?}");
-            // Everybody else still reaches the Service, from the same server too.
+            // All other clients still reach the Service, from the same server too.
             let client = case.packet(case.at(OUTSIDE, 54), own);
             assert_eq!(case.goes_whole(&node, &client), (case.at(OUTSIDE, 54), back), "{case:?}");
         }
@@ -93,7 +94,7 @@ fn a_load_balancers_address_on_the_node_is_no_different() -> Result<()> {
             let ask = case.packet(own, server);
             By::Socket.leaves(case, &node, &ask);
             untouched(case, &node, &case.packet(server, own).flagged(SYN | ACK));
-            // The same port of another address of the node is no frontend's.
+            // The same port at another address of the node is not a frontend's.
             let other = case.packet(case.at(UPLINK, 443), server);
             By::Socket.leaves(case, &node, &other);
             assert_eq!(node.counter(Counter::FlowNode), 1, "{case:?}");
@@ -102,7 +103,7 @@ fn a_load_balancers_address_on_the_node_is_no_different() -> Result<()> {
     Ok(())
 }
 
-/// The connection was open before the number became a NodePort's.
+/// The connection was open before the port became a NodePort.
 #[test]
 fn a_segment_in_mid_stream_is_recorded() -> Result<()> {
     for case in Case::ethernet(Transport::SYN) {
@@ -113,7 +114,7 @@ fn a_segment_in_mid_stream_is_recorded() -> Result<()> {
         untouched(case, &node, &case.packet(server, own).flagged(ACK));
         let open = |entry: &CtEntry| proxy_common::tcp::name(entry.state, case.proto());
         assert!(node.flows().values().all(|entry| open(entry) == "ESTABLISHED"), "{case:?}");
-        // A reset that shunt itself sends from the NodePort begins nothing.
+        // A reset that shunt itself sends from the NodePort opens no flow.
         By::Socket.leaves(case, &node, &case.packet(own, case.at(OUTSIDE, 23)).flagged(RST | ACK));
         assert_eq!(node.flows().len(), 2, "{case:?}");
     }
@@ -134,18 +135,18 @@ fn a_closed_flow_gives_its_tuple_to_either_side() -> Result<()> {
             untouched(case, node, &answer.flagged(FIN | ACK));
         };
         open_and_close(&node);
-        // The socket uses its port again: the flow is open, not over.
+        // The socket uses its port again: the flow is open, not closed.
         By::Socket.leaves(case, &node, &case.packet(own, peer));
         untouched(case, &node, &case.packet(peer, own).flagged(SYN | ACK));
         untouched(case, &node, &case.packet(peer, own));
         open_and_close(&node);
-        // The other side becomes a client of the NodePort.
+        // The peer becomes a client of the NodePort.
         assert_eq!(case.goes_whole(&node, &case.packet(peer, own)), (peer, back), "{case:?}");
     }
     Ok(())
 }
 
-/// The node's flow is first: the masqueraded one gets another port.
+/// The node's flow is first: the masqueraded flow gets another port.
 #[test]
 fn a_translated_source_avoids_the_nodes_flows() -> Result<()> {
     for case in Case::all() {
@@ -168,7 +169,7 @@ fn a_translated_source_avoids_the_nodes_flows() -> Result<()> {
     Ok(())
 }
 
-/// The masqueraded flow is first: the node's gets another port, and its answers find back.
+/// The masqueraded flow is first: the node's flow gets another port, and its replies reach the node's socket.
 #[test]
 fn a_flow_of_the_node_avoids_translated_sources() -> Result<()> {
     for case in Case::all() {
@@ -191,7 +192,7 @@ fn a_flow_of_the_node_avoids_translated_sources() -> Result<()> {
                 let more = ask.flagged(ACK);
                 assert_eq!(by.leaves(case, &node, &more), more.from(source).bytes(), "{case:?} {by:?}");
             }
-            // And the first flow is where it was.
+            // The first flow is unchanged.
             let answer = case.packet(back, own).flagged(SYN | ACK);
             let ends = case.goes_whole(&node, &answer);
             assert_eq!(ends, (case.at(NODE, NODE_PORT), case.at(OUTSIDE, 2000)), "{case:?} {by:?}");
@@ -200,7 +201,7 @@ fn a_flow_of_the_node_avoids_translated_sources() -> Result<()> {
     Ok(())
 }
 
-/// A reply that shunt has translated may meet a second egress hook: it is the Service's, not the node's.
+/// A translated reply may pass a second egress hook: it belongs to the Service, not to the node.
 #[test]
 fn a_translated_reply_at_a_second_hook_is_no_flow_of_the_nodes() -> Result<()> {
     for case in Case::all() {
@@ -225,7 +226,7 @@ fn other_flows_of_the_node_are_not_recorded() -> Result<()> {
             (case.at(NODE, 40_000), case.at(OUTSIDE, 443)),
             // To the port of a backend, but not to its address.
             (case.at(NODE, 40_000), case.at(OUTSIDE, 8080)),
-            // A pod's, from a NodePort's number.
+            // From a pod, with a NodePort as source port.
             (case.at(POD, NODE_PORT), case.at(OUTSIDE, 443)),
         ] {
             let ask = case.packet(from, to);
@@ -240,7 +241,7 @@ fn other_flows_of_the_node_are_not_recorded() -> Result<()> {
     Ok(())
 }
 
-/// FLOWS.md: an address is given to a pod of another Service while a half-open flow still names it.
+/// FLOWS.md: an address is reassigned to a pod of another Service while a half-open flow still refers to it.
 #[test]
 fn a_repeated_syn_stays_within_its_service() -> Result<()> {
     for case in Case::ethernet(Transport::SYN) {
@@ -264,7 +265,7 @@ fn a_repeated_syn_stays_within_its_service() -> Result<()> {
     Ok(())
 }
 
-/// Every port is tried before a flow is refused, and few tries are needed before nearly all are taken.
+/// All ports are tried before a flow is rejected, and until nearly all are taken few tries are needed.
 #[test]
 fn sixty_thousand_source_ports() -> Result<()> {
     let case = Case::ethernet(Transport::Udp)[0];
@@ -272,13 +273,13 @@ fn sixty_thousand_source_ports() -> Result<()> {
     let back = far_node_port(case, &mut node)?;
     let mut sources = std::collections::HashSet::new();
     for number in 0..60_000_u32 {
-        // Two clients, and half of the ports from the node's own ephemeral range.
+        // Two clients; half of the ports are from the node's own ephemeral range.
         let client = case.at(OUTSIDE + (number / 30_000) as u16, 30_000 + (number % 30_000) as u16);
         let ask = case.packet(client, case.at(NODE, NODE_PORT));
         let out = case.through(&node, &ask.bytes());
         let (source, to) = ends(&out, case.link);
         assert_eq!(to, back);
-        // Open flows: those without an answer give way to newer ones.
+        // Open flows: flows without a reply are replaced by newer ones.
         case.through(&node, &case.packet(back, source).bytes());
         assert!(sources.insert(source), "{source} twice");
         assert_ne!(source.port(), NODE_PORT);

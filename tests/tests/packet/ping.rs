@@ -28,7 +28,7 @@ fn a_vip_answers_to_all_and_the_node() -> Result<()> {
     for case in cases() {
         let mut node = shared()?;
         node.ping(case.at(VIP, 0).ip(), true)?;
-        // A test run takes nothing shorter without an Ethernet header.
+        // A test run accepts no shorter packet without an Ethernet header.
         let least = if case.link == Link::Ethernet { 0 } else { 16 };
         for len in [least, least + 1, 56, 1400] {
             let mut ask = case.packet(case.at(OUTSIDE, 0), case.at(VIP, 0));
@@ -38,7 +38,7 @@ fn a_vip_answers_to_all_and_the_node() -> Result<()> {
             assert_eq!(node.own(case.link, &ask.bytes()).redirected(), answer(&ask), "{case:?}");
         }
         assert_eq!(node.counter(Counter::PingAnswered), 8);
-        // Only passing by, out of a device: it met the ingress hook of the device it came in by.
+        // Only forwarded, out of a device: it passed the ingress hook of the device it arrived on.
         let ask = case.packet(case.at(OUTSIDE, 0), case.at(VIP, 0)).bytes();
         assert_eq!(node.egress(case.link, &ask).passed(), ask);
     }
@@ -47,7 +47,7 @@ fn a_vip_answers_to_all_and_the_node() -> Result<()> {
 
 #[test]
 fn without_an_endpoint_it_is_unreachable() -> Result<()> {
-    // As in `refusal`: a test run cannot make room in front of a packet without an Ethernet header.
+    // As in `refusal`: a test run cannot insert bytes in front of a packet without an Ethernet header.
     for case in cases().into_iter().filter(|case| case.link == Link::Ethernet) {
         let mut node = shared()?;
         node.ping(case.at(VIP, 0).ip(), false)?;
@@ -76,7 +76,7 @@ fn other_icmp_passes() -> Result<()> {
         coded[l4 + 1] = 1;
         let mut timestamp = ask.bytes();
         timestamp[l4] = 13;
-        // ICMP's number under the other IP version is nothing (it has no meaning, and no type 8 or 128).
+        // The ICMP protocol number of the other IP version is ignored (it has no meaning, and no type 8 or 128).
         let mut crossed = ask.bytes();
         if case.ip.is_v4() {
             crossed[case.link.header() + 9] = 58;

@@ -1,4 +1,4 @@
-//! Traffic policies, and which addresses a NodePort is served at.
+//! Traffic policies, and the addresses that serve a NodePort.
 
 use anyhow::Result;
 use proxy_common::{Addr, Counter, Frontend, FrontendKind, NodeConfig, node::role};
@@ -23,7 +23,7 @@ fn external_local_keeps_the_client_and_stays_on_the_node() -> Result<()> {
         node.node_port(&service, case.ip, NODE_PORT, Frontend::LOCAL)?;
         let ask = case.packet(case.at(OUTSIDE, 2000), case.at(NODE, NODE_PORT));
         assert_eq!(case.goes_whole(&node, &ask), (ask.src, case.at(POD, 8080)), "{case:?}");
-        // A pod of this node takes the short circuit to the cluster-wide set.
+        // A pod of this node is short-circuited to the cluster-wide set.
         let ask = case.packet(case.at(POD + 7, 2000), case.at(NODE, NODE_PORT));
         assert_eq!(case.goes_whole(&node, &ask), (ask.src, case.at(FAR_POD, 8080)), "{case:?}");
     }
@@ -40,7 +40,7 @@ fn local_without_a_local_endpoint_drops_and_counts() -> Result<()> {
         node.frontend(&service, case.at(VIP, 80), FrontendKind::ClusterIp, Frontend::LOCAL)?;
         for (client, front) in [
             (case.at(OUTSIDE, 2000), case.at(NODE, NODE_PORT)),
-            // Internal policy has no short circuit.
+            // The internal policy has no short circuit.
             (case.at(POD, 2000), case.at(VIP, 80)),
             (case.at(OUTSIDE, 2000), case.at(VIP, 80)),
         ] {
@@ -49,7 +49,7 @@ fn local_without_a_local_endpoint_drops_and_counts() -> Result<()> {
         assert_eq!(node.counter(Counter::NoLocalEndpoints), 3, "{case:?}");
         assert_eq!(node.services.get(&service.id, 0)?.dropped, 3);
         assert!(node.flows().is_empty());
-        // What the node itself sends there and the socket hooks let go.
+        // Packets from the node itself that the socket hooks did not translate.
         node.own(case.link, &case.packet(case.at(NODE, 2000), case.at(VIP, 80)).bytes()).dropped();
     }
     Ok(())
@@ -64,7 +64,7 @@ fn who_is_a_pod_may_be_told_by_its_device() -> Result<()> {
         let far = node.backend(case.at(FAR_POD, 8080), case.proto(), false)?;
         let service = node.service(case.proto(), &[far], &[near])?;
         node.node_port(&service, case.ip, NODE_PORT, Frontend::LOCAL)?;
-        // Addresses say the opposite of devices here, and do not count.
+        // Here addresses contradict devices, and do not count.
         for (client, device, backend) in [(OUTSIDE, node.pod, FAR_POD), (POD + 9, node.uplink, POD)] {
             let ask = case.packet(case.at(client, 2000), case.at(NODE, NODE_PORT));
             let way = Way { device, came_in: device, complete: true };
@@ -92,7 +92,7 @@ fn a_node_port_is_served_at_the_nodes_addresses_only() -> Result<()> {
             let ask = case.packet(case.at(OUTSIDE, 2000), front).bytes();
             assert_eq!(case.through(&node, &ask), ask, "{case:?}");
         }
-        // The other protocol with the same number is another port.
+        // The same port number of the other protocol is another port.
         let twin = if case.is_tcp() { Transport::Udp } else { Transport::SYN };
         let twin = Case { transport: twin, ..case };
         let ask = twin.packet(twin.at(OUTSIDE, 2000), twin.at(NODE, NODE_PORT)).bytes();

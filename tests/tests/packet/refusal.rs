@@ -1,4 +1,4 @@
-//! Refused: a Service without an endpoint, and TCP in mid-stream that belongs to no known flow.
+//! Rejections: a Service without endpoints, and TCP packets in mid-stream that belong to no known flow.
 
 use anyhow::Result;
 use proxy_common::Counter;
@@ -11,14 +11,14 @@ use tests::packet::{
 
 use crate::case::Case;
 
-/// What the packet must be answered with.
+/// The expected response to the packet.
 fn refusal(packet: &Packet) -> Vec<u8> {
     if packet.is_tcp() { packet.reset() } else { packet.unreachable() }
 }
 
-/// Kinds that a test run can refuse: without an Ethernet header the kernel believes there is one (see
-/// [`tests::packet::world::addr`]) and makes room for the ICMP message behind it. The network suite has real devices
-/// without headers.
+/// Kinds that a test run can reject: without an Ethernet header the kernel assumes there is one (see
+/// [`tests::packet::world::addr`]) and inserts the ICMP message after it. The network suite has real devices without
+/// link-layer headers.
 fn cases() -> impl Iterator<Item = Case> {
     Case::all().into_iter().filter(|case| case.link == Link::Ethernet || case.is_tcp())
 }
@@ -38,7 +38,7 @@ fn a_service_without_endpoint_refuses_at_once() -> Result<()> {
             let answer = node.ingress(case.link, &ask.bytes()).redirected();
             assert_eq!(answer, refusal(&ask), "{case:?}");
             for len in [0, 1, 5, 8, 1400] {
-                // TCP: a SYN may carry data (TFO), and it counts.
+                // TCP: a SYN may carry data (TFO), which the acknowledgement includes.
                 ask.payload = (0..len).map(|n| n as u8).collect();
                 let answer = node.ingress(case.link, &ask.bytes()).redirected();
                 assert_eq!(answer, refusal(&ask), "{case:?} with {len} bytes");
@@ -57,7 +57,7 @@ fn the_node_itself_is_refused_too() -> Result<()> {
         without_endpoint(case, &mut node)?;
         let ask = case.packet(case.at(NODE, 2000), case.at(VIP, 80));
         assert_eq!(node.own(case.link, &ask.bytes()).redirected(), refusal(&ask), "{case:?}");
-        // Somebody else's packet that leaves is none of the node's.
+        // A foreign packet that leaves is not the node's own.
         assert_eq!(node.egress(case.link, &ask.bytes()).passed(), ask.bytes(), "{case:?}");
     }
     Ok(())
@@ -80,12 +80,12 @@ fn tcp_in_mid_stream_without_a_flow_ends_fast() -> Result<()> {
             let answer = node.ingress(case.link, &ask.bytes()).redirected();
             assert_eq!(answer, ask.reset(), "{case:?} with flags {flags:#x}");
         }
-        // A reset is answered by nothing (RFC 9293).
+        // A reset gets no response (RFC 9293).
         let ask = case.packet(case.at(OUTSIDE, 2000), case.at(VIP, 80)).flagged(RST);
         node.ingress(case.link, &ask.bytes()).dropped();
         assert_eq!(node.counter(Counter::NoFlow), 9);
         assert!(node.flows().is_empty());
-        // To the backend's own address it is the backend's business.
+        // At the backend's own address the backend decides.
         let ask = case.packet(case.at(OUTSIDE, 2000), case.at(POD, 8080)).flagged(ACK).bytes();
         assert_eq!(case.through(&node, &ask), ask, "{case:?}");
     }

@@ -1,5 +1,5 @@
-//! SCTP: only addresses change, because its checksum covers the ports and a program cannot compute it anew. A flow that
-//! would need another port is dropped. All of it raw bytes: no socket of that kind is ever opened.
+//! SCTP: only addresses change, because its checksum covers the ports and a program cannot recompute it. A flow that
+//! would need another port is dropped. All packets are raw bytes: no SCTP socket is opened.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -15,12 +15,12 @@ use tests::packet::{
 
 pub const SCTP: u8 = 132;
 
-/// A packet whose checksum, a CRC32c over all of SCTP, must arrive as it was sent.
+/// A packet whose checksum, a CRC32c over all of SCTP, must arrive unchanged.
 pub fn packet(link: Link, ip: Ip, src: SocketAddr, dst: SocketAddr) -> Vec<u8> {
     let mut body = Vec::new();
     body.extend(src.port().to_be_bytes());
     body.extend(dst.port().to_be_bytes());
-    // Verification tag, checksum; an INIT chunk's head.
+    // Verification tag, checksum; the header of an INIT chunk.
     body.extend([0, 0, 0, 0, 0xc5, 0x2c, 0x32, 0xc0, 1, 0, 0, 20]);
     body.extend([0x5a; 16]);
     let mut bytes = match link {
@@ -74,7 +74,7 @@ fn kinds() -> impl Iterator<Item = (Link, Ip)> {
 #[track_caller]
 fn hook(node: &Datapath, hook: Hook, link: Link, bytes: &[u8]) -> Vec<u8> {
     let came_in = if hook == Hook::Ingress { node.uplink } else { node.pod };
-    // What a device summed up over all of it has to stay right, though SCTP has no use for it.
+    // The device's checksum over the packet has to stay correct, although SCTP does not use it.
     let way = Way { device: node.uplink, came_in, complete: link == Link::Ethernet };
     node.run(hook, link, bytes, way).passed()
 }
@@ -121,7 +121,7 @@ fn a_translated_source_keeps_its_port_or_there_is_no_flow() -> Result<()> {
         assert_eq!(through(&node, link, &ask), packet(link, ip, source, back), "{link:?} {ip:?}");
         let answer = packet(link, ip, back, source);
         assert_eq!(through(&node, link, &answer), packet(link, ip, front, client), "{link:?} {ip:?}");
-        // Another client with that port has no other to go out with.
+        // Another client with that port has no other port to use.
         let inside = hook(&node, Hook::Ingress, link, &packet(link, ip, at(ip, OUTSIDE + 1, 50_000), front));
         node.egress(link, &inside).dropped();
         assert_eq!(node.counter(Counter::SctpPort), 1, "{link:?} {ip:?}");
@@ -135,11 +135,11 @@ fn a_flow_that_needs_another_port_is_dropped() -> Result<()> {
         let mut node = shared()?;
         let backend = node.backend(at(ip, POD, 3868), SCTP, true)?;
         let service = node.service(SCTP, &[backend], &[])?;
-        // The frontend's port is not the backend's.
+        // The frontend's port differs from the backend's.
         node.cluster_ip(&service, at(ip, VIP, 80))?;
         node.ingress(link, &packet(link, ip, at(ip, POD + 1, 50_000), at(ip, VIP, 80))).dropped();
         assert_eq!(node.counter(Counter::SctpPort), 1);
-        // The middle tuple is another flow's.
+        // The middle tuple belongs to another flow.
         node.cluster_ip(&service, at(ip, VIP, 3868))?;
         let (client, back) = (at(ip, POD + 1, 50_000), at(ip, POD, 3868));
         let direct = packet(link, ip, client, back);
@@ -147,7 +147,7 @@ fn a_flow_that_needs_another_port_is_dropped() -> Result<()> {
         node.ingress(link, &packet(link, ip, client, at(ip, VIP, 3868))).dropped();
         assert_eq!(node.counter(Counter::SctpPort), 2, "{link:?} {ip:?}");
         assert_eq!(through(&node, link, &direct), direct, "the direct flow goes on");
-        // The backend asks itself from its own port.
+        // The backend connects to itself from its own port.
         node.ingress(link, &packet(link, ip, back, at(ip, VIP, 3868))).dropped();
         assert_eq!(node.counter(Counter::SctpPort), 3, "{link:?} {ip:?}");
     }
@@ -166,7 +166,7 @@ fn refused_with_port_unreachable() -> Result<()> {
         let error = Error::about(&ask, link, ip, ip.header(), 12).between_hosts(front.ip(), client.ip());
         let want = Error { ip: if ip.is_v4() { Ip::V4 } else { ip }, ..error }.bytes();
         for got in [node.ingress(link, &ask).redirected(), node.own(link, &ask).redirected()] {
-            // The way it came, from the frontend to the client, and the whole message as it should be.
+            // The reverse path, from the frontend to the client, and the complete expected message.
             assert_eq!((&got[..6], &got[6..12]), (&ask[6..12], &ask[..6]));
             let header = 14 + if ip.is_v4() { 20 } else { 40 };
             assert_eq!(got[header..], want[header..], "{ip:?}");

@@ -1,5 +1,5 @@
-//! How many flows a node has towards one backend whose source it translates: 60,000 TCP connections without a loss, each
-//! with a source of its own; then the next is refused and counted, until one of them is over.
+//! The number of flows from a node to one backend with source translation: 60,000 TCP connections without a loss, each
+//! with a source of its own. After that new flows are rejected and counted, until others are closed.
 
 use std::collections::BTreeSet;
 
@@ -15,18 +15,18 @@ use crate::case::Case;
 
 const NODE_PORT: u16 = 30_080;
 const FLOWS: usize = 60_000;
-/// More than there are port numbers to give away: 64,512.
+/// More than the number of available ports: 64,512.
 const TOO_MANY: usize = 65_000;
 /// Ports of each client.
 const PORTS: usize = 4100;
-/// With room for four halves of each flow, and for the shares that half-open flows and others have.
+/// Room for four halves of each flow, and for the shares of half-open and other flows.
 const CONNTRACK: u32 = 1 << 20;
 
 fn client(case: Case, nth: usize) -> std::net::SocketAddr {
     case.at(OUTSIDE + (nth / PORTS) as u16, 5000 + (nth % PORTS) as u16)
 }
 
-/// A whole handshake of the `nth` client; the source it has on the wire, or none where it was refused.
+/// A complete handshake of the `nth` client; returns its source on the wire, or none if it was rejected.
 fn connect(node: &Datapath, case: Case, nth: usize) -> Option<std::net::SocketAddr> {
     const ISN: u32 = 0x1000_0000;
     let segment = |src, dst, flags, seq, ack| {
@@ -83,7 +83,7 @@ fn sixty_thousand_connections_to_one_backend() -> Result<()> {
         assert!(sources.iter().all(|source| source.ip() == case.at(UPLINK, 0).ip()), "{case:?}");
         assert!(!sources.contains(&case.at(UPLINK, NODE_PORT)), "{case:?}: a source is a NodePort");
 
-        // An eighth of them ends, and the next ones are served: a bounded search need not find the only port that is free.
+        // An eighth of them is closed, and the next ones are served: a bounded search need not find a single free port.
         assert_eq!(case.link, Link::Ethernet);
         for nth in (0..FLOWS).step_by(8) {
             let over = case.packet(client(case, nth), case.at(NODE, NODE_PORT)).flagged(RST);

@@ -1,4 +1,5 @@
-//! Which clients a load balancer's address serves (SERVICE-SEMANTICS 2.9), and which a NodePort (`--nodeport-source-ranges`).
+//! Source ranges: clients allowed at a load balancer address (SERVICE-SEMANTICS 2.9) and at a NodePort
+//! (`--nodeport-source-ranges`).
 
 use anyhow::Result;
 use proxy_common::{Counter, Frontend, FrontendKind};
@@ -14,13 +15,13 @@ use crate::case::Case;
 
 const NODE_PORT: u16 = 30_080;
 
-/// A load balancer's address that lets in these hosts' neighbours: as many bits of each host number.
+/// A load balancer address that allows the ranges around these hosts, with this many bits of each host number.
 fn ranged(node: &mut Datapath, case: Case, hosts: &[(u16, u32)]) -> Result<Service> {
     let near = node.backend(case.at(POD, 8080), case.proto(), true)?;
     let service = node.service(case.proto(), &[near], &[near])?;
     node.frontend(&service, case.at(VIP, 80), FrontendKind::LoadBalancerIp, Frontend::EXTERNAL)?;
     node.let_in(&service, &ranges(case.ip, hosts))?;
-    // Reached by others: neither has the flag.
+    // Frontends of other kinds: neither has the flag.
     node.node_port(&service, case.ip, NODE_PORT, 0)?;
     node.cluster_ip(&service, case.at(VIP + 1, 80))?;
     Ok(service)
@@ -35,7 +36,7 @@ fn ranges(ip: Ip, hosts: &[(u16, u32)]) -> Vec<(std::net::IpAddr, u32)> {
 fn only_who_is_in_a_range_begins_a_flow() -> Result<()> {
     for case in Case::all() {
         let mut node = shared()?;
-        // OUTSIDE alone, and the sixteen addresses of a part of the pods.
+        // Only OUTSIDE, and sixteen addresses of the pods.
         ranged(&mut node, case, &[(OUTSIDE, 16), (FAR_POD & 0xfff0, 12)])?;
         for client in [OUTSIDE, FAR_POD, FAR_POD | 0x000f] {
             let ask = case.packet(case.at(client, 2000), case.at(VIP, 80));
@@ -45,7 +46,7 @@ fn only_who_is_in_a_range_begins_a_flow() -> Result<()> {
         for client in outsiders {
             let ask = case.packet(case.at(client, 2000), case.at(VIP, 80));
             case.ingress(&node, &ask.bytes()).dropped();
-            // In mid-stream, too: no reset tells it anything.
+            // In mid-stream too: no reset is sent.
             case.ingress(&node, &ask.flagged(ACK).bytes()).dropped();
             for front in [case.at(NODE, NODE_PORT), case.at(VIP + 1, 80)] {
                 let ask = case.packet(case.at(client, 2001), front);
@@ -73,10 +74,11 @@ fn an_open_flow_outlives_its_range() -> Result<()> {
     Ok(())
 }
 
-/// Who is kept out is told nothing, and who is let in is told that there is nobody.
+/// Checked first, so a rejected client cannot probe for endpoints; an allowed client gets the rejection for a missing
+/// endpoint.
 #[test]
 fn ranges_come_before_the_refusal() -> Result<()> {
-    // A refusal is another packet, about which a device's checksum says nothing.
+    // A rejection is a new packet, which a device's checksum does not cover.
     for case in Case::ethernet(Transport::SYN).into_iter().chain(Case::ethernet(Transport::Udp)) {
         let mut node = shared()?;
         let service = node.service(case.proto(), &[], &[])?;
@@ -91,7 +93,7 @@ fn ranges_come_before_the_refusal() -> Result<()> {
     Ok(())
 }
 
-/// What the node itself sends there and the socket hooks let go.
+/// Packets from the node itself that the socket hooks did not translate.
 #[test]
 fn the_nodes_own_packets() -> Result<()> {
     for case in Case::all() {
@@ -106,7 +108,7 @@ fn the_nodes_own_packets() -> Result<()> {
     Ok(())
 }
 
-/// The ranges of NodePorts and those of load balancer addresses of one Service do not mix.
+/// The ranges of NodePorts and of load balancer addresses of one Service are independent.
 #[test]
 fn node_ports_have_ranges_of_their_own() -> Result<()> {
     for case in Case::all() {
@@ -130,7 +132,7 @@ fn node_ports_have_ranges_of_their_own() -> Result<()> {
     Ok(())
 }
 
-/// The XDP lane leaves a client that is not in the ranges to tc, which drops its packet.
+/// The XDP program passes packets of a client outside the ranges to tc, which drops them.
 #[test]
 fn node_ports_have_ranges_in_the_xdp_lane() -> Result<()> {
     let plain = |case: &Case| case.link == Link::Ethernet && case.ip != Ip::V4Options;

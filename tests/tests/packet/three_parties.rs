@@ -1,6 +1,7 @@
-//! The node's sockets, netfilter's masquerade and shunt choose ports of one address, in any order, for few ports and few
-//! remotes, so that they meet: no two live flows share a tuple on the wire, and each answer reaches its owner, byte for
-//! byte but for what its owner's translation changes. The parties are [`tests::packet::parties`]; shunt is the object.
+//! The node's sockets, netfilter's masquerade and shunt choose ports of one address in any order. There are few ports
+//! and few remotes, so their choices collide. No two live flows share a tuple on the wire, and each reply reaches its
+//! owner, byte for byte except for the changes of its owner's translation. The parties are [`tests::packet::parties`];
+//! shunt is the real object.
 
 use std::net::SocketAddr;
 
@@ -18,27 +19,27 @@ use tests::packet::{
 const NODE_PORTS: [u16; 2] = [30_080, 30_082];
 const BACKENDS: [u16; 2] = [FAR_POD, FAR_POD + 5];
 const TARGET: u16 = 8080;
-/// Who is nobody's backend.
+/// Servers that are not backends.
 const STRANGERS: [u16; 2] = [OUTSIDE, OUTSIDE + 1];
-/// What everybody has in mind.
+/// Ports that all parties choose from.
 const PORTS: [u16; 6] = [30_080, 30_082, 2000, 2001, 45_000, 61_000];
 const CLIENTS: [u16; 3] = [OUTSIDE + 2, OUTSIDE + 3, OUTSIDE + 4];
 const PODS: [u16; 2] = [POD + 3, POD + 4];
 
-/// What happens next; the numbers choose among the constants.
+/// The next step; the numbers index the constants.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// A process of the node asks a remote from a port of its own.
+    /// A process of the node sends a request to a remote from a port of its own.
     Socket { port: usize, remote: usize, is_tcp: bool },
-    /// A pod asks a remote, and netfilter gives it a port of the node's.
+    /// A pod sends a request to a remote, and netfilter gives it a port of the node.
     Masquerade { pod: usize, own: usize, port: usize, remote: usize, is_tcp: bool },
-    /// A client outside asks a NodePort.
+    /// An outside client sends a request to a NodePort.
     Client { client: usize, own: usize, node_port: usize, is_tcp: bool },
-    /// The remote of some flow answers.
+    /// The remote of a flow replies.
     Answer(usize),
-    /// The owner of some flow sends more.
+    /// The owner of a flow sends another packet.
     More(usize),
-    /// The owner of some flow ends it (TCP alone).
+    /// The owner of a flow closes it (TCP only).
     Over(usize),
 }
 
@@ -76,7 +77,8 @@ impl World<'_> {
         Packet::new(Link::Ethernet, self.ip, src, dst, transport(proto, flags))
     }
 
-    /// A packet at a hook of the uplink, or of the pods' device: it must pass, with nothing but its ends changed.
+    /// A packet at a hook of the uplink or of the pods' device: it must pass with only its source and destination
+    /// changed.
     fn hook(&self, hook: Hook, way: (u32, u32), packet: &Packet) -> Result<Packet, TestCaseError> {
         let way = Way { device: way.0, came_in: way.1, complete: false };
         let out = self.node.run(hook, Link::Ethernet, &packet.bytes(), way);
@@ -94,7 +96,7 @@ impl World<'_> {
         }
     }
 
-    /// Out by the uplink, from the host's stack; what is on the wire.
+    /// A packet leaves the host's stack through the uplink; returns the packet on the wire.
     fn leave(&self, party: Party, packet: &Packet) -> Result<Packet, TestCaseError> {
         let came_in = match party {
             Party::Socket => 0,
@@ -104,7 +106,7 @@ impl World<'_> {
         self.hook(Hook::Egress, (self.node.uplink, came_in), packet)
     }
 
-    /// In by the device of the owner; what the host's stack sees, netfilter's translation done.
+    /// A packet arrives on the owner's device; returns the packet in the host's stack, after netfilter's translation.
     fn enter(&self, flow: &Flow, flags: u8) -> Result<Packet, TestCaseError> {
         let packet = self.packet(flow.own, flow.proto, flags);
         match flow.party {
@@ -175,17 +177,17 @@ impl World<'_> {
         Ok(())
     }
 
-    /// What the remote sends reaches the owner of the flow.
+    /// A packet from the remote reaches the owner of the flow.
     fn answer(&self, flow: &Flow) -> Result<(), TestCaseError> {
         let (src, dst, proto) = flow.answer();
         let packet = self.packet((src, dst), proto, SYN | ACK);
         let inside = self.hook(Hook::Ingress, (self.node.uplink, self.node.uplink), &packet)?;
         let want = (flow.inside.1, flow.inside.0);
         prop_assert_eq!((inside.src, inside.dst), want, "the answer to {:?} inside the node", flow);
-        // The host's stack hands it to the owner.
+        // The host's stack delivers it to the owner.
         let (device, handed) = match flow.party {
             Party::Socket => return Ok(()),
-            // Netfilter knows the pod by what it saw of it.
+            // Netfilter addresses the pod as it saw it.
             Party::Masquerade => (self.node.pod, inside.to(self.stand_in(flow)?)),
             Party::Service => (self.node.uplink, inside),
         };
@@ -194,13 +196,14 @@ impl World<'_> {
         Ok(())
     }
 
-    /// A masqueraded pod as netfilter saw it, behind the ingress hook of the pod's device: with its own port, or another.
+    /// A masqueraded pod as netfilter saw it, after the ingress hook of the pod's device: with its own port or a
+    /// substitute.
     fn stand_in(&self, flow: &Flow) -> Result<SocketAddr, TestCaseError> {
         let packet = self.packet(flow.own, flow.proto, ACK);
         Ok(self.hook(Hook::Ingress, (self.node.pod, self.node.pod), &packet)?.src)
     }
 
-    /// What the owner sends leaves as the flow's first packet did.
+    /// Further packets of the owner leave like the flow's first packet.
     fn more(&self, flow: &Flow, flags: u8) -> Result<(), TestCaseError> {
         let packet = self.enter(flow, flags)?;
         prop_assert_eq!((packet.src, packet.dst), flow.inside, "{:?} inside the node", flow);
@@ -233,7 +236,7 @@ fn parties_meet(ip: Ip, cases: u32) {
         for step in steps {
             world.step(step)?;
         }
-        // In the end every answer of all that live still reaches its owner.
+        // At the end all replies of live flows still reach their owners.
         for nth in 0..world.parties.len() {
             let (_, flow) = world.parties.pick(nth).expect("in range");
             world.answer(flow)?;

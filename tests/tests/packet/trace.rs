@@ -1,9 +1,10 @@
-//! The trace of decisions (`--trace`) is code that the verifier otherwise never sees: with it, too, every program loads.
+//! The verifier never sees the code for the trace of decisions (`--trace`) otherwise: with it, every program still
+//! loads.
 
 use anyhow::Result;
 use tests::packet::Datapath;
 
-/// Of the million instructions that the verifier walks at most.
+/// Limit here; the verifier's limit is a million instructions.
 const MOST: u32 = 500_000;
 
 #[test]

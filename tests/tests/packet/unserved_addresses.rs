@@ -1,5 +1,4 @@
-//! Addresses of the cluster at which nobody serves: other ports of a ClusterIP, and addresses of a ServiceCIDR that no
-//! Service has.
+//! Cluster addresses without a Service: other ports of a ClusterIP, and unassigned addresses of a ServiceCIDR.
 
 use anyhow::Result;
 use proxy_common::Counter;
@@ -12,10 +11,10 @@ use tests::packet::{
 
 use crate::case::Case;
 
-/// An address of the ServiceCIDR that no Service has.
+/// An unassigned address of the ServiceCIDR.
 const FREE: u16 = VIP + 1;
 
-/// Kinds that a test run can refuse (see `refusal.rs`).
+/// Kinds that a test run can reject (see `refusal.rs`).
 fn cases() -> impl Iterator<Item = Case> {
     Case::all().into_iter().filter(|case| case.link == Link::Ethernet || case.is_tcp())
 }
@@ -79,7 +78,7 @@ fn other_protocols_to_a_cluster_ip_are_refused() -> Result<()> {
             let mut bytes = case.packet(case.at(OUTSIDE, 2000), case.at(to, 80)).bytes();
             if case.ip.is_v4() {
                 bytes[14 + 9] = GRE;
-                // Incrementally (RFC 1624): the other protocol is 30 more.
+                // Incrementally (RFC 1624): the other protocol number is larger by 30.
                 let sum = u32::from(!u16::from_be_bytes([bytes[24], bytes[25]])) + u32::from(GRE - 17);
                 let folded = (sum & 0xffff) as u16 + (sum >> 16) as u16;
                 bytes[24..26].copy_from_slice(&(!folded).to_be_bytes());
@@ -109,7 +108,7 @@ fn a_load_balancers_address_refuses_nothing() -> Result<()> {
     for case in cases() {
         let mut node = shared()?;
         served(case, &mut node)?;
-        // As a load balancer's address has it: the ping entry alone. The port array's bit is there by chance.
+        // As for a load balancer address: only the ping entry. The port's bit in the array is set by coincidence.
         node.ping(case.at(VIP, 80).ip(), true)?;
         let ask = case.packet(case.at(OUTSIDE, 2000), case.at(VIP, 81)).bytes();
         assert_eq!(node.ingress(case.link, &ask).passed(), ask, "{case:?}");
@@ -125,12 +124,12 @@ fn what_leaves_for_nobodys_address_is_dropped() -> Result<()> {
         let mut node = shared()?;
         served(case, &mut node)?;
         let ask = case.packet(case.at(OUTSIDE, 2000), case.at(FREE, 80)).bytes();
-        // Another proxy on this node may know it.
+        // Another proxy on this node may serve it.
         assert_eq!(node.ingress(case.link, &ask).passed(), ask, "{case:?}");
         assert!(node.egress(case.link, &ask).is_dropped(), "{case:?}");
         assert!(node.own(case.link, &ask).is_dropped(), "{case:?}");
         assert_eq!(node.counter(Counter::Unallocated), 2);
-        // A Service's own address leaves when something else on this node or the next one is to serve it.
+        // A packet to a Service's own address leaves if another component on this node or the next one is to serve it.
         let known = case.packet(case.at(OUTSIDE, 2000), case.at(VIP, 80)).bytes();
         assert_eq!(node.egress(case.link, &known).passed(), known, "{case:?}");
         // Outside the range.

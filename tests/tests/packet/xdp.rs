@@ -1,5 +1,5 @@
-//! The XDP lane, frame by frame: what it translates for a backend of this node, what it sends on and back, and what it
-//! leaves to tc as it came.
+//! The XDP program, frame by frame: frames translated for a backend of this node, frames forwarded and their replies,
+//! and frames passed unchanged to tc.
 
 use std::{net::SocketAddr, os::fd::AsFd as _};
 
@@ -16,7 +16,7 @@ use tests::packet::{
 use crate::case::Case;
 
 const NODE_PORT: u16 = 30_080;
-/// Whose transport checksums are not partial: see `partial_looking`.
+/// Its transport checksums do not look partial: see `partial_looking`.
 const CLIENT: u16 = 2000;
 
 fn cases() -> Vec<Case> {
@@ -39,7 +39,7 @@ fn node_port(node: &mut Datapath, case: Case, backend: u16, local: bool, flags: 
     Ok(case.at(NODE, NODE_PORT))
 }
 
-/// The frame as the lane sends it on: from the uplink to its neighbour, one hop less.
+/// The frame as the XDP program forwards it: from the uplink to its neighbour, hop limit decremented.
 fn sent(packet: &Packet) -> Vec<u8> {
     Packet { macs: [MACS[1], MACS[0]], ttl: packet.ttl - 1, ..packet.clone() }.bytes()
 }
@@ -65,7 +65,7 @@ fn to_a_backend_of_this_node_the_destination_is_rewritten_and_the_packet_marked(
         }
         assert_eq!(node.counter(Counter::XdpLocal), 3, "{case:?}");
         assert_eq!(node.counter(Counter::FlowNew), 1, "{case:?}");
-        // What goes back leaves through the stack and tc.
+        // Replies leave through the stack and tc.
         let answer = case.packet(back, client).flagged(SYN | ACK);
         assert_eq!(case.egress(&node, &answer.bytes()).passed(), answer.from(front).bytes(), "{case:?}");
         assert!(node.flows().values().all(|entry| entry.has(CtEntry::XDP)), "{case:?}");
@@ -100,7 +100,7 @@ fn to_a_backend_elsewhere_and_back_both_ends_are_rewritten_and_the_frame_sent() 
         assert!(flows.values().all(|entry| entry.has(CtEntry::XDP)), "{case:?}");
         assert_eq!(node.counter(Counter::XdpForwarded), 6, "{case:?}");
         assert_eq!(node.counter(Counter::FlowMasqueraded), 1, "{case:?}");
-        // The same entries make a packet go on that comes by tc.
+        // A packet that arrives at tc is forwarded by the same entries.
         let more = ask.flagged(ACK);
         assert_eq!(case.through(&node, &more.bytes()), more.from(source).to(back).bytes(), "{case:?}");
         let more = answer.flagged(ACK);
@@ -128,7 +128,7 @@ fn load_balancer_and_external_addresses_are_in_the_lane_and_cluster_ips_are_not(
     Ok(())
 }
 
-/// Refused and dropped is at tc, which counts it, and a turn is not taken twice.
+/// Rejections and drops happen at tc, which counts them, and the round robin advances only once.
 #[test]
 fn what_is_refused_or_dropped_is_tcs() -> Result<()> {
     for case in Case::ethernet(Transport::SYN) {
@@ -172,7 +172,7 @@ fn whatever_is_unsure_goes_on_to_tc_and_the_flow_stays_there() -> Result<()> {
     for case in Case::ethernet(Transport::SYN) {
         for host in [UNKNOWN, UPLINK] {
             let mut node = wired()?;
-            // A neighbour to be asked for first; a backend among the node's own processes.
+            // A neighbour that has to be resolved first; a backend among the node's own processes.
             let front = node_port(&mut node, case, host, host == UPLINK, 0)?;
             let ask = case.packet(case.at(OUTSIDE, CLIENT), front);
             passes_untouched(&node, "not for the lane", &ask.bytes());
@@ -227,7 +227,7 @@ fn frames_that_are_not_plain_pass_as_they_came() -> Result<()> {
     Ok(())
 }
 
-/// As a sender leaves it whose device is to complete the checksum: the pseudo-header's sum, not inverted.
+/// As left by a sender whose device completes the checksum: the pseudo-header's sum, not inverted.
 fn partial(packet: &Packet) -> Vec<u8> {
     let mut bytes = packet.bytes();
     let l4 = 14 + if packet.ip.is_v4() { 20 } else { 40 };
@@ -308,7 +308,7 @@ fn checksums_changed_in_place_are_those_of_a_packet_built_from_scratch() -> Resu
     Ok(())
 }
 
-/// The program at tc of a device in the lane hands on to the ingress program what carries no mark.
+/// The tc program of a device with the XDP program passes packets without a mark to the ingress program.
 #[test]
 fn what_carries_no_mark_meets_the_ingress_program() -> Result<()> {
     for case in cases() {

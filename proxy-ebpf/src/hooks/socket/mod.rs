@@ -104,10 +104,10 @@ fn source_allowed(frontend: &Frontend, dest: &Destination, mut source: Addr) -> 
     source_ranges::allow(frontend, &source)
 }
 
-/// A socket that the frontend's source ranges do not accept is left alone: the packet hooks drop its packets. Packets of the
-/// node to its own NodePort meet none of them, so there the system call fails.
+/// For a socket outside the frontend's source ranges: leaves it untranslated, so that the packet hooks drop its packets. Packets
+/// of the node to its own NodePort pass no packet hook, so there the call fails with ECONNREFUSED.
 #[inline(always)]
-fn not_allowed(frontend: &Frontend, dest: &Destination) -> i32 {
+fn outside_source_ranges(frontend: &Frontend, dest: &Destination) -> i32 {
     if frontend.kind != FrontendKind::NodePort as u32 || dest.netns != globals::host_netns() {
         return ALLOW;
     }
@@ -126,7 +126,7 @@ pub fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
         return without_frontend(&dest, Proto::TCP);
     };
     if frontend.has(Frontend::SOURCE_RANGES) && !source_allowed(frontend, &dest, F::bound(fields(ctx))) {
-        return if dest.proto == Proto::UDP { ALLOW } else { not_allowed(frontend, &dest) };
+        return if dest.proto == Proto::UDP { ALLOW } else { outside_source_ranges(frontend, &dest) };
     }
     match select(&dest, frontend) {
         Ok(peer) => translate::<F>(ctx, &dest, &peer),
@@ -148,7 +148,7 @@ pub fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
         }
         return without_frontend(&dest, Proto::UDP);
     };
-    if frontend::may_be_a_nodes(frontend) && is_answer::<F>(ctx, &dest) {
+    if frontend::may_be_node_address(frontend) && is_answer::<F>(ctx, &dest) {
         return ALLOW;
     }
     // A socket keeps its backend per frontend: a resolver expects answers from one server.
@@ -164,7 +164,7 @@ pub fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
         }
     }
     if frontend.has(Frontend::SOURCE_RANGES) && !source_allowed(frontend, &dest, F::source(fields(ctx))) {
-        return not_allowed(frontend, &dest);
+        return outside_source_ranges(frontend, &dest);
     }
     match select(&dest, frontend) {
         Ok(peer) => {

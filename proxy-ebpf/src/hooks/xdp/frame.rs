@@ -176,7 +176,7 @@ pub fn rewrite<F: Family>(ctx: &XdpContext, old: &CtKey, to: &Endpoints, forward
 /// Translates a packet for the host's stack and marks it in its metadata. Without room for metadata the packet stays
 /// unchanged.
 #[inline(always)]
-pub fn rewrite_and_mark<F: Family>(ctx: &XdpContext, old: &CtKey, to: &Endpoints) -> Option<()> {
+pub fn rewrite_and_tag<F: Family>(ctx: &XdpContext, old: &CtKey, to: &Endpoints) -> Option<()> {
     if !metadata::push(ctx, metadata::TRANSLATED) {
         return None;
     }

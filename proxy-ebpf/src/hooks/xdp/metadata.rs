@@ -54,6 +54,6 @@ pub fn pop(ctx: &XdpContext) {
 
 /// Marks a packet that generic XDP passes unchanged, so that `ingress_xdp` can detect a lost header.
 #[inline(always)]
-pub fn mark_untouched(ctx: &XdpContext) {
+pub fn tag_untouched(ctx: &XdpContext) {
     push(ctx, UNTOUCHED);
 }

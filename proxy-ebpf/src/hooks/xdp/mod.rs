@@ -1,10 +1,11 @@
 //! The XDP hook of an uplink: traffic of NodePorts, load balancer addresses and externalIPs, before there is an skb. Runs the
 //! stages of tc ingress and tc egress at one hook, over the same entries in CONNTRACK.
 //!
-//! To a backend on this node the destination is rewritten, and the packet continues with a mark in its metadata that
+//! To a backend on this node the destination is rewritten, and the packet continues with a tag in its metadata that
 //! `ingress_xdp` recognises. To a backend elsewhere, and back to the client, both ends are rewritten and the frame leaves by the
-//! device that the routing table names. A flow is either XDP's or tc's for its whole life (`CtEntry::XDP`): the host's stack
-//! sees all of it or nothing. In any doubt a packet continues to tc unchanged, where the same entries translate it.
+//! device that the routing table names. XDP serves a flow for its whole life or never (`CtEntry::XDP`): the host's stack sees
+//! the translated packets of a local backend, and none of a remote one. A packet that XDP cannot handle goes to tc unchanged,
+//! where the same entries translate it.
 
 mod fib;
 pub mod frame;
@@ -32,14 +33,14 @@ use crate::{
     packet::{access::ptr_at, parse::Packet},
 };
 
-/// The XDP hook of an uplink in generic mode, and in the driver of a veth. Packets that pass are marked, and those that go
+/// The XDP hook of an uplink in generic mode, and in the driver of a veth. Packets that pass are tagged, and those that go
 /// back out are redirected, because after XDP_TX a veth wakes its peer only if that has an XDP program too.
 #[inline(always)]
 pub fn receive_generic(ctx: &XdpContext) -> XdpVerdict {
     match receive(ctx) {
         XdpVerdict::Tx => fib::redirect_back(ctx),
         verdict if verdict.is_unchanged() => {
-            metadata::mark_untouched(ctx);
+            metadata::tag_untouched(ctx);
             verdict
         }
         verdict => verdict,
@@ -152,7 +153,7 @@ fn known_flow<F: Family>(ctx: &XdpContext, packet: &Packet, entry: &mut CtEntry)
 #[inline(never)]
 fn deliver_locally<F: Family>(ctx: &XdpContext, key: &CtKey, entry: &CtEntry) -> XdpVerdict {
     let to = Endpoints { src: key.src, sport: entry.peer_port, dst: entry.addr, dport: entry.port() };
-    match frame::rewrite_and_mark::<F>(ctx, key, &to) {
+    match frame::rewrite_and_tag::<F>(ctx, key, &to) {
         Some(()) => {
             service_stats::count_request(ctx, entry.service);
             XdpVerdict::Local
@@ -226,6 +227,9 @@ fn decide(flow: &mut FlowContext) -> NewFlow {
     const LOAD_BALANCER: u32 = FrontendKind::LoadBalancerIp as u32;
     const EXTERNAL: u32 = FrontendKind::ExternalIp as u32;
     if !matches!(frontend.kind, NODE_PORT | LOAD_BALANCER | EXTERNAL) {
+        return NewFlow::Pass;
+    }
+    if new_flow::is_martian(&flow.request.src) {
         return NewFlow::Pass;
     }
     let backends = if frontend.has(Frontend::LOCAL) { frontend.local_count } else { frontend.cluster_count };

@@ -1,8 +1,8 @@
-//! A real Kubernetes API server with its etcd, as envtest starts them: the programs of `KUBEBUILDER_ASSETS`, with ports,
-//! certificates and data of their own, and RBAC, so that the agent has no more than its own ClusterRole grants.
+//! A real Kubernetes API server with its etcd, started as envtest does: the programs of `KUBEBUILDER_ASSETS`, with
+//! ports, certificates and data of their own. RBAC is on, so the agent has only the permissions of its own ClusterRole.
 //!
-//! While it is away ([`Api::stop`]) another kube-apiserver serves the same etcd at another port, by which tests change
-//! objects, as in a cluster with several.
+//! While it is stopped ([`Api::stop`]), another kube-apiserver serves the same etcd at another port, through which
+//! tests change objects, as in a cluster with several API servers.
 
 mod process;
 mod rest;
@@ -36,14 +36,14 @@ use crate::net::{
     scratch::Scratch,
 };
 
-/// From the start of the programs until they answer, on a machine that does other things as well.
+/// Time limit for the programs to become ready on a machine with other load.
 const READY_WITHIN: Duration = Duration::from_secs(180);
-/// Of the user that makes objects, a member of system:masters.
+/// Token of the user that creates objects, a member of system:masters.
 const ADMIN: &str = "administrator-of-the-harness";
 
 static MADE: AtomicUsize = AtomicUsize::new(0);
 
-/// A running kube-apiserver. The order of the fields is the order in which they are taken down.
+/// A running kube-apiserver. Fields are dropped in this order.
 #[derive(Debug)]
 pub struct RealServer {
     serving: Mutex<Serving>,
@@ -51,7 +51,7 @@ pub struct RealServer {
     program: PathBuf,
     netns: Option<Arc<Netns>>,
     addr: SocketAddr,
-    /// Where the one serves that is there while this one is away.
+    /// Address of the server that runs while this one is stopped.
     other: SocketAddr,
     etcd_url: String,
     certificates: Certificates,
@@ -119,12 +119,12 @@ impl RealServer {
         Ok(server)
     }
 
-    /// Ends the process that serves now, and lets another serve at `addr`.
+    /// Stops the current server and starts another at `addr`.
     fn turn_to(&self, addr: SocketAddr) -> Result<()> {
         let rest = Rest::new(self.netns.clone(), &admin(addr, &self.certificates, self.files.path())?)?;
         {
             let mut serving = self.serving.lock().expect("no holder panics");
-            // A power cut: nobody's connection is ended well, none is served to its end.
+            // As in a power cut: no connection is closed cleanly and no request is completed.
             serving.process.kill();
             let process =
                 serve(&self.program, self.netns.as_deref(), self.files.path(), &self.etcd_url, addr)?;
@@ -133,7 +133,7 @@ impl RealServer {
         self.wait()
     }
 
-    /// Until it is ready and has made what it makes by itself.
+    /// Waits until it is ready and has created its default objects.
     fn wait(&self) -> Result<()> {
         let begun = Instant::now();
         let made = [
@@ -184,14 +184,14 @@ impl Api for RealServer {
         let path = format!("{all}/{}", object["metadata"]["name"].as_str().context("an object's name")?);
         let stored = match self.ask("POST", &all, Some(&object)) {
             Ok(stored) => stored,
-            // There already, it may be; its ClusterIP is taken then, which is what some versions say first.
+            // The object may exist already. Then its ClusterIP is taken, which some versions report first.
             Err(refused) => {
                 let Ok(there) = self.ask("GET", &path, None) else { return Err(refused) };
                 object["metadata"]["resourceVersion"] = there["metadata"]["resourceVersion"].clone();
                 self.ask("PUT", &path, Some(&object))?
             }
         };
-        // What is in the status is set aside when an object is written.
+        // The server ignores the status when an object is written.
         if object.get("status").is_some() {
             object["metadata"]["resourceVersion"] = stored["metadata"]["resourceVersion"].clone();
             self.ask("PUT", &format!("{path}/status"), Some(&object))?;
@@ -229,7 +229,7 @@ impl Api for RealServer {
     }
 
     fn forget(&self) {
-        // A process that starts knows no changes from before.
+        // A newly started process knows no earlier changes.
     }
 
     fn makes_kubernetes(&self) -> bool {
@@ -245,7 +245,7 @@ impl Api for RealServer {
     }
 
     fn complaints(&self) -> Vec<String> {
-        // RBAC refuses what is not granted, and then the scenario does not succeed.
+        // RBAC rejects requests without permission, and then the scenario fails.
         Vec::new()
     }
 
@@ -254,7 +254,7 @@ impl Api for RealServer {
     }
 }
 
-/// A kubeconfig for the one who makes objects.
+/// A kubeconfig for the user that creates objects.
 fn admin(addr: SocketAddr, certificates: &Certificates, files: &Path) -> Result<String> {
     let ca = files.join("ca.pem");
     std::fs::write(&ca, certificates.authority())?;
@@ -271,7 +271,7 @@ fn serve(
     addr: SocketAddr,
 ) -> Result<Process> {
     let file = |name: &str| files.join(name).display().to_string();
-    // Whose endpoint default/kubernetes is. May not be a loopback address.
+    // The endpoint address of default/kubernetes. It must not be a loopback address.
     let advertised = if addr.ip().is_loopback() { "172.20.0.1".to_owned() } else { addr.ip().to_string() };
     Process::start(
         program,
@@ -288,18 +288,18 @@ fn serve(
             format!("--client-ca-file={}", file("ca.pem")),
             format!("--token-auth-file={}", file("tokens.csv")),
             "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
-            // Of a certificate the public key counts.
+            // Only the public key of the certificate is used.
             format!("--service-account-key-file={}", file("server.pem")),
             format!("--service-account-signing-key-file={}", file("server.key")),
             format!("--service-cluster-ip-range={SERVICES_V4},{SERVICES_V6}"),
             "--authorization-mode=RBAC".to_owned(),
-            // Makes Pods wait for their service account; there are no Pods.
+            // It makes Pods wait for their service account; there are no Pods.
             "--disable-admission-plugins=ServiceAccount".to_owned(),
         ],
     )
 }
 
-/// A port that nobody uses now, on this machine and, being one of many, in a namespace of the harness.
+/// A port that is free on this machine and, being one of many, in a namespace of the harness.
 fn free_port() -> Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }

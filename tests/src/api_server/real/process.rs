@@ -1,4 +1,4 @@
-//! One program that runs beside a test and never longer than it; what it writes goes to a file.
+//! A program that runs at most as long as its test; its output goes to a file.
 
 use std::{
     fs::File,
@@ -47,7 +47,7 @@ impl Process {
     }
 
     pub(super) fn kill(&mut self) {
-        // It may have ended by itself.
+        // It may have exited by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

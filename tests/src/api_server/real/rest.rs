@@ -13,10 +13,10 @@ use tokio::{runtime::Builder, task::JoinSet};
 
 use crate::net::Netns;
 
-/// Requests under way at once, of many.
+/// Concurrent requests of a large batch.
 const AT_ONCE: usize = 16;
 
-/// Something to send, and where the outcome goes.
+/// Requests to send, and the channel for the result.
 type Job = (Vec<Request<Vec<u8>>>, mpsc::Sender<Result<Value>>);
 
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub(super) struct Rest {
 }
 
 impl Rest {
-    /// Asks nobody yet.
+    /// Sends no request yet.
     pub(super) fn new(netns: Option<Arc<Netns>>, kubeconfig: &str) -> Result<Self> {
         let config = Config::try_from(Kubeconfig::from_yaml(kubeconfig)?)?;
         let (jobs, to_do) = mpsc::channel::<Job>();
@@ -39,7 +39,7 @@ impl Rest {
                 Client::try_from(config)?
             };
             while let Ok((requests, outcome)) = to_do.recv() {
-                // Whoever asked may have given up.
+                // The receiver may have given up.
                 let _ = outcome.send(runtime.block_on(send(&client, requests)));
             }
             Ok(())
@@ -51,7 +51,7 @@ impl Rest {
         self.run(vec![request(method, path, body)?]).with_context(|| format!("{method} {path}"))
     }
 
-    /// Adds objects to collections, many at a time.
+    /// Adds objects to collections, several at a time.
     pub(super) fn add_all(&self, objects: Vec<(String, Value)>) -> Result<()> {
         let requests = objects.iter().map(|(path, object)| request("POST", path, Some(object)));
         self.run(requests.collect::<Result<_>>()?).map(drop)
@@ -70,7 +70,7 @@ fn request(method: &str, path: &str, body: Option<&Value>) -> Result<Request<Vec
     Ok(request.body(text.into_bytes())?)
 }
 
-/// Sends them; the last one's answer.
+/// Sends the requests; returns the response to the last one.
 async fn send(client: &Client, requests: Vec<Request<Vec<u8>>>) -> Result<Value> {
     let mut under_way = JoinSet::new();
     let mut last = Value::Null;
@@ -89,18 +89,18 @@ async fn send(client: &Client, requests: Vec<Request<Vec<u8>>>) -> Result<Value>
     Ok(last)
 }
 
-/// An answer's JSON; `/readyz` answers with a word.
+/// A response's JSON; the response of `/readyz` is one word.
 fn read(answer: kube::Result<String>) -> Result<Value> {
     let text = answer?;
     Ok(serde_json::from_str(&text).unwrap_or(Value::String(text)))
 }
 
-/// Whether the server knows no such thing.
+/// Whether the server has no such object.
 pub(super) fn is_unknown(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(kube::Error::Api(status)) if status.code == 404)
 }
 
-/// Where objects of this kind are stored; fills in the namespace.
+/// The collection path of objects of this kind; fills in the namespace.
 pub(super) fn collection(object: &mut Value) -> Result<String> {
     let kind = object["kind"].as_str().context("an object without a kind")?.to_owned();
     let (prefix, resource, is_namespaced) = match kind.as_str() {

@@ -1,8 +1,9 @@
-//! The source of a translated flow is the address that the kernel itself would choose, for the flow's route and device:
-//! compared with `ip route get DESTINATION oif DEVICE`, for every shape of [`shapes`], while shunt runs. Also where the
-//! kernel cannot be asked by a program (before 6.7) and the table from netlink stands in.
+//! The source of a translated flow is the address that the kernel itself would choose for the flow's route and device.
+//! It is compared with `ip route get DESTINATION oif DEVICE`, for every shape of [`shapes`], while shunt runs. This
+//! includes kernels before 6.7, where a program cannot query the kernel and the table from netlink is used instead.
 //!
-//! A client outside asks node 1 at NodePorts whose backends are addresses of node 2, each behind another kind of way.
+//! A client outside connects to NodePorts of node 1 whose backends are addresses of node 2, each behind a different
+//! kind of route.
 
 mod shapes;
 
@@ -23,21 +24,21 @@ use tests::{
 use self::shapes::{MARK, SHAPES, Shape, Source, To};
 use crate::world::TARGET;
 
-/// Until what netlink told is in the maps.
+/// Time limit for netlink changes to reach the maps.
 const SETTLED_WITHIN: Duration = Duration::from_secs(5);
 
-/// Longer than the agent rests between two looks at the routes.
+/// Longer than the agent's interval between two scans of the routes.
 const SECOND_LOOK: Duration = Duration::from_millis(300);
 
-/// Beginnings of the addresses that the node keeps.
+/// Prefixes of the addresses that the node keeps.
 const OWN: [&str; 6] = ["127.0.0.1/", "::1/", "192.168.8.201/", "fd00:8::201/", "fe80:", "172.20."];
 
-/// How the source is found.
+/// The way of finding the source.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum How {
-    /// As this kernel can.
+    /// By query, as this kernel supports.
     Asked,
-    /// By the table, as on kernels before 6.7.
+    /// From the table, as on kernels before 6.7.
     Table,
 }
 
@@ -100,11 +101,11 @@ impl Sources {
         ip(self.cluster.node(0).netns(), lines)
     }
 
-    /// Makes the node what every node is.
+    /// Restores the node's default configuration.
     fn reset(&self) -> Result<()> {
         let node = self.cluster.node(0).netns();
         let out = node.run(&["ip", "-o", "addr"])?;
-        // The latest first: a primary address takes its secondary ones along.
+        // The latest first: removing a primary address also removes its secondary ones.
         for line in out.lines().rev() {
             let words: Vec<_> = line.split_whitespace().collect();
             let [_, device, _, addr, rest @ ..] = words.as_slice() else { continue };
@@ -115,7 +116,7 @@ impl Sources {
             if let ["peer", peer, ..] = rest {
                 command.splice(4..4, ["peer", peer]);
             }
-            // Temporary addresses go with the one that they are made for.
+            // Temporary addresses are removed with the address they are derived from.
             node.output(&command)?;
         }
         for family in ["-4", "-6"] {
@@ -130,7 +131,7 @@ impl Sources {
         self.ip("route add default via 192.168.8.202\nroute add default via fd00:8::202\n")
     }
 
-    /// What the kernel says of a way out of a device.
+    /// The kernel's source address for a route out of a device.
     fn kernel(&self, to: To, family: Family) -> Result<IpAddr> {
         let node = self.cluster.node(0).netns();
         let told =
@@ -144,13 +145,13 @@ impl Sources {
         Client::at(self.cluster.outside()).patience(Duration::from_millis(700))
     }
 
-    /// Whom the backend sees, of a new TCP and a new UDP flow.
+    /// The address that the backend sees, for a new TCP and a new UDP flow.
     fn seen(&self, to: To, family: Family) -> [Outcome; 2] {
         let at = self.cluster.node(0).socket_addr(family, to.node_port());
         [self.client().tcp(at).outcome, self.client().udp(at).outcome]
     }
 
-    /// Fails with what is seen where that does not become right.
+    /// Waits for the right source; fails with the observed one.
     fn settles(&self, to: To, family: Family, want: IpAddr) -> Result<(), String> {
         let is_right =
             |outcome: &Outcome| matches!(outcome, Outcome::Answered(answer) if answer.peer.ip() == want);
@@ -179,14 +180,14 @@ impl Sources {
         .with_context(|| format!("the kernel says {said:?}"))?;
         let kernel = said.context("no route")?;
         match shape.source {
-            // The XDP lane passes by netfilter: there are no marks.
+            // The XDP program bypasses netfilter: there are no marks.
             Source::OfRoute(_) if shape.is_marked() && Lane::of_environment().is_some() => Ok(kernel),
             Source::OfRoute(source) if self.how == How::Asked => Ok(source.parse()?),
             _ => Ok(kernel),
         }
     }
 
-    /// Makes the node what the shape says. The outer result is about that, the inner one about the source.
+    /// Configures the node as the shape describes. The outer result is about that, the inner one about the source.
     fn try_shape(&self, shape: &Shape, explain: bool) -> Result<Result<(), String>> {
         self.reset()?;
         if shape.is_marked() {
@@ -194,14 +195,14 @@ impl Sources {
         }
         self.ip(&shape.lines.join("\n"))?;
         let want = self.want(shape)?;
-        // Twice: what is right may be what was right before.
+        // Twice: a correct result may be left from before.
         for pause in [Duration::ZERO, SECOND_LOOK] {
             thread::sleep(pause);
             if let Err(why) = self.settles(shape.to, shape.family, want) {
                 return Ok(Err(why));
             }
         }
-        // The test run of an explanation meets no rules of netfilter that could mark it.
+        // The test run of an explanation passes no netfilter rules that could mark the packet.
         if explain && !shape.is_marked() {
             let told = self.explained(shape)?;
             if told != want {
@@ -211,7 +212,7 @@ impl Sources {
         Ok(Ok(()))
     }
 
-    /// What `shunt explain` says the backend will see.
+    /// The source that `shunt explain` shows for the backend.
     fn explained(&self, shape: &Shape) -> Result<IpAddr> {
         let node = self.cluster.node(0);
         let from = tests::net::plan::OUTSIDE.of(shape.family).to_string();
@@ -222,7 +223,8 @@ impl Sources {
     }
 }
 
-/// Carries out lines of iproute2's grammar, in order; those for one family, which a batch cannot say, one by one.
+/// Runs commands in iproute2's batch syntax, in order; those for a single family, which a batch does not support, one
+/// by one.
 fn ip(netns: &Netns, lines: &str) -> Result<()> {
     for line in lines.lines() {
         if line.starts_with('-') {
@@ -235,8 +237,8 @@ fn ip(netns: &Netns, lines: &str) -> Result<()> {
     Ok(())
 }
 
-/// Gives node 2 its addresses, and both nodes a wire and a tunnel between them. Node 2 answers by the way that each
-/// address is for, and takes packets from wherever they come.
+/// Adds node 2's addresses, and a wire and a tunnel between both nodes. Node 2 replies through the route of each
+/// address, and accepts packets from any interface.
 fn wire(cluster: &Cluster) -> Result<Vec<Server>> {
     let (node, far) = (cluster.node(0).netns(), cluster.node(1).netns());
     for scope in ["all", "default", "eth0"] {
@@ -295,12 +297,12 @@ fn service(to: To) -> String {
         .yaml()
 }
 
-/// All shapes, one after the other, on a node that is never restarted. Every one is tried before the test fails.
+/// All shapes in sequence on a node that is never restarted. All of them are tried before the test fails.
 fn every_shape(how: How) -> Result<()> {
     let sources = Sources::start(how)?;
     let mut wrong = Vec::new();
     for (nth, shape) in SHAPES.iter().enumerate() {
-        // An explanation loads the programs once more: not for every shape.
+        // An explanation loads the programs once more: not done for every shape.
         let found = sources.try_shape(shape, nth % 4 == 3).unwrap_or_else(|error| Err(format!("{error:#}")));
         if let Err(why) = found {
             wrong.push(format!("{:?}, {}: {why}", shape.family, shape.name));
@@ -320,7 +322,7 @@ fn the_source_is_the_kernels_choice_by_the_table() -> Result<()> {
     every_shape(How::Table)
 }
 
-/// What comes and goes while connections are open: they keep the source that they have, and live while it does.
+/// Address changes while connections are open: they keep their source, and continue as long as it exists.
 fn open_flows(how: How) -> Result<()> {
     let sources = Sources::start(how)?;
     for (family, steps) in [

@@ -1,35 +1,35 @@
-//! The shapes of addresses and routes: what a node is made to look like, and which source its translated flows are to have.
+//! Shapes of addresses and routes: a node's configuration, and the expected source of its translated flows.
 
 use tests::net::plan::Family;
 
-/// Which of the machine's addresses is asked for, and so the way there: see `source_address::wire`.
+/// The address of the other machine to connect to, and so the route: see `source_address::wire`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum To {
-    /// By the default route, or one of the shape's.
+    /// Through the default route, or one of the shape's.
     Routed,
     /// On the link of `eth0`, in a subnet of its own.
     OnLink,
-    /// By the tunnel `vx0`.
+    /// Through the tunnel `vx0`.
     Tunnel,
-    /// By the wire between both machines.
+    /// Through the wire between both machines.
     Wire,
 }
 
-/// What the source is to be.
+/// The expected source.
 #[derive(Clone, Copy, Debug)]
 pub enum Source {
     /// This address.
     Is(&'static str),
-    /// Whatever the kernel says, but not this address.
+    /// The kernel's choice, but not this address.
     Not(&'static str),
-    /// This address where the packet's own route can be asked for; else what the kernel says of the device alone.
+    /// This address if the packet's own route can be queried; otherwise the kernel's choice for the device alone.
     OfRoute(&'static str),
 }
 
 pub struct Shape {
     pub name: &'static str,
     pub family: Family,
-    /// Lines of iproute2's grammar (`-6` in front for rules), carried out in the node that was as every node is.
+    /// Commands in iproute2's batch syntax (`-6` in front for rules), run on a node in its default configuration.
     pub lines: &'static [&'static str],
     pub to: To,
     pub source: Source,
@@ -205,7 +205,7 @@ pub const SHAPES: [Shape; 53] = [
             "rule add to 10.90.0.0/16 lookup 90",
         ],
     ),
-    // A forwarded packet is bound to no device: such a rule is for sockets, and for nobody where the route is known.
+    // A forwarded packet is bound to no device: such a rule applies to sockets, and never if the route is known.
     v4(
         "a rule by the device of a socket",
         Routed,
