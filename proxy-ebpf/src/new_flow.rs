@@ -75,11 +75,9 @@ pub fn decide(flow: &mut FlowContext) -> Action {
         flow.reason = Counter::NoServicePort as u32;
         return Action::Reject;
     }
-    if is_martian(&flow.request.src) {
-        return Action::Pass;
-    }
     if bits & port_bits::backend(proto) != 0
         && (proto != Proto::TCP || is_syn)
+        && !is_martian(&flow.request.src)
         && matches!(target_backend_address(flow), Action::Create)
     {
         return Action::Create;
@@ -184,7 +182,7 @@ fn target_of_frontends_owner(flow: &mut FlowContext) -> Action {
         return Action::Pass;
     }
     match frontend::get(&FrontendKey::new(src, sport, proto)) {
-        Some(frontend) if frontend::may_be_node_address(frontend) => {
+        Some(frontend) if frontend::may_be_node_address(frontend) && !is_martian(&src) => {
             flow.target = Target {
                 addr: flow.request.dst,
                 port: flow.request.dport,
