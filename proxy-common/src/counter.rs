@@ -98,6 +98,8 @@ counters! {
     FlowUnrecorded = 30, Event, "flow_unrecorded";
     /// Flows of the node's own addresses that were recorded: from a frontend's address and port, or to a backend.
     FlowNode = 31, Event, "flow_node";
+    /// Dropped: packets to a Service that arrive with a loopback address or an address of the node as source.
+    Martian = 32, Drop, "martian";
 }
 
 /// One bit for each number of a [`Kind::Refusal`].

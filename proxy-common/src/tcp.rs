@@ -24,7 +24,7 @@ pub const RESET: u64 = 16;
 /// The client has sent something after the backend's first answer: the TCP handshake is complete.
 pub const CONFIRMED: u64 = 32;
 
-/// A segment has followed both FINs: the last one is acknowledged.
+/// A segment without FIN has followed both FINs. Nearly always it acknowledges the last one; numbers are not compared.
 pub const LAST_ACK: u64 = 64;
 
 /// The first segment of a connection: SYN without ACK, RST, FIN.
@@ -39,8 +39,8 @@ pub const fn is_closed(state: u64) -> bool {
     state & RESET != 0 || state & (FIN_CLIENT | FIN_BACKEND) == FIN_CLIENT | FIN_BACKEND
 }
 
-/// Neither side waits for a segment any more: another flow may use the same tuple towards the backend. While the last FIN is not
-/// acknowledged, the backend takes a new SYN for a segment of the old connection.
+/// Another flow may use the same tuple towards the backend. Before the last FIN is acknowledged, the backend takes a new SYN for a
+/// segment of the old connection.
 #[inline(always)]
 pub const fn has_ended(state: u64) -> bool {
     state & (RESET | LAST_ACK) != 0

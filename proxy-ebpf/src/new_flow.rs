@@ -50,11 +50,12 @@ pub fn decide(flow: &mut FlowContext) -> Action {
         if !is_syn
             && frontend::may_be_node_address(frontend)
             && entry::is_answer(&flow.request, &mut flow.reply)
-            || is_martian(&flow.request.src)
         {
             return Action::Pass;
         }
-        let result = match select_target(frontend, flow) {
+        let target =
+            if is_martian(&flow.request.src) { Err(Counter::Martian) } else { select_target(frontend, flow) };
+        let result = match target {
             Ok(()) if !may_keep_ports(flow) => Err(Counter::SctpPort),
             result => result,
         };
@@ -85,8 +86,8 @@ pub fn decide(flow: &mut FlowContext) -> Action {
     target_of_frontends_owner(flow)
 }
 
-/// Whether a packet that arrives with this source is forged: a loopback address, or an address of the node itself. It is left to
-/// the kernel. A subprogram, for the stack.
+/// Whether a packet that arrives with this source is forged: a loopback address, or an address of the node itself. The kernel
+/// forwards such a packet over IPv6. A subprogram, for the stack.
 #[inline(never)]
 pub fn is_martian(source: &Addr) -> bool {
     // SAFETY: map memory, valid while the program runs (RCU); `entry::lookup` says what another CPU may do to it.

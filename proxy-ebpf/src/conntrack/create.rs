@@ -87,7 +87,8 @@ pub fn create_flow(flow: &mut FlowContext) -> Result<(), DropReason> {
     flow.entry.peer_port = client_port;
     flow.entry.flags = flow.entry.flags & !CtEntry::REPLY | CtEntry::REQUEST;
     match CONNTRACK.insert(&flow.request, &flow.entry, u64::from(BPF_NOEXIST)) {
-        // The other CPU of a race found the map full and removed the reply half that both had: the next packet begins anew.
+        // The other CPU of a race found the map full and removed the reply half that both had: the next packet begins anew. The
+        // garbage collector removes what is left when that happens after this lookup.
         Ok(()) if !fresh && entry::lookup(&flow.reply).is_none() => {
             let _gone = CONNTRACK.remove(&flow.request);
             Err(Counter::ConntrackFull)

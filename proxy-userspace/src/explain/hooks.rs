@@ -210,6 +210,7 @@ fn explained(reason: Option<Counter>) -> &'static str {
         Some(Counter::NoServicePort) => " (the ClusterIP has no such service port)",
         Some(Counter::Unallocated) => " (the address is in a ServiceCIDR, but not allocated to a Service)",
         Some(Counter::SrcRange) => " (the client is in none of the address's source ranges)",
+        Some(Counter::Martian) => " (an address of the node itself, or a loopback address, cannot arrive)",
         Some(Counter::SctpPort) => " (SCTP requires that service port and target port are equal)",
         Some(Counter::NoFlow) => " (mid-stream segment without a tracked flow)",
         _ => "",

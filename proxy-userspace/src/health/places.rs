@@ -1,23 +1,31 @@
 //! How many connections a listener serves at once, and which one ends when there are too many.
 //!
-//! A connection is never left waiting in the kernel's queue: a new one always gets a place, and ends the oldest connection of
-//! the source that has the most. A client with many idle connections only ends its own; a request that is answered within
-//! milliseconds is over long before its place is given away. The node's own clients (the kubelet's probe) have places that no
-//! other host can take.
+//! A connection is never left waiting in the kernel's queue: a new one always gets a place. When there are many, the oldest one
+//! that has lasted a second ends; a request is answered within milliseconds. In a flood whose connections are all younger, there
+//! are more places, and then the oldest connection of the source that has the most ends. The node's own clients (the kubelet's
+//! probe) have places that no other host can take.
 
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use tokio::task::AbortHandle;
 
-/// Connections at once: of the node's own clients, and of all others.
-const OWN: usize = 64;
-const OTHERS: usize = 256;
-/// Connections at once from one other host.
-const PER_SOURCE: usize = 32;
+/// Places of the node's own clients, and of all others.
+const OWN: Limits = Limits { usual: 64, most: 256 };
+const OTHERS: Limits = Limits { usual: 256, most: 1024 };
+/// How long a connection keeps its place, but in a flood.
+const GRACE: Duration = Duration::from_secs(1);
+
+struct Limits {
+    /// From here on connections older than [`GRACE`] give way.
+    usual: usize,
+    /// From here on younger ones do, too.
+    most: usize,
+}
 
 /// The connections of one listener, or of several that share their places.
 #[derive(Debug, Default)]
@@ -30,7 +38,15 @@ type Source = Option<IpAddr>;
 struct Open {
     next_id: u64,
     /// By age, the oldest first.
-    connections: BTreeMap<u64, (Source, Option<AbortHandle>)>,
+    connections: BTreeMap<u64, Connection>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    source: Source,
+    since: Instant,
+    /// Set once the task runs.
+    task: Option<AbortHandle>,
 }
 
 impl Places {
@@ -41,7 +57,7 @@ impl Places {
         peer: IpAddr,
         serve: impl Future<Output = ()> + Send + 'static,
     ) {
-        let (id, evicted) = self.lock().enter(source(local, peer));
+        let (id, evicted) = self.lock().enter(source(local, peer), Instant::now());
         if let Some(evicted) = evicted {
             evicted.abort();
         }
@@ -50,9 +66,10 @@ impl Places {
             let _leave = leave;
             serve.await;
         });
-        // It may be over by now.
-        if let Some((_, handle)) = self.lock().connections.get_mut(&id) {
-            *handle = Some(task.abort_handle());
+        match self.lock().connections.get_mut(&id) {
+            Some(connection) => connection.task = Some(task.abort_handle()),
+            // It is over, or has lost its place already.
+            None => task.abort(),
         }
     }
 
@@ -63,41 +80,35 @@ impl Places {
 
 impl Open {
     /// Takes a place; returns the connection that loses its own for it.
-    fn enter(&mut self, source: Source) -> (u64, Option<AbortHandle>) {
-        let evicted =
-            self.surplus(source).and_then(|id| self.connections.remove(&id)).and_then(|(_, task)| task);
+    fn enter(&mut self, source: Source, now: Instant) -> (u64, Option<AbortHandle>) {
+        let evicted = self.surplus(source, now).and_then(|id| self.connections.remove(&id));
         let id = self.next_id;
         self.next_id += 1;
-        self.connections.insert(id, (source, None));
-        (id, evicted)
+        self.connections.insert(id, Connection { source, since: now, task: None });
+        (id, evicted.and_then(|connection| connection.task))
     }
 
     /// The connection that has to end before `source` can have another one.
-    fn surplus(&self, source: Source) -> Option<u64> {
-        let oldest_of =
-            |of: Source| self.connections.iter().find(|(_, (from, _))| *from == of).map(|(id, _)| *id);
-        let mut counts: HashMap<Source, usize> = HashMap::new();
-        for (from, _) in self.connections.values() {
-            *counts.entry(*from).or_default() += 1;
-        }
-        let of_source = counts.get(&source).copied().unwrap_or_default();
-        let own = counts.remove(&None).unwrap_or_default();
-        let others: usize = counts.values().sum();
-        if source.is_none() {
-            return if own < OWN { None } else { oldest_of(None) };
-        }
-        if of_source >= PER_SOURCE {
-            return oldest_of(source);
-        }
-        if others < OTHERS {
+    fn surplus(&self, source: Source, now: Instant) -> Option<u64> {
+        let limits = if source.is_none() { OWN } else { OTHERS };
+        let peers = || self.connections.iter().filter(|(_, peer)| peer.source.is_none() == source.is_none());
+        let count = peers().count();
+        if count < limits.usual {
             return None;
         }
-        let most = counts.values().max().copied();
-        let ids = self
-            .connections
-            .iter()
-            .filter(|(_, (from, _))| from.is_some() && counts.get(from).copied() == most);
-        ids.map(|(id, _)| *id).next()
+        let (oldest, connection) = peers().next()?;
+        if now.duration_since(connection.since) >= GRACE {
+            return Some(*oldest);
+        }
+        if count < limits.most {
+            return None;
+        }
+        let mut counts: HashMap<Source, usize> = HashMap::new();
+        for (_, peer) in peers() {
+            *counts.entry(peer.source).or_default() += 1;
+        }
+        let most = counts.values().max();
+        peers().find(|(_, peer)| counts.get(&peer.source) == most).map(|(id, _)| *id)
     }
 }
 
@@ -134,6 +145,10 @@ mod tests {
         text.parse().unwrap()
     }
 
+    fn host(n: u32) -> Source {
+        Some(IpAddr::from(n.to_be_bytes()))
+    }
+
     #[test]
     fn who_is_the_node_itself() {
         for (local, peer) in [
@@ -149,62 +164,65 @@ mod tests {
     }
 
     #[test]
-    fn one_host_ends_its_own_connections_only() {
-        let mut open = Open::default();
-        let (a, b) = (Some(ip("192.0.2.1")), Some(ip("192.0.2.2")));
-        let (of_b, _) = open.enter(b);
-        for _ in 0..PER_SOURCE {
-            open.enter(a);
+    fn silent_connections_give_way_to_requests() {
+        let (mut open, start) = (Open::default(), Instant::now());
+        for n in 0..OTHERS.usual as u32 {
+            open.enter(host(n), start);
         }
-        let (first_of_a, rest) = (1, PER_SOURCE as u64 + 1);
-        assert_eq!(open.surplus(a), Some(first_of_a));
-        assert_eq!(open.surplus(b), None);
-        open.enter(a);
-        assert!(open.connections.contains_key(&of_b) && open.connections.contains_key(&rest));
-        assert_eq!(open.connections.len(), PER_SOURCE + 1);
+        // Connections of one host that overlap: each takes the place of a silent one.
+        let later = start + GRACE;
+        for expected in 0..10 {
+            assert_eq!(open.surplus(host(9999), later), Some(expected));
+            open.enter(host(9999), later);
+        }
+        assert_eq!(open.connections.len(), OTHERS.usual);
     }
 
     #[test]
-    fn many_hosts_end_the_oldest_of_the_busiest() {
-        let mut open = Open::default();
-        let host = |n: u32| Some(IpAddr::from(n.to_be_bytes()));
-        for n in 0..OTHERS as u32 - 1 {
-            open.enter(host(n));
+    fn a_burst_of_probes_ends_none() {
+        let (mut open, now) = (Open::default(), Instant::now());
+        for _ in 0..OTHERS.most {
+            assert_eq!(open.surplus(host(1), now), None);
+            open.enter(host(1), now);
         }
-        // Host 7 has two, the older of which goes first; then all have one.
-        open.enter(host(7));
-        assert_eq!(open.surplus(host(9999)), Some(7));
-        open.enter(host(9999));
-        assert_eq!(open.surplus(host(9998)), Some(0));
-        assert_eq!(open.connections.len(), OTHERS);
+    }
+
+    #[test]
+    fn in_a_flood_the_busiest_host_gives_way() {
+        let (mut open, now) = (Open::default(), Instant::now());
+        open.enter(host(7), now);
+        for _ in 1..OTHERS.most {
+            open.enter(host(8), now);
+        }
+        assert_eq!(open.surplus(host(9), now), Some(1), "the oldest of host 8");
     }
 
     #[test]
     fn nobody_else_takes_the_nodes_places() {
-        let mut open = Open::default();
-        for n in 0..10_000u32 {
-            open.enter(Some(IpAddr::from(n.to_be_bytes())));
+        let (mut open, now) = (Open::default(), Instant::now());
+        for n in 0..10_000 {
+            open.enter(host(n), now);
         }
         let mut first = None;
-        for _ in 0..OWN {
-            assert_eq!(open.surplus(None), None);
-            first.get_or_insert(open.enter(None).0);
+        for _ in 0..OWN.most {
+            assert_eq!(open.surplus(None, now), None);
+            first.get_or_insert(open.enter(None, now).0);
         }
-        assert_eq!(open.surplus(None), first);
-        assert_eq!(open.connections.len(), OWN + OTHERS);
+        assert_eq!(open.surplus(None, now), first);
+        assert_eq!(open.connections.len(), OWN.most + OTHERS.most);
     }
 
     #[tokio::test]
     async fn a_connection_that_loses_its_place_ends() {
         let places = Arc::<Places>::default();
         let (ended, mut ends) = tokio::sync::mpsc::unbounded_channel();
-        struct Told(u32, tokio::sync::mpsc::UnboundedSender<u32>);
+        struct Told(usize, tokio::sync::mpsc::UnboundedSender<usize>);
         impl Drop for Told {
             fn drop(&mut self) {
                 let _closed = self.1.send(self.0);
             }
         }
-        for n in 0..=PER_SOURCE as u32 {
+        for n in 0..=OTHERS.most {
             let told = Told(n, ended.clone());
             places.spawn(ip("10.0.0.1"), ip("192.0.2.1"), async move {
                 let _told = told;
@@ -212,6 +230,6 @@ mod tests {
             });
         }
         assert_eq!(ends.recv().await, Some(0));
-        assert_eq!(places.lock().connections.len(), PER_SOURCE);
+        assert_eq!(places.lock().connections.len(), OTHERS.most);
     }
 }

@@ -229,12 +229,10 @@ fn decide(flow: &mut FlowContext) -> NewFlow {
     if !matches!(frontend.kind, NODE_PORT | LOAD_BALANCER | EXTERNAL) {
         return NewFlow::Pass;
     }
-    if new_flow::is_martian(&flow.request.src) {
-        return NewFlow::Pass;
-    }
     let backends = if frontend.has(Frontend::LOCAL) { frontend.local_count } else { frontend.cluster_count };
     if !frontend.has(Frontend::HAS_ENDPOINTS)
         || backends == 0
+        || new_flow::is_martian(&flow.request.src)
         || new_flow::select_target(frontend, flow).is_err()
     {
         return NewFlow::LeaveToTc;
