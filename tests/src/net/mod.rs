@@ -5,6 +5,7 @@ pub mod checksums;
 pub mod cluster;
 pub mod cni;
 pub mod container;
+#[cfg(feature = "suites")]
 pub mod crowd;
 pub mod foreign;
 pub mod foreign_traffic;
@@ -26,6 +27,7 @@ pub mod xdp_mode;
 
 pub use cluster::Cluster;
 pub use container::{Container, Privileges};
+#[cfg(feature = "suites")]
 pub use crowd::Crowd;
 pub use foreign_traffic::ForeignTraffic;
 pub use hop::Toward;
