@@ -143,6 +143,15 @@ impl Frontend {
     pub const fn has(&self, flag: u32) -> bool {
         self.flags & flag != 0
     }
+
+    /// Whether the address can also be an address of a node (load balancer and external addresses). A packet from or to it may then
+    /// belong to a connection that a node opened itself.
+    #[inline(always)]
+    pub const fn may_be_node_address(&self) -> bool {
+        const LOAD_BALANCER: u32 = FrontendKind::LoadBalancerIp as u32;
+        const EXTERNAL: u32 = FrontendKind::ExternalIp as u32;
+        matches!(self.kind, LOAD_BALANCER | EXTERNAL)
+    }
 }
 
 impl ServiceMeta {

@@ -47,10 +47,7 @@ pub fn decide(flow: &mut FlowContext) -> Action {
     let bits = frontend::port_flags(dport);
     let is_syn = tcp::is_syn(flow.tcp_flags as u8);
     if let Some(frontend) = frontend::find(dst, dport, proto, bits, frontend::PACKET_ROLES) {
-        if !is_syn
-            && frontend::may_be_node_address(frontend)
-            && entry::is_answer(&flow.request, &mut flow.reply)
-        {
+        if !is_syn && frontend.may_be_node_address() && entry::is_answer(&flow.request, &mut flow.reply) {
             return Action::Pass;
         }
         let target =
@@ -183,7 +180,7 @@ fn target_of_frontends_owner(flow: &mut FlowContext) -> Action {
         return Action::Pass;
     }
     match frontend::get(&FrontendKey::new(src, sport, proto)) {
-        Some(frontend) if frontend::may_be_node_address(frontend) && !is_martian(&src) => {
+        Some(frontend) if frontend.may_be_node_address() && !is_martian(&src) => {
             flow.target = Target {
                 addr: flow.request.dst,
                 port: flow.request.dport,

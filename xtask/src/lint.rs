@@ -107,7 +107,11 @@ fn format(workspace: &Workspace) -> Result<()> {
 }
 
 fn user_space(workspace: &Workspace) -> Result<()> {
-    process::run(workspace.cargo().args(["clippy", "--all-targets", "--", "-D", "warnings"]))
+    process::run(workspace.cargo().args(["clippy", "--all-targets", "--", "-D", "warnings"]))?;
+    // The demo is built without what only the suites need.
+    let demo =
+        ["clippy", "-p", "tests", "--no-default-features", "--bin", "shunt-demo", "--", "-D", "warnings"];
+    process::run(workspace.cargo().args(demo))
 }
 
 /// Apart from the rest, as it is built apart: a feature that user space turns on in a shared crate (`aya` in

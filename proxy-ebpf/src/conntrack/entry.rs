@@ -79,7 +79,13 @@ pub fn lookup(key: &CtKey) -> Option<&'static mut CtEntry> {
 pub fn is_answer(key: &CtKey, reply: &mut CtKey) -> bool {
     *reply = *key;
     reply.half = Half::Egress as u8;
-    lookup(reply).is_some_and(|entry| entry.has(CtEntry::REPLY) && entry.has(CtEntry::IDENTITY))
+    is_direct_reply(reply)
+}
+
+/// Whether this key at egress is the reply half of a direct flow.
+#[inline(always)]
+pub fn is_direct_reply(key: &CtKey) -> bool {
+    lookup(key).is_some_and(|entry| entry.has(CtEntry::REPLY) && entry.has(CtEntry::IDENTITY))
 }
 
 /// Whether a SYN on the tuple of this entry creates a new flow in its place: the old flow is closed, its backend is gone or,

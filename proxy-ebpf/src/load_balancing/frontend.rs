@@ -1,7 +1,7 @@
 //! Frontend lookup: exact addresses first, then NodePorts.
 
 use proxy_common::{
-    Addr, Frontend, FrontendKey, FrontendKind, Port,
+    Addr, Frontend, FrontendKey, Port,
     node::{port_bits, role},
 };
 
@@ -37,15 +37,6 @@ pub fn find(addr: &Addr, port: Port, proto: u8, bits: u32, roles: u32) -> Option
 pub fn get(key: &FrontendKey) -> Option<&'static Frontend> {
     // SAFETY: map memory, valid while the program runs (RCU); `entry::lookup` says what another CPU may do to it.
     unsafe { FRONTENDS.get(*key) }
-}
-
-/// Whether the frontend's address can also be an address of a node (load balancer and external addresses). A packet from or to it
-/// may then belong to a connection that a node opened itself.
-#[inline(always)]
-pub fn may_be_node_address(frontend: &Frontend) -> bool {
-    const LOAD_BALANCER: u32 = FrontendKind::LoadBalancerIp as u32;
-    const EXTERNAL: u32 = FrontendKind::ExternalIp as u32;
-    matches!(frontend.kind, LOAD_BALANCER | EXTERNAL)
 }
 
 /// Roles of the addresses at which the packet hooks serve NodePorts.

@@ -143,7 +143,8 @@ fn state_of(tcp_conntrack: u8) -> Option<u64> {
         ESTABLISHED => open,
         // The side that sent FIN is unknown; both have the same timeout.
         FIN_WAIT | CLOSE_WAIT => open | tcp::FIN_CLIENT,
-        LAST_ACK | TIME_WAIT => open | tcp::FIN_CLIENT | tcp::FIN_BACKEND,
+        LAST_ACK => open | tcp::FIN_CLIENT | tcp::FIN_BACKEND,
+        TIME_WAIT => open | tcp::FIN_CLIENT | tcp::FIN_BACKEND | tcp::LAST_ACK,
         _ => return None,
     })
 }

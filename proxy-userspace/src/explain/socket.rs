@@ -7,8 +7,8 @@
 use std::net::IpAddr;
 
 use proxy_common::{
-    Addr, Affinity, AffinityKey, Backend, Counter, Frontend, FrontendKind, Port, Proto, Service, SetMember,
-    affinity::set_bits, map, node::role, socket,
+    Addr, Affinity, AffinityKey, Backend, Counter, CtEntry, Frontend, FrontendKind, Half, Port, Proto,
+    Service, SetMember, affinity::set_bits, map, node::role, socket,
 };
 
 use super::{
@@ -46,6 +46,11 @@ impl Walk {
             }
             return Ok(Next::Continue);
         };
+        if self.answers_a_direct_flow(&frontend)? {
+            self.view
+                .note("this is a reply of a flow that another node began from this address: not translated");
+            return Ok(Next::Continue);
+        }
         let client = socket::netns_addr(self.sandbox.global("HOST_NETNS")?);
         copy::service(&self.sandbox, &frontend, client, &self.tuple)?;
         self.policy(&frontend, true, client_ip)?;
@@ -77,6 +82,15 @@ impl Walk {
         self.view.counters.push(Counter::SocketTranslated.name());
         self.connect(backend.addr, backend.port, bound);
         Ok(Next::Continue)
+    }
+
+    /// Whether a datagram replies to one that arrived from the frontend's own address, which may be another node's.
+    fn answers_a_direct_flow(&self, frontend: &Frontend) -> Result<bool> {
+        if self.tuple.proto != Proto::UDP || !frontend.may_be_node_address() {
+            return Ok(false);
+        }
+        let half: Option<CtEntry> = self.sandbox.copy(map::CONNTRACK, &self.tuple.key(Half::Egress))?;
+        Ok(half.is_some_and(|half| half.has(CtEntry::REPLY) && half.has(CtEntry::IDENTITY)))
     }
 
     /// Whether the socket is bound to the given source, and the address that source ranges are compared with. A source that

@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_the_node_itself() {
+    fn a_connection_within_the_node_is_the_nodes_own() {
         for (local, peer) in [
             ("10.0.0.1", "127.0.0.1"),
             ("10.0.0.1", "10.0.0.1"),
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_else_takes_the_nodes_places() {
+    fn other_hosts_leave_the_nodes_places_free() {
         let (mut open, now) = (Open::default(), Instant::now());
         for n in 0..10_000 {
             open.enter(host(n), now);

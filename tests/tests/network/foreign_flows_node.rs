@@ -6,7 +6,7 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use tests::{
     net::{
         Plan, Proxy,
@@ -16,7 +16,7 @@ use tests::{
 };
 
 use crate::{
-    foreign_world::{Foreign, Losses, NUMBERS, every_kind, on_both_wirings},
+    foreign_world::{BALANCER_PORT, Foreign, Losses, NUMBERS, every_kind, on_both_wirings},
     world::at,
 };
 
@@ -52,9 +52,27 @@ fn questions_are_answered(plan: Plan, proxy: Proxy) -> Result<()> {
                 }
             }
         }
+        if proxy == Proxy::Shunt {
+            explained_as_a_reply(&foreign, family)?;
+        }
         foreign.all_are_served(family, &mut losses);
     }
     losses.none(&foreign)
+}
+
+/// `explain` on node 1 of what its process replies to node 0's load balancer address: no backend is selected, as for a datagram
+/// from any other port one would be.
+fn explained_as_a_reply(foreign: &Foreign, family: Family) -> Result<()> {
+    let strangers = foreign.strangers(family);
+    let there = strangers.iter().find(|(_, to)| node_addr(1).contains(to.ip()));
+    let (_, from) = there.context("no server on node 1")?;
+    let to = format!("{}/udp", at(node_addr(0), family, BALANCER_PORT));
+    let explain =
+        |from: SocketAddr| foreign.world.cluster.node(1).shunt_json(&["explain", &from.to_string(), &to]);
+    let (reply, request) = (explain(*from)?, explain(SocketAddr::new(from.ip(), 5454))?);
+    assert!(reply["backend"].is_null(), "{reply:#}");
+    assert!(request["backend"].is_object(), "{request:#}");
+    Ok(())
 }
 
 /// The open sockets of a process of node 0 with one of [`NUMBERS`] as source port.

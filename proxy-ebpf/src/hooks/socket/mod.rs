@@ -12,7 +12,7 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use proxy_common::{
-    Addr, Counter, CtEntry, CtKey, Frontend, FrontendKind, Half, Port, Proto, SockKey, SockPeer,
+    Addr, Counter, CtKey, Frontend, FrontendKind, Half, Port, Proto, SockKey, SockPeer,
     node::{port_bits, role},
     socket,
 };
@@ -148,7 +148,7 @@ pub fn sendmsg<F: Family>(ctx: &SockAddrContext) -> i32 {
         }
         return without_frontend(&dest, Proto::UDP);
     };
-    if frontend::may_be_node_address(frontend) && is_answer::<F>(ctx, &dest) {
+    if frontend.may_be_node_address() && is_answer::<F>(ctx, &dest) {
         return ALLOW;
     }
     // A socket keeps its backend per frontend: a resolver expects answers from one server.
@@ -239,7 +239,7 @@ fn is_peer(ctx: &SockAddrContext, dest: &Destination) -> bool {
 }
 
 /// Whether the datagram answers one that arrived from the frontend's own address: another node may have it, and begin flows from
-/// that number. A socket that is bound to no address is taken to answer from the node's primary one.
+/// that port. A socket that is bound to no address is taken to answer from the node's primary one.
 #[inline(always)]
 fn is_answer<F: Family>(ctx: &SockAddrContext, dest: &Destination) -> bool {
     if dest.netns != globals::host_netns() {
@@ -260,7 +260,7 @@ fn is_answer<F: Family>(ctx: &SockAddrContext, dest: &Destination) -> bool {
         source = if dest.addr.is_v4() { config.primary_v4 } else { config.primary_v6 };
     }
     let key = CtKey::new(source, Port::new(port as u16), dest.addr, dest.port, dest.proto, Half::Egress);
-    entry::lookup(&key).is_some_and(|entry| entry.has(CtEntry::REPLY) && entry.has(CtEntry::IDENTITY))
+    entry::is_direct_reply(&key)
 }
 
 /// Writes the backend into the context and records the frontend that it stands for.

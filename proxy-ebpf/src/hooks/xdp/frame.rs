@@ -173,7 +173,7 @@ pub fn rewrite<F: Family>(ctx: &XdpContext, old: &CtKey, to: &Endpoints, forward
     Some(())
 }
 
-/// Translates a packet for the host's stack and marks it in its metadata. Without room for metadata the packet stays
+/// Translates a packet for the host's stack and tags it in its metadata. Without room for metadata the packet stays
 /// unchanged.
 #[inline(always)]
 pub fn rewrite_and_tag<F: Family>(ctx: &XdpContext, old: &CtKey, to: &Endpoints) -> Option<()> {

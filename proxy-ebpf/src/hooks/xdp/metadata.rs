@@ -52,7 +52,7 @@ pub fn pop(ctx: &XdpContext) {
     unsafe { bpf_xdp_adjust_meta(ctx.ctx, LEN as i32) };
 }
 
-/// Marks a packet that generic XDP passes unchanged, so that `ingress_xdp` can detect a lost header.
+/// Tags a packet that generic XDP passes unchanged, so that `ingress_xdp` can detect a lost header.
 #[inline(always)]
 pub fn tag_untouched(ctx: &XdpContext) {
     push(ctx, UNTOUCHED);
