@@ -1,6 +1,7 @@
 //! Compares `shunt explain` with real traffic: each case is first explained, then tried with the same source port, by a
 //! real socket or, where no socket may be opened (SCTP), by a raw one.
 
+mod case;
 mod raw_packets;
 
 use std::{
@@ -9,142 +10,27 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 use tests::{
     manifest::Service,
     net::{
-        Node, Plan, Pod,
+        Plan, Pod,
         plan::{BOTH, Family, OUTSIDE, external, vip},
     },
-    traffic::{Client, Outcome},
+    traffic::Client,
 };
 
-use self::raw_packets::{pings, sctp};
+use self::{
+    case::{ANYONE, Cases, Expected, agrees, next_port},
+    raw_packets::{pings, sctp},
+};
 use crate::{
     trio::Trio,
     world::{NODE_PORT, PORT, TARGET, World, at, web, web_addr},
 };
 
-/// No reply within this time counts as silence.
-const SILENCE: Duration = Duration::from_millis(600);
-
 /// NodePorts of policy Local: with a backend on node 0, and without.
 const NEAR_PORT: u16 = 30081;
 const FAR_PORT: u16 = 30082;
-
-/// The expected result of a case, known without shunt: both the explanation and the packet must match it.
-enum Expected<'a> {
-    /// A reply of one of these backends. It sees the client's own address or one of the node's; `None`: the client's
-    /// own if the backend is on this node.
-    Answered {
-        by: &'a [&'a str],
-        own_source: Option<bool>,
-    },
-    /// A reply of a server that received the packet untranslated.
-    Untouched(&'a str),
-    Refused(&'static str),
-    Dropped(&'static str),
-}
-
-/// A source and a destination, and the socket for the test.
-struct Case<'a> {
-    name: &'a str,
-    node: &'a Node,
-    from: Client,
-    source: IpAddr,
-    to: SocketAddr,
-    protocol: &'static str,
-}
-
-/// Unused source ports: a new flow each time.
-fn next_port() -> u16 {
-    static NEXT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(21_000);
-    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
-}
-
-impl Case<'_> {
-    fn udp(self) -> Self {
-        Self { protocol: "udp", ..self }
-    }
-
-    /// Explains, tries and compares; returns the explanation.
-    fn is(self, expected: &Expected<'_>) -> Result<Value> {
-        let port = next_port();
-        let source = SocketAddr::new(self.source, port);
-        let words = [source.to_string(), format!("{}/{}", self.to, self.protocol)];
-        let told = self.node.shunt_json(&["explain", &words[0], &words[1]])?;
-        let client = self.from.port(port).patience(SILENCE);
-        let attempt = if self.protocol == "udp" { client.udp(self.to) } else { client.tcp(self.to) };
-        let name = self.name;
-        let shown = || format!("{name}: {attempt}\n{told:#}");
-        let (verdict, reason) = match expected {
-            Expected::Answered { by, own_source } => {
-                let Outcome::Answered(answer) = &attempt.outcome else { panic!("{}", shown()) };
-                assert!(by.contains(&&*answer.backend), "{}", shown());
-                let own_source = own_source.unwrap_or(answer.backend == "a");
-                assert_eq!(answer.peer.ip() == self.source, own_source, "{}", shown());
-                agrees(&told, &answer.backend, answer.peer, &shown);
-                ("translated", Value::Null)
-            }
-            Expected::Untouched(by) => {
-                let Outcome::Answered(answer) = &attempt.outcome else { panic!("{}", shown()) };
-                assert_eq!((&*answer.backend, answer.peer), (*by, source), "{}", shown());
-                assert!(told["rewrites"].as_array().is_some_and(Vec::is_empty), "{}", shown());
-                ("untouched", Value::Null)
-            }
-            Expected::Refused(reason) => {
-                assert_eq!(attempt.outcome, Outcome::Refused, "{}", shown());
-                ("refused", Value::from(*reason))
-            }
-            Expected::Dropped(reason) => {
-                assert_eq!(attempt.outcome, Outcome::TimedOut, "{}", shown());
-                ("dropped", Value::from(*reason))
-            }
-        };
-        assert_eq!((&told["verdict"], &told["reason"]), (&Value::from(verdict), &reason), "{}", shown());
-        println!("{name}: {}", attempt);
-        Ok(told)
-    }
-}
-
-/// The explained backend is the one that replied, and it saw the explained source.
-#[track_caller]
-fn agrees(told: &Value, backend: &str, peer: SocketAddr, shown: &dyn Fn() -> String) {
-    let node = format!("node-{}", 1 + ["a", "b", "c"].iter().position(|name| *name == backend).unwrap_or(9));
-    assert_eq!(told["backend"]["node"], node, "{}", shown());
-    let text = told["outcome"]["source"].as_str().unwrap_or_default();
-    let source: SocketAddr = text.parse().unwrap_or_else(|_| panic!("{}", shown()));
-    assert_eq!(source.ip(), peer.ip(), "{}", shown());
-    if told["outcome"]["any_source_port"] == false {
-        assert_eq!(source.port(), peer.port(), "{}", shown());
-    }
-}
-
-/// The cases of one cluster.
-struct Cases<'a>(&'a Trio);
-
-impl<'a> Cases<'a> {
-    fn of(&self, name: &'a str, from: Client, source: IpAddr, to: SocketAddr) -> Case<'a> {
-        Case { name, node: self.0.node(0), from, source, to, protocol: "tcp" }
-    }
-
-    fn pod(&self, name: &'a str, to: SocketAddr) -> Case<'a> {
-        let source = self.0.clients[0].addr();
-        self.of(name, self.0.pod(0), source.of(family_of(to)), to)
-    }
-
-    fn host(&self, name: &'a str, to: SocketAddr) -> Case<'a> {
-        self.of(name, self.0.host(0), self.0.node(0).addr().of(family_of(to)), to)
-    }
-
-    fn outside(&self, name: &'a str, to: SocketAddr) -> Case<'a> {
-        self.of(name, self.0.outside(), OUTSIDE.of(family_of(to)), to)
-    }
-}
-
-fn family_of(at: SocketAddr) -> Family {
-    if at.is_ipv4() { Family::V4 } else { Family::V6 }
-}
 
 fn services(trio: &Trio) -> Vec<Service> {
     let all = trio.servers.each_ref();
@@ -198,8 +84,6 @@ fn explain_says_what_happens() -> Result<()> {
     sctp(&cases, Family::V4)?;
     nothing_changes(&trio)
 }
-
-const ANYONE: &[&str] = &["a", "b", "c"];
 
 fn cluster_addresses(cases: &Cases<'_>, family: Family) -> Result<()> {
     let anyone = Expected::Answered { by: ANYONE, own_source: Some(true) };

@@ -19,7 +19,7 @@ use tests::{
     traffic::ping,
 };
 
-use super::{ANYONE, Cases, SILENCE, agrees, next_port};
+use super::case::{ANYONE, Cases, SILENCE, agrees, next_port};
 use crate::world::{TARGET, at};
 
 pub fn pings(cases: &Cases<'_>, family: Family) -> Result<()> {
