@@ -27,6 +27,9 @@ pub const CONFIRMED: u64 = 32;
 /// A segment without FIN has followed both FINs. Nearly always it acknowledges the last one; numbers are not compared.
 pub const LAST_ACK: u64 = 64;
 
+/// The backend has sent FIN before the client: it keeps the tuple in TIME-WAIT for a minute.
+pub const BACKEND_FIRST: u64 = 128;
+
 /// The first segment of a connection: SYN without ACK, RST, FIN.
 #[inline(always)]
 pub const fn is_syn(flags: u8) -> bool {
@@ -39,11 +42,11 @@ pub const fn is_closed(state: u64) -> bool {
     state & RESET != 0 || state & (FIN_CLIENT | FIN_BACKEND) == FIN_CLIENT | FIN_BACKEND
 }
 
-/// Another flow may use the same tuple towards the backend. Before the last FIN is acknowledged, the backend takes a new SYN for a
-/// segment of the old connection.
+/// Another flow may use the same tuple towards the backend. In LAST-ACK, and mostly in TIME-WAIT (the timestamps of another
+/// connection are not comparable), the backend takes a new SYN for a segment of the old connection.
 #[inline(always)]
 pub const fn has_ended(state: u64) -> bool {
-    state & (RESET | LAST_ACK) != 0
+    state & RESET != 0 || state & (LAST_ACK | BACKEND_FIRST) == LAST_ACK
 }
 
 /// The state after a TCP segment with these flags from the client (`from_client`) or the backend.
@@ -68,6 +71,9 @@ pub const fn advance(state: u64, flags: u8, from_client: bool) -> u64 {
         next |= REPLIED;
         if flags & flag::FIN != 0 {
             next |= FIN_BACKEND;
+            if state & (FIN_CLIENT | FIN_BACKEND) == 0 {
+                next |= BACKEND_FIRST;
+            }
         }
     }
     next
@@ -125,6 +131,16 @@ mod tests {
         assert!(is_closed(state) && !has_ended(state), "the last FIN is not acknowledged");
         state = advance(state, flag::ACK, true);
         assert!(is_closed(state) && has_ended(state));
+    }
+
+    #[test]
+    fn a_backend_that_closes_first_keeps_the_tuple() {
+        let end = flag::FIN | flag::ACK;
+        let steps = [(flag::SYN, true), (end, false), (end, true), (flag::ACK, false), (flag::ACK, true)];
+        let state =
+            steps.into_iter().fold(0, |state, (flags, from_client)| advance(state, flags, from_client));
+        assert!(is_closed(state) && state & LAST_ACK != 0 && !has_ended(state));
+        assert!(has_ended(advance(state, flag::RST, true)));
     }
 
     #[test]

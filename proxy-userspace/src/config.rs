@@ -226,8 +226,8 @@ pub struct Timeouts {
     pub half_closed: u32,
     /// Both sides have sent FIN, or one has sent RST.
     pub closed: u32,
-    /// Both sides have sent FIN and the source is translated: the backend keeps the translated port in TIME_WAIT for a
-    /// minute, and reusing it earlier costs a reset, sometimes a second.
+    /// Both sides have sent FIN, and the backend did so first or the source is translated: the backend may keep the tuple in
+    /// TIME_WAIT for a minute, and reusing it earlier costs a reset, sometimes a second.
     pub time_wait: u32,
     /// UDP without a reply, or one request and its reply.
     pub unreplied: u32,

@@ -68,6 +68,8 @@ struct Flow {
     source: Option<SocketAddr>,
     fin_client: bool,
     fin_backend: bool,
+    /// The backend's FIN came first.
+    backend_first: bool,
     /// A segment followed both FINs.
     last_ack: bool,
     reset: bool,
@@ -92,7 +94,7 @@ impl Flow {
 
     /// Whether another flow may use the tuple towards the backend.
     fn has_ended(&self) -> bool {
-        self.proto == 6 && (self.reset || self.last_ack)
+        self.proto == 6 && (self.reset || self.last_ack && !self.backend_first)
     }
 
     fn note(&mut self, packet: &Packet, from_client: bool) {
@@ -100,6 +102,9 @@ impl Flow {
         self.reset = flags & RST != 0;
         if !self.reset && flags & FIN == 0 && self.fin_client && self.fin_backend {
             self.last_ack = true;
+        }
+        if !self.reset && flags & FIN != 0 && !from_client && !self.fin_client && !self.fin_backend {
+            self.backend_first = true;
         }
         if !self.reset && flags & FIN != 0 {
             *(if from_client { &mut self.fin_client } else { &mut self.fin_backend }) = true;
@@ -251,6 +256,7 @@ impl Model {
             source: None,
             fin_client: false,
             fin_backend: false,
+            backend_first: false,
             last_ack: false,
             reset: false,
         };

@@ -1,7 +1,7 @@
 //! The three-node cluster of the tests that are named after the specification's rows: a backend on each node, a client
 //! pod on the first two, one outside client. Many Services in one cluster, each with its own ClusterIP.
 
-use std::{net::SocketAddr, thread, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, thread, time::Duration};
 
 use anyhow::{Context, Result};
 use tests::{
@@ -130,10 +130,13 @@ pub const PROTOCOLS: [fn(&Client, SocketAddr) -> Attempt; 2] = [Client::tcp, Cli
 pub fn evenly(from: &Client, to: SocketAddr, backends: &[&str]) -> Vec<Answer> {
     let mut answers = Vec::new();
     for protocol in PROTOCOLS {
-        let of_one: Vec<Answer> = backends.iter().map(|_| protocol(from, to).answered()).collect();
-        let mut tally = Tally::default();
-        of_one.iter().for_each(|answer| tally.add(&answer.backend));
-        tally.even_over(backends);
+        let attempts: Vec<Attempt> = backends.iter().map(|_| protocol(from, to)).collect();
+        let of_one: Vec<Answer> = attempts.iter().map(|attempt| attempt.answered()).collect();
+        let replied: BTreeSet<&str> = of_one.iter().map(|answer| &*answer.backend).collect();
+        if replied != backends.iter().copied().collect() {
+            let all: Vec<_> = attempts.iter().map(|attempt| attempt.to_string()).collect();
+            panic!("not even over {backends:?}: {all:#?}");
+        }
         answers.extend(of_one);
     }
     answers

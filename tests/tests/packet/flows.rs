@@ -139,6 +139,28 @@ fn the_tuple_towards_the_backend_is_free_when_the_last_fin_is_acknowledged() -> 
     Ok(())
 }
 
+/// The backend holds the tuple in TIME-WAIT, and compares timestamps that the client chose for another address.
+#[test]
+fn a_backend_that_closed_first_sees_another_port() -> Result<()> {
+    for case in tcp_cases() {
+        let mut node = shared()?;
+        let (client, back) = (case.at(POD, 2000), case.at(POD + 1, 8080));
+        let fronts = two_vips(case, &mut node, back, true)?;
+        let ask = case.packet(client, fronts[0]);
+        let answer = case.packet(back, client);
+        case.goes_whole(&node, &ask);
+        for (packet, flags) in
+            [(&answer, SYN | ACK), (&ask, ACK), (&answer, FIN | ACK), (&ask, FIN | ACK), (&answer, ACK)]
+        {
+            case.goes_whole(&node, &packet.flagged(flags));
+        }
+        let (source, to) = case.goes_whole(&node, &case.packet(client, fronts[1]));
+        assert_eq!((source.ip(), to), (client.ip(), back), "{case:?}");
+        assert_ne!(source.port(), client.port(), "{case:?}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_direct_connection_on_the_port_of_an_old_service_connection() -> Result<()> {
     for case in tcp_cases() {

@@ -96,7 +96,8 @@ pub struct TimeoutArgs {
     /// TCP connection that is closed or reset [default: 10s]
     #[arg(long, value_name = "DURATION")]
     pub conntrack_tcp_timeout_closed: Option<String>,
-    /// Closed TCP connection that is masqueraded: its source port stays reserved this long [default: 60s]
+    /// Closed TCP connection that its backend may hold in TIME_WAIT (it closed first, or the source is translated): its tuple stays
+    /// reserved this long [default: 60s]
     #[arg(long, value_name = "DURATION")]
     pub conntrack_tcp_timeout_time_wait: Option<String>,
     /// UDP flow without a reply, or with one request and one reply [default: 30s]

@@ -29,10 +29,9 @@ impl Timeouts {
     /// For a flow whose last packet came `lasted` seconds after its first.
     pub(super) fn of(&self, state: u64, proto: u8, is_masqueraded: bool, lasted: u32) -> u32 {
         let replied = state & tcp::REPLIED != 0;
+        let backend_waits = is_masqueraded || state & tcp::BACKEND_FIRST != 0;
         match proto {
-            Proto::TCP if is_masqueraded && tcp::is_closed(state) && state & tcp::RESET == 0 => {
-                self.time_wait
-            }
+            Proto::TCP if backend_waits && tcp::is_closed(state) && state & tcp::RESET == 0 => self.time_wait,
             Proto::TCP if tcp::is_closed(state) => self.closed,
             Proto::TCP if state & tcp::CONFIRMED == 0 => self.opening,
             Proto::TCP if state & (tcp::FIN_CLIENT | tcp::FIN_BACKEND) != 0 => self.half_closed,
@@ -46,6 +45,24 @@ impl Timeouts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_backend_that_closed_first_keeps_its_tuple_in_time_wait() {
+        let timeouts = Timeouts::default();
+        let closed = tcp::OPENED | tcp::REPLIED | tcp::CONFIRMED | tcp::FIN_CLIENT | tcp::FIN_BACKEND;
+        for (state, is_masqueraded, seconds) in [
+            (closed, false, timeouts.closed),
+            (closed, true, timeouts.time_wait),
+            (closed | tcp::BACKEND_FIRST, false, timeouts.time_wait),
+            (closed | tcp::BACKEND_FIRST | tcp::RESET, false, timeouts.closed),
+        ] {
+            assert_eq!(
+                timeouts.of(state, Proto::TCP, is_masqueraded, 1),
+                seconds,
+                "{state:#x} {is_masqueraded}"
+            );
+        }
+    }
 
     #[test]
     fn a_full_table_shortens_what_is_over_and_what_has_not_begun() {
