@@ -16,7 +16,7 @@ use proxy_common::{
     observe::{DROPS_LEN, EVENTS_BYTES},
 };
 
-use crate::base::scratch::{FlowContext, HalfOpenSlot, SlowPacket, TeardownKeys};
+use crate::base::scratch::{FlowContext, HalfOpenSlot, SlowPacket, SourceSearch, TeardownKeys};
 
 #[map]
 pub static FRONTENDS: HashMap<FrontendKey, Frontend> = HashMap::pinned(65_536, BPF_F_NO_PREALLOC);
@@ -122,6 +122,10 @@ pub static FLOW_CONTEXT: PerCpuArray<FlowContext> = PerCpuArray::with_max_entrie
 #[map]
 pub static TEARDOWN_KEYS: PerCpuArray<TeardownKeys> = PerCpuArray::with_max_entries(1, 0);
 
+/// Scratch memory of the search for a source port; not pinned.
+#[map]
+pub static SOURCE_SEARCH: PerCpuArray<SourceSearch> = PerCpuArray::with_max_entries(1, 0);
+
 /// Scratch memory of the slow path; not pinned.
 #[map]
 pub static SLOW_PACKET: PerCpuArray<SlowPacket> = PerCpuArray::with_max_entries(1, 0);
@@ -144,6 +148,12 @@ pub fn flow_context() -> Option<&'static mut FlowContext> {
 pub fn teardown_keys() -> Option<&'static mut TeardownKeys> {
     // SAFETY: an element of a per-CPU array, with one user at a time.
     TEARDOWN_KEYS.get_ptr_mut(0).map(|keys| unsafe { &mut *keys })
+}
+
+#[inline(always)]
+pub fn source_search() -> Option<&'static mut SourceSearch> {
+    // SAFETY: an element of a per-CPU array, with one user at a time.
+    SOURCE_SEARCH.get_ptr_mut(0).map(|search| unsafe { &mut *search })
 }
 
 #[inline(always)]

@@ -89,6 +89,15 @@ pub struct TeardownKeys {
     pub back: CtKey,
 }
 
+/// What `ports::find_source` looks for: a free port in `reply`, for `entry`.
+#[repr(C)]
+pub struct SourceSearch {
+    pub reply: CtKey,
+    pub entry: CtEntry,
+    /// Memory for a key.
+    pub masquerade: CtKey,
+}
+
 /// An element of HALF_OPEN: a flow by the key of its request half and its creation time.
 #[repr(C)]
 pub struct HalfOpenSlot {

@@ -182,7 +182,7 @@ fn reserve(flow: &mut FlowContext) -> u32 {
     if found.has(CtEntry::REQUEST) && !found.has(CtEntry::NODE_FLOW) && !is_syn {
         return KNOWN;
     }
-    if ports::replace_ended(flow) {
+    if ports::replace_ended(&flow.reply, &flow.entry, &mut flow.masquerade) {
         return NEW;
     }
     // SCTP's checksum covers the ports, and nothing here can compute it.

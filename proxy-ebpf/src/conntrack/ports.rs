@@ -10,7 +10,7 @@ use proxy_common::{
 use crate::{
     base::{
         atomic,
-        maps::{CONNTRACK, EEXIST, SOURCE_CURSORS},
+        maps::{CONNTRACK, EEXIST, SOURCE_CURSORS, source_search},
         scratch::FlowContext,
     },
     conntrack::entry,
@@ -55,13 +55,35 @@ pub mod reserved {
 }
 
 /// Inserts `flow.entry` under `flow.reply`, an ingress key with a backend as its source and an address of the node as its
-/// destination, with the first destination port that is free. A subprogram: its loop is verified once.
+/// destination, with the first destination port that is free, which it leaves in the key.
 ///
 /// Every 65,536 tries towards one backend visit every port once, in an order without long runs of neighbours, so a flow is
 /// refused only where nearly all ports are taken, and a try costs the same however many are.
-#[inline(never)]
+#[inline(always)]
 pub fn reserve_source(flow: &mut FlowContext) -> u32 {
-    let Some(cursor) = SOURCE_CURSORS.get_ptr_mut(cursor_of(&flow.reply)) else {
+    let Some(search) = source_search() else {
+        return reserved::NONE_FREE;
+    };
+    search.reply = flow.reply;
+    search.entry = flow.entry;
+    let outcome = find_source();
+    if outcome == reserved::DONE
+        && let Some(search) = source_search()
+    {
+        flow.reply.dport = search.reply.dport;
+    }
+    outcome
+}
+
+/// The search itself, in SOURCE_SEARCH. Exported and without an argument, it is a global function, which the verifier
+/// follows once and not again for every state of its callers ("egress_l2 499459" verified instructions on kernel 6.1, half of the
+/// limit). It cannot take a pointer: "R2 type=mem expected=fp, pkt, pkt_meta, map_key, map_value" (6.1, as a map's key).
+#[unsafe(no_mangle)]
+extern "C" fn find_source() -> u32 {
+    let Some(search) = source_search() else {
+        return reserved::NONE_FREE;
+    };
+    let Some(cursor) = SOURCE_CURSORS.get_ptr_mut(cursor_of(&search.reply)) else {
         return reserved::NONE_FREE;
     };
     let mut probe = 0;
@@ -71,13 +93,13 @@ pub fn reserve_source(flow: &mut FlowContext) -> u32 {
         // 2^16 over the golden ratio, odd: a permutation that spreads.
         let port = Port::new(turn.wrapping_mul(40_503));
         if is_source_port(port) {
-            flow.reply.dport = port;
-            match CONNTRACK.insert(&flow.reply, &flow.entry, u64::from(BPF_NOEXIST)) {
+            search.reply.dport = port;
+            match CONNTRACK.insert(&search.reply, &search.entry, u64::from(BPF_NOEXIST)) {
                 Ok(()) => return reserved::DONE,
                 Err(EEXIST) => {}
                 Err(_) => return reserved::MAP_FULL,
             }
-            if probe >= EVICT_FROM && replace_ended(flow) {
+            if probe >= EVICT_FROM && replace_ended(&search.reply, &search.entry, &mut search.masquerade) {
                 return reserved::DONE;
             }
         }
@@ -94,21 +116,21 @@ fn cursor_of(reply: &CtKey) -> u32 {
     mixed >> (u32::BITS - SOURCE_CURSORS_LEN.trailing_zeros())
 }
 
-/// Takes the place under `flow.reply` from a flow that has ended. A subprogram, for the stack of its callers.
+/// Inserts `entry` under `back` (a backend -> the node, ingress) in the place of a flow that has ended. `masquerade` is memory for
+/// a key. A subprogram, for the stack of its callers.
 #[inline(never)]
-pub fn replace_ended(flow: &mut FlowContext) -> bool {
-    match entry::lookup(&flow.reply) {
-        Some(found) if remove_if_ended(flow, found) => {
-            CONNTRACK.insert(&flow.reply, &flow.entry, u64::from(BPF_NOEXIST)).is_ok()
+pub fn replace_ended(back: &CtKey, entry: &CtEntry, masquerade: &mut CtKey) -> bool {
+    match entry::lookup(back) {
+        Some(found) if remove_if_ended(back, found, masquerade) => {
+            CONNTRACK.insert(back, entry, u64::from(BPF_NOEXIST)).is_ok()
         }
         _ => false,
     }
 }
 
-/// Removes the flow that the entry `found` (key `flow.reply`: backend -> node, ingress) belongs to, if it has ended.
+/// Removes the flow that the entry `found` with key `back` belongs to, if it has ended.
 #[inline(always)]
-fn remove_if_ended(flow: &mut FlowContext, found: &CtEntry) -> bool {
-    let back = &flow.reply;
+fn remove_if_ended(back: &CtKey, found: &CtEntry, masquerade: &mut CtKey) -> bool {
     if found.has(CtEntry::REQUEST) {
         if !entry::has_ended(back.proto, found) {
             return false;
@@ -116,8 +138,8 @@ fn remove_if_ended(flow: &mut FlowContext, found: &CtEntry) -> bool {
         entry::remove(back, found);
         return true;
     }
-    flow.masquerade = CtKey::new(back.src, back.sport, found.addr, found.port(), back.proto, Half::Egress);
-    let Some(half) = entry::lookup(&flow.masquerade) else {
+    *masquerade = CtKey::new(back.src, back.sport, found.addr, found.port(), back.proto, Half::Egress);
+    let Some(half) = entry::lookup(masquerade) else {
         // Its flow is gone: an unmasquerade half alone leads nowhere.
         let _gone = CONNTRACK.remove(back);
         return true;
@@ -125,6 +147,6 @@ fn remove_if_ended(flow: &mut FlowContext, found: &CtEntry) -> bool {
     if !half.has(CtEntry::REPLY) || !entry::has_ended(back.proto, half) {
         return false;
     }
-    entry::remove_by_reply(&flow.masquerade, half, true);
+    entry::remove_by_reply(masquerade, half, true);
     true
 }
