@@ -19,7 +19,7 @@
 //! A flow that another proxy translates (kube-proxy's, recorded when shunt takes over) has a request and a reply half
 //! that rewrite nothing: client and frontend, at both hooks.
 
-use crate::{Addr, Port, pod};
+use crate::{Addr, Port, pod, tcp};
 
 pod! {
     /// Key of CONNTRACK.
@@ -39,9 +39,11 @@ pod! {
         /// The address to write: the destination on ingress, the source on egress.
         pub addr: Addr,
         /// The port that goes with `addr`, network order in the low 16 bits; 0 in a masquerade half is *pending*. A
-        /// word of its own, because compare-and-exchange completes it.
+        /// word of its own, because compare-and-exchange completes it. In the upper half, of request and reply halves of TCP:
+        /// [`tcp::Numbers::ack`].
         pub port: u64,
-        /// Bits of [`crate::tcp`], set and cleared with atomic OR and AND; used in request and reply halves only.
+        /// Bits of [`tcp`], set and cleared with atomic OR and AND; used in request and reply halves only. In the upper half,
+        /// of TCP: [`tcp::Numbers::next`].
         pub state: u64,
         /// The port to write at the other end: the source port on ingress, the destination port on egress.
         pub peer_port: Port,
@@ -122,6 +124,12 @@ impl CtEntry {
     #[inline(always)]
     pub const fn port(&self) -> Port {
         Port::from_be(self.port as u16)
+    }
+
+    /// The sequence numbers that a request or reply half keeps.
+    #[inline(always)]
+    pub const fn numbers(&self) -> tcp::Numbers {
+        tcp::Numbers { next: (self.state >> 32) as u32, ack: (self.port >> 32) as u32 }
     }
 
     /// From a request half, the key of its reply half; from an unmasquerade half, the key of its masquerade half

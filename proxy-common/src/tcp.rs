@@ -1,7 +1,18 @@
-//! The part of TCP's state machine that a translator needs: whether a flow is beginning, open, closing or closed.
+//! The part of TCP's state machine that a translator needs: whether a flow is beginning, open, closing or closed, and whether
+//! the segment that says so can be believed.
 //!
-//! The state is a set of bits that only ever grows, except for RST: a reset from off path must not end a flow, so it
-//! shortens the flow's lifetime and is reverted when traffic continues.
+//! Whoever knows a connection's four-tuple can forge a segment of it, but not its numbers. So each half of a flow keeps the
+//! sequence number that follows the segments of its direction. It is written once a second, or when it has moved by [`LAG`], so
+//! that established flows cost no write per packet; hence what is kept lags behind by up to [`LAG`]. With it:
+//!
+//! - A handshake is complete when the client acknowledges the backend's SYN-ACK ([`CONFIRMED`]).
+//! - RST and FIN count if their number is within [`LAG`] of what is kept. An RST with the exact number is final ([`PROVEN`]).
+//!   Another one is only a claim, which the next segment of either side takes back: the receiver of an RST in its window, but
+//!   not with the exact number, answers with an ACK (RFC 5961, 3.2). From then on ([`DOUBTED`]) both halves are exact,
+//!   and only an exact RST counts.
+//! - A FIN is taken back by data of the same side beyond it. Both are final when each is acknowledged by its number ([`LAST_ACK`]).
+//! - A SYN never changes a flow whose handshake is complete, unless that flow is over: the backend answers for itself (RFC
+//!   5961, 4.2).
 
 /// TCP header flags, as in byte 13.
 pub mod flag {
@@ -21,14 +32,251 @@ pub const FIN_CLIENT: u64 = 4;
 pub const FIN_BACKEND: u64 = 8;
 /// One side has sent RST.
 pub const RESET: u64 = 16;
-/// The client has sent something after the backend's first answer: the TCP handshake is complete.
+/// The TCP handshake is complete: the client has acknowledged the backend's first segment.
 pub const CONFIRMED: u64 = 32;
 
-/// A segment without FIN has followed both FINs. Nearly always it acknowledges the last one; numbers are not compared.
+/// Both FINs have been acknowledged.
 pub const LAST_ACK: u64 = 64;
 
 /// The backend has sent FIN before the client: it keeps the tuple in TIME-WAIT for a minute.
 pub const BACKEND_FIRST: u64 = 128;
+
+/// The RST had the exact number: nothing takes it back.
+pub const PROVEN: u64 = 256;
+
+/// A claim to reset the flow was taken back. Both halves keep exact numbers from now on.
+pub const DOUBTED: u64 = 512;
+
+/// The FIN has been acknowledged: the client's, the backend's.
+pub const CLIENT_ACKED: u64 = 1024;
+pub const BACKEND_ACKED: u64 = 2048;
+
+/// SYNs of the client, a second apart, that a backend which is no longer served has left unanswered: one, two.
+pub const UNANSWERED: u64 = 4096;
+pub const UNANSWERED_TWICE: u64 = 8192;
+
+/// All of the above. The upper half of the word where they are stored is a sequence number.
+pub const FLAGS: u64 = 0xffff_ffff;
+
+/// An established flow of which there is nothing to notice but traffic.
+pub const ESTABLISHED: u64 = OPENED | REPLIED | CONFIRMED;
+
+/// By how much the number that is kept may lag behind: one segment as offloads build them.
+pub const LAG: u32 = 1 << 16;
+
+/// By how much a segment may be ahead of the number that is kept: [`LAG`] and the largest segment (BIG TCP), and some that
+/// were lost on their way here.
+const AHEAD: i32 = 1 << 20;
+
+/// How much a backend may have sent before the client's first acknowledgement (TCP Fast Open: ten segments).
+const FIRST_WINDOW: u32 = 1 << 14;
+
+/// What a flow table reads from a TCP segment.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Segment {
+    pub flags: u32,
+    pub seq: u32,
+    /// The number behind the segment: SYN and FIN count as a byte each.
+    pub end: u32,
+    pub ack: u32,
+}
+
+impl Segment {
+    /// `payload`: its length in bytes.
+    #[inline(always)]
+    pub const fn new(flags: u8, seq: u32, ack: u32, payload: u32) -> Self {
+        Self { flags: flags as u32, seq, end: end(seq, flags, payload), ack }
+    }
+
+    #[inline(always)]
+    pub const fn has(&self, flags: u8) -> bool {
+        self.flags & flags as u32 != 0
+    }
+
+    #[inline(always)]
+    pub const fn is_syn(&self) -> bool {
+        is_syn(self.flags as u8)
+    }
+}
+
+/// The number behind a segment.
+#[inline(always)]
+pub const fn end(seq: u32, flags: u8, payload: u32) -> u32 {
+    let counted = (flags & flag::SYN != 0) as u32 + (flags & flag::FIN != 0) as u32;
+    seq.wrapping_add(payload).wrapping_add(counted)
+}
+
+/// The numbers that a half keeps. 0: unknown; a number that is 0 is kept as 1.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Numbers {
+    /// What follows the segments of this direction; of a FIN, exactly.
+    pub next: u32,
+    /// The last acknowledgement of this direction, exactly; while the flow is [`DOUBTED`].
+    pub ack: u32,
+}
+
+/// A flow as one of its halves sees it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tracked {
+    /// Without the number in the upper half.
+    pub state: u64,
+    /// Of the half whose segment is followed.
+    pub own: Numbers,
+    /// Of the other half.
+    pub peer: Numbers,
+}
+
+/// A number as it is kept.
+#[inline(always)]
+pub const fn kept(number: u32) -> u32 {
+    if number == 0 { 1 } else { number }
+}
+
+/// Whether the number that is kept is to be written anew for an established flow's segment with this end.
+#[inline(always)]
+pub const fn has_moved(next: u32, end: u32) -> bool {
+    end.wrapping_sub(next) > LAG
+}
+
+/// The number to keep after a segment with this end: only what continues it moves it.
+#[inline(always)]
+pub const fn moved(next: u32, end: u32) -> u32 {
+    let ahead = end.wrapping_sub(next) as i32;
+    if next == 0 || ahead > 0 && ahead <= AHEAD { kept(end) } else { next }
+}
+
+impl Tracked {
+    /// Follows a segment of the client (`from_client`) or the backend. Where this completes the handshake, the caller checks the
+    /// segment's checksum and follows only one that is right.
+    #[inline(always)]
+    pub fn follow(&mut self, segment: &Segment, from_client: bool) {
+        self.state |= OPENED;
+        if self.state & PROVEN != 0 && !segment.has(flag::SYN) {
+            return;
+        }
+        if segment.has(flag::RST) {
+            self.reset(segment, from_client);
+        } else if segment.has(flag::SYN) {
+            self.synchronise(segment, from_client);
+        } else {
+            self.acknowledge(segment, from_client);
+        }
+    }
+
+    #[inline(always)]
+    fn reset(&mut self, segment: &Segment, from_client: bool) {
+        if self.state & (REPLIED | CONFIRMED) == 0 && !from_client {
+            // A closed port's answer to the SYN (RFC 9293, 3.10.7.3).
+            let is_exact = segment.has(flag::ACK) && segment.ack == self.peer.next;
+            self.state |= if is_exact { RESET | PROVEN } else { RESET };
+            return;
+        }
+        let (seq, next) = (segment.seq, self.own.next);
+        let is_answer = self.state & DOUBTED != 0 && self.peer.ack != 0 && seq == self.peer.ack;
+        if next != 0 && seq == next || is_answer {
+            self.state |= RESET | PROVEN;
+        } else if self.state & DOUBTED == 0 && is_near(next, seq) {
+            self.state |= RESET;
+        }
+    }
+
+    #[inline(always)]
+    fn synchronise(&mut self, segment: &Segment, from_client: bool) {
+        let begins = self.state & CONFIRMED == 0;
+        if from_client {
+            if begins && segment.is_syn() {
+                self.own.next = kept(segment.end);
+                self.state &= !(RESET | PROVEN);
+            }
+        } else if begins || is_closed(self.state) {
+            // Where the flow is said to be over, the backend has begun it anew.
+            if !begins {
+                self.state = OPENED;
+                self.peer = Numbers { next: kept(segment.ack), ack: 0 };
+            }
+            self.state = self.state & !(RESET | PROVEN) | REPLIED;
+            self.own = Numbers { next: kept(segment.end), ack: 0 };
+        }
+    }
+
+    #[inline(always)]
+    fn acknowledge(&mut self, segment: &Segment, from_client: bool) {
+        if !from_client {
+            self.state |= REPLIED;
+        }
+        if self.state & CONFIRMED == 0 {
+            if from_client {
+                let behind = self.peer.next.wrapping_sub(segment.ack);
+                let completes = self.state & REPLIED != 0
+                    && segment.has(flag::ACK)
+                    && (self.peer.next == 0 || behind <= FIRST_WINDOW);
+                if !completes {
+                    return;
+                }
+                self.state |= CONFIRMED;
+            }
+            // A SYN may have been forged since this side's own one.
+            if !is_near(self.own.next, segment.end) {
+                self.own.next = kept(segment.end);
+            }
+            self.state &= !RESET;
+        }
+        let ahead = segment.end.wrapping_sub(self.own.next) as i32;
+        let is_known = self.own.next != 0;
+        if is_known && (ahead > AHEAD || ahead < -(LAG as i32)) {
+            return;
+        }
+        if self.state & RESET != 0 {
+            self.state = self.state & !RESET | DOUBTED;
+        }
+        if !from_client {
+            self.state &= !(UNANSWERED | UNANSWERED_TWICE);
+        }
+        let (fin, acked, other_fin, other_acked) = if from_client {
+            (FIN_CLIENT, CLIENT_ACKED, FIN_BACKEND, BACKEND_ACKED)
+        } else {
+            (FIN_BACKEND, BACKEND_ACKED, FIN_CLIENT, CLIENT_ACKED)
+        };
+        if segment.has(flag::FIN) {
+            if !is_known || is_near(self.own.next, segment.seq) {
+                if self.state & (FIN_CLIENT | FIN_BACKEND) == 0 && !from_client {
+                    self.state |= BACKEND_FIRST;
+                }
+                self.state |= fin;
+                self.own.next = kept(segment.end);
+            }
+        } else {
+            if ahead > 0 && self.state & fin != 0 {
+                self.state &= !(fin | acked | LAST_ACK);
+                if !from_client {
+                    self.state &= !BACKEND_FIRST;
+                }
+            }
+            self.own.next = moved(self.own.next, segment.end);
+        }
+        if segment.has(flag::ACK) {
+            if self.state & other_fin != 0 && segment.ack == self.peer.next {
+                self.state |= other_acked;
+            }
+            if self.state & DOUBTED != 0 {
+                self.own.ack = kept(segment.ack);
+            }
+        }
+        const BOTH: u64 = CLIENT_ACKED | BACKEND_ACKED;
+        if self.state & BOTH == BOTH {
+            self.state |= LAST_ACK;
+        }
+    }
+}
+
+/// Whether a number is one that the sender may have reached, by what is kept of it.
+#[inline(always)]
+const fn is_near(next: u32, number: u32) -> bool {
+    next != 0 && number.wrapping_sub(next).wrapping_add(LAG) <= 2 * LAG
+}
 
 /// The first segment of a connection: SYN without ACK, RST, FIN.
 #[inline(always)]
@@ -36,47 +284,29 @@ pub const fn is_syn(flags: u8) -> bool {
     flags & (flag::SYN | flag::ACK | flag::RST | flag::FIN) == flag::SYN
 }
 
-/// Both sides are done: a new SYN may reuse the tuple at once.
+/// The flow is said to be over: what follows may contradict it.
 #[inline(always)]
 pub const fn is_closed(state: u64) -> bool {
     state & RESET != 0 || state & (FIN_CLIENT | FIN_BACKEND) == FIN_CLIENT | FIN_BACKEND
+}
+
+/// The flow is over for sure: a SYN begins another one.
+#[inline(always)]
+pub const fn is_over(state: u64) -> bool {
+    state & (PROVEN | LAST_ACK) != 0
 }
 
 /// Another flow may use the same tuple towards the backend. In LAST-ACK, and mostly in TIME-WAIT (the timestamps of another
 /// connection are not comparable), the backend takes a new SYN for a segment of the old connection.
 #[inline(always)]
 pub const fn has_ended(state: u64) -> bool {
-    state & RESET != 0 || state & (LAST_ACK | BACKEND_FIRST) == LAST_ACK
+    state & PROVEN != 0 || state & (LAST_ACK | BACKEND_FIRST) == LAST_ACK
 }
 
-/// The state after a TCP segment with these flags from the client (`from_client`) or the backend.
+/// The state of a flow that begins with a segment with these flags.
 #[inline(always)]
-pub const fn advance(state: u64, flags: u8, from_client: bool) -> u64 {
-    if flags & flag::RST != 0 {
-        return state | RESET;
-    }
-    const BOTH: u64 = FIN_CLIENT | FIN_BACKEND;
-    let mut next = state & !RESET | OPENED;
-    if state & BOTH == BOTH && flags & flag::FIN == 0 {
-        next |= LAST_ACK;
-    }
-    if from_client {
-        if state & REPLIED != 0 {
-            next |= CONFIRMED;
-        }
-        if flags & flag::FIN != 0 {
-            next |= FIN_CLIENT;
-        }
-    } else {
-        next |= REPLIED;
-        if flags & flag::FIN != 0 {
-            next |= FIN_BACKEND;
-            if state & (FIN_CLIENT | FIN_BACKEND) == 0 {
-                next |= BACKEND_FIRST;
-            }
-        }
-    }
-    next
+pub const fn first(flags: u8) -> u64 {
+    if flags & flag::FIN != 0 { OPENED | FIN_CLIENT } else { OPENED }
 }
 
 /// The state after a datagram of a protocol without states of its own.
@@ -112,42 +342,193 @@ mod tests {
     use super::*;
     use crate::Proto;
 
+    /// A connection whose numbers are exact: the client's begin at 1000, the backend's at 5000.
+    struct Connection {
+        state: u64,
+        halves: [Numbers; 2],
+    }
+
+    const CLIENT: bool = true;
+    const BACKEND: bool = false;
+
+    impl Connection {
+        fn new() -> Self {
+            let halves = [Numbers { next: 1001, ack: 0 }, Numbers::default()];
+            Self { state: first(flag::SYN), halves }
+        }
+
+        fn open() -> Self {
+            let mut open = Self::new();
+            open.sends(BACKEND, flag::SYN | flag::ACK, 5000, 1001, 0);
+            open.sends(CLIENT, flag::ACK, 1001, 5001, 0);
+            assert_eq!(open.state, ESTABLISHED);
+            open
+        }
+
+        fn sends(&mut self, from_client: bool, flags: u8, seq: u32, ack: u32, payload: u32) -> &'static str {
+            let (own, peer) = if from_client { (0, 1) } else { (1, 0) };
+            let mut tracked = Tracked { state: self.state, own: self.halves[own], peer: self.halves[peer] };
+            tracked.follow(&Segment::new(flags, seq, ack, payload), from_client);
+            self.state = tracked.state;
+            (self.halves[own], self.halves[peer]) = (tracked.own, tracked.peer);
+            name(self.state, Proto::TCP)
+        }
+    }
+
     #[test]
     fn a_connection_from_syn_to_time_wait() {
-        let steps = [
-            (flag::SYN, true, "SYN_SENT"),
-            (flag::SYN | flag::ACK, false, "SYN_RECV"),
-            (flag::ACK, true, "ESTABLISHED"),
-            (flag::FIN | flag::ACK, true, "FIN_WAIT"),
-            (flag::ACK, false, "FIN_WAIT"),
-            (flag::FIN | flag::ACK, false, "TIME_WAIT"),
-            (flag::FIN | flag::ACK, false, "TIME_WAIT"),
-        ];
-        let mut state = 0;
-        for (flags, from_client, want) in steps {
-            state = advance(state, flags, from_client);
-            assert_eq!(name(state, Proto::TCP), want, "after {flags:#x} client={from_client}");
-        }
-        assert!(is_closed(state) && !has_ended(state), "the last FIN is not acknowledged");
-        state = advance(state, flag::ACK, true);
-        assert!(is_closed(state) && has_ended(state));
+        let mut flow = Connection::new();
+        assert_eq!(name(flow.state, Proto::TCP), "SYN_SENT");
+        assert_eq!(flow.sends(BACKEND, flag::SYN | flag::ACK, 5000, 1001, 0), "SYN_RECV");
+        assert_eq!(flow.sends(CLIENT, flag::ACK, 1001, 5001, 0), "ESTABLISHED");
+        assert_eq!(flow.sends(CLIENT, flag::FIN | flag::ACK, 1001, 5001, 100), "FIN_WAIT");
+        assert_eq!(flow.sends(BACKEND, flag::ACK, 5001, 1102, 0), "FIN_WAIT");
+        assert_eq!(flow.sends(BACKEND, flag::FIN | flag::ACK, 5001, 1102, 0), "TIME_WAIT");
+        assert!(is_closed(flow.state) && !is_over(flow.state), "the last FIN is not acknowledged");
+        flow.sends(CLIENT, flag::ACK, 1102, 5002, 0);
+        assert!(is_over(flow.state) && has_ended(flow.state));
     }
 
     #[test]
     fn a_backend_that_closes_first_keeps_the_tuple() {
-        let end = flag::FIN | flag::ACK;
-        let steps = [(flag::SYN, true), (end, false), (end, true), (flag::ACK, false), (flag::ACK, true)];
-        let state =
-            steps.into_iter().fold(0, |state, (flags, from_client)| advance(state, flags, from_client));
-        assert!(is_closed(state) && state & LAST_ACK != 0 && !has_ended(state));
-        assert!(has_ended(advance(state, flag::RST, true)));
+        let mut flow = Connection::open();
+        flow.sends(BACKEND, flag::FIN | flag::ACK, 5001, 1001, 0);
+        flow.sends(CLIENT, flag::FIN | flag::ACK, 1001, 5002, 0);
+        flow.sends(BACKEND, flag::ACK, 5002, 1002, 0);
+        assert!(is_over(flow.state) && !has_ended(flow.state));
+        flow.sends(CLIENT, flag::RST, 1002, 0, 0);
+        assert!(has_ended(flow.state));
     }
 
     #[test]
-    fn a_reset_is_taken_back_by_traffic() {
-        let open = OPENED | REPLIED | CONFIRMED;
-        let reset = advance(open, flag::RST, false);
-        assert!(is_closed(reset));
-        assert!(!is_closed(advance(reset, flag::ACK, true)));
+    fn a_handshake_is_complete_when_the_backends_number_is_acknowledged() {
+        for (ack, want) in [
+            (5001_u32, true),
+            (5000, true),
+            (5002, false),
+            (4999_u32.wrapping_sub(1 << 14), false),
+            (5001 + (1 << 31), false),
+        ] {
+            let mut flow = Connection::new();
+            flow.sends(BACKEND, flag::SYN | flag::ACK, 5000, 1001, 0);
+            flow.sends(CLIENT, flag::ACK, 1001, ack, 0);
+            assert_eq!(flow.state & CONFIRMED != 0, want, "{ack}");
+        }
+        let mut flow = Connection::new();
+        flow.sends(CLIENT, flag::ACK, 1001, 5001, 0);
+        assert_eq!(flow.state, OPENED, "not before the backend's answer");
+    }
+
+    #[test]
+    fn a_reset_counts_by_its_number() {
+        for (seq, closed, over) in [
+            (1001, true, true),
+            (1000, true, false),
+            (1001 + LAG, true, false),
+            (1001_u32.wrapping_sub(LAG), true, false),
+            (1002 + LAG, false, false),
+            (1000_u32.wrapping_sub(LAG), false, false),
+            (1001 + (1 << 31), false, false),
+        ] {
+            let mut flow = Connection::open();
+            flow.sends(CLIENT, flag::RST, seq, 0, 0);
+            assert_eq!((is_closed(flow.state), is_over(flow.state)), (closed, over), "{seq}");
+        }
+    }
+
+    #[test]
+    fn a_claim_is_taken_back_and_not_made_twice() {
+        let mut flow = Connection::open();
+        flow.sends(CLIENT, flag::RST, 1100, 0, 0);
+        assert!(is_closed(flow.state));
+        // The backend's answer to a reset that is in its window (RFC 5961).
+        flow.sends(BACKEND, flag::ACK, 5001, 1001, 0);
+        assert!(!is_closed(flow.state));
+        flow.sends(CLIENT, flag::RST, 1100, 0, 0);
+        assert!(!is_closed(flow.state), "the backend does not answer twice within half a second");
+        flow.sends(CLIENT, flag::RST, 1001, 0, 0);
+        assert!(is_over(flow.state));
+        flow.sends(BACKEND, flag::ACK, 5001, 1001, 0);
+        assert!(is_over(flow.state));
+    }
+
+    /// A client that ends an upload: answers of the backend that were on their way arrive at a closed port.
+    #[test]
+    fn a_reset_among_answers_on_their_way() {
+        let mut flow = Connection::open();
+        flow.sends(CLIENT, flag::ACK, 1001, 5001, 60_000);
+        flow.halves[0].next = 1001; // As after an established flow's packets: it lags.
+        flow.sends(CLIENT, flag::RST | flag::ACK, 61_001, 5001, 0);
+        assert!(is_closed(flow.state) && !is_over(flow.state));
+        for ack in [20_000, 40_000] {
+            flow.sends(BACKEND, flag::ACK, 5001, ack, 0);
+        }
+        assert!(!is_closed(flow.state));
+        for seq in [20_000, 40_000] {
+            flow.sends(CLIENT, flag::RST, seq, 0, 0);
+        }
+        assert!(is_over(flow.state));
+    }
+
+    #[test]
+    fn a_refusal_counts_by_its_acknowledgement() {
+        for (ack, over) in [(1001, true), (1000, false), (0, false)] {
+            let mut flow = Connection::new();
+            flow.sends(BACKEND, flag::RST | flag::ACK, 0, ack, 0);
+            assert_eq!((is_closed(flow.state), is_over(flow.state)), (true, over), "{ack}");
+        }
+    }
+
+    #[test]
+    fn a_forged_fin_is_taken_back_by_data_beyond_it() {
+        let mut flow = Connection::open();
+        assert_eq!(flow.sends(CLIENT, flag::FIN | flag::ACK, 1101, 5001, 0), "FIN_WAIT");
+        assert_eq!(flow.sends(CLIENT, flag::ACK, 1001, 5001, 50), "FIN_WAIT", "not beyond it");
+        assert_eq!(flow.sends(CLIENT, flag::ACK, 1051, 5001, 500), "ESTABLISHED");
+        assert_eq!(flow.sends(CLIENT, flag::FIN | flag::ACK, 1001 + (1 << 30), 5001, 0), "ESTABLISHED");
+    }
+
+    #[test]
+    fn fins_that_nobody_acknowledged_end_nothing() {
+        let mut flow = Connection::open();
+        flow.sends(CLIENT, flag::FIN | flag::ACK, 1011, 5001, 0);
+        flow.sends(BACKEND, flag::FIN | flag::ACK, 5011, 1001, 0);
+        flow.sends(CLIENT, flag::ACK, 1001, 5001, 0);
+        assert!(is_closed(flow.state) && !is_over(flow.state));
+    }
+
+    #[test]
+    fn a_syn_leaves_an_open_flow_alone() {
+        for from in [CLIENT, BACKEND] {
+            let mut flow = Connection::open();
+            let (state, halves) = (flow.state, flow.halves);
+            flow.sends(from, flag::SYN, 77_000, 0, 0);
+            flow.sends(BACKEND, flag::SYN | flag::ACK, 99_000, 77_001, 0);
+            assert_eq!((flow.state, flow.halves), (state, halves));
+        }
+    }
+
+    /// The client's tuple is used again before the last acknowledgement of the old connection was seen.
+    #[test]
+    fn a_backend_begins_anew_what_is_said_to_be_over() {
+        let mut flow = Connection::open();
+        flow.sends(BACKEND, flag::FIN | flag::ACK, 5001, 1001, 0);
+        flow.sends(CLIENT, flag::FIN | flag::ACK, 1001, 5002, 0);
+        assert!(is_closed(flow.state) && !is_over(flow.state));
+        flow.sends(CLIENT, flag::SYN, 77_000, 0, 0);
+        flow.sends(BACKEND, flag::SYN | flag::ACK, 99_000, 77_001, 0);
+        assert_eq!(flow.sends(CLIENT, flag::ACK, 77_001, 99_001, 0), "ESTABLISHED");
+        flow.sends(CLIENT, flag::RST, 77_001, 0, 0);
+        assert!(is_over(flow.state));
+    }
+
+    #[test]
+    fn a_number_moves_only_by_what_continues_it() {
+        assert_eq!(moved(1000, 1500), 1500);
+        assert_eq!(moved(1000, 900), 1000, "sent again");
+        assert_eq!(moved(1000, 1000 + (1 << 30)), 1000, "forged");
+        assert_eq!(moved(0, 7), 7, "unknown before");
+        assert_eq!(moved(u32::MAX, 0), 1, "0 is kept as 1");
+        assert!(!has_moved(1000, 1000 + LAG) && has_moved(1000, 1001 + LAG) && has_moved(1000, 999));
     }
 }

@@ -221,12 +221,12 @@ pub struct Timeouts {
     /// TCP before the handshake is complete.
     pub opening: u32,
     pub established: u32,
-    /// One side has sent FIN. An hour, like kube-proxy's CLOSE_WAIT timeout: a client that has sent its request and
+    /// One side has sent FIN, or both have and not both are acknowledged, as when they are forged. An hour, like kube-proxy's CLOSE_WAIT timeout: a client that has sent its request and
     /// shut down its side may wait that long for the response.
     pub half_closed: u32,
-    /// Both sides have sent FIN, or one has sent RST.
+    /// Both FINs are acknowledged, or one side has sent RST.
     pub closed: u32,
-    /// Both sides have sent FIN, and the backend did so first or the source is translated: the backend may keep the tuple in
+    /// Both FINs are acknowledged, and the backend did so first or the source is translated: the backend may keep the tuple in
     /// TIME_WAIT for a minute, and reusing it earlier costs a reset, sometimes a second.
     pub time_wait: u32,
     /// UDP without a reply, or one request and its reply.

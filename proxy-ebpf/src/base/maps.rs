@@ -16,7 +16,9 @@ use proxy_common::{
     observe::{DROPS_LEN, EVENTS_BYTES},
 };
 
-use crate::base::scratch::{FlowContext, HalfOpenSlot, SlowPacket, SourceSearch, TeardownKeys};
+use crate::base::scratch::{
+    ChecksumBlock, FlowContext, Followed, HalfOpenSlot, SlowPacket, SourceSearch, TeardownKeys,
+};
 
 #[map]
 pub static FRONTENDS: HashMap<FrontendKey, Frontend> = HashMap::pinned(65_536, BPF_F_NO_PREALLOC);
@@ -126,6 +128,14 @@ pub static TEARDOWN_KEYS: PerCpuArray<TeardownKeys> = PerCpuArray::with_max_entr
 #[map]
 pub static SOURCE_SEARCH: PerCpuArray<SourceSearch> = PerCpuArray::with_max_entries(1, 0);
 
+/// Scratch memory of `checksum::holds`; not pinned.
+#[map]
+pub static CHECKSUM_BLOCK: PerCpuArray<ChecksumBlock> = PerCpuArray::with_max_entries(1, 0);
+
+/// Scratch memory of `follow::touch`; not pinned.
+#[map]
+pub static FOLLOWED: PerCpuArray<Followed> = PerCpuArray::with_max_entries(1, 0);
+
 /// Scratch memory of the slow path; not pinned.
 #[map]
 pub static SLOW_PACKET: PerCpuArray<SlowPacket> = PerCpuArray::with_max_entries(1, 0);
@@ -154,6 +164,18 @@ pub fn teardown_keys() -> Option<&'static mut TeardownKeys> {
 pub fn source_search() -> Option<&'static mut SourceSearch> {
     // SAFETY: an element of a per-CPU array, with one user at a time.
     SOURCE_SEARCH.get_ptr_mut(0).map(|search| unsafe { &mut *search })
+}
+
+#[inline(always)]
+pub fn checksum_block() -> Option<&'static mut ChecksumBlock> {
+    // SAFETY: an element of a per-CPU array, with one user at a time.
+    CHECKSUM_BLOCK.get_ptr_mut(0).map(|block| unsafe { &mut *block })
+}
+
+#[inline(always)]
+pub fn followed() -> Option<&'static mut Followed> {
+    // SAFETY: an element of a per-CPU array, with one user at a time.
+    FOLLOWED.get_ptr_mut(0).map(|followed| unsafe { &mut *followed })
 }
 
 #[inline(always)]

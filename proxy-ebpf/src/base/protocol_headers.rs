@@ -32,6 +32,7 @@ pub struct Ipv6 {
 }
 
 #[repr(C, packed(2))]
+#[derive(Clone, Copy)]
 pub struct Tcp {
     pub sport: u16,
     pub dport: u16,

@@ -7,7 +7,7 @@
 use core::mem::size_of;
 
 use aya_ebpf::bindings::bpf_fib_lookup as FibParams;
-use proxy_common::{Addr, Backend, CtEntry, CtKey, FragmentKey, Port};
+use proxy_common::{Addr, Backend, CtEntry, CtKey, FragmentKey, Port, tcp::Tracked};
 
 use crate::base::{
     protocol_headers::{Icmp, Ipv4, Ipv6, Tcp, Udp},
@@ -65,6 +65,8 @@ pub struct FlowContext {
     /// What packets of the flow are rewritten to at ingress, once it is recorded.
     pub rewrite: Rewrite,
     pub tcp_flags: u32,
+    /// See `parse::tcp_end`.
+    pub tcp_end: u32,
     /// Non-zero: the packet is in [`SlowPacket`].
     pub is_slow: u32,
     /// The device that the packet arrived on.
@@ -75,6 +77,8 @@ pub struct FlowContext {
     pub reason: u32,
     /// `CtEntry::XDP` if XDP serves the flow, else 0.
     pub xdp_flag: u32,
+    /// Non-zero: there is more to note of the packet, which has the key `reply`, than that it came; XDP only.
+    pub is_noted: u32,
     /// Non-zero: another CPU created the flow first.
     pub lost_race: u32,
     /// Input and output of bpf_fib_lookup; XDP only.
@@ -96,6 +100,30 @@ pub struct SourceSearch {
     pub entry: CtEntry,
     /// Memory for a key.
     pub masquerade: CtKey,
+}
+
+/// What `conntrack/follow.rs` looks at: a half of a flow by its key, and a segment of it.
+#[repr(C)]
+pub struct Followed {
+    pub key: CtKey,
+    /// The key of the other half.
+    pub peer: CtKey,
+    pub header: Tcp,
+    pub flow: Tracked,
+    /// The state before the segment.
+    pub before: u64,
+    /// Offset of the header.
+    pub l4: u32,
+    /// See `parse::tcp_end`.
+    pub end: u32,
+    /// The backend that the half names.
+    pub backend: u32,
+}
+
+/// A part of a packet, whose checksum is being computed.
+#[repr(C)]
+pub struct ChecksumBlock {
+    pub words: [u64; 8],
 }
 
 /// An element of HALF_OPEN: a flow by the key of its request half and its creation time.
@@ -173,6 +201,7 @@ pub struct SlowPacket {
     /// The verdict that goes with `SlowStep::Done`.
     pub verdict: Verdict,
     pub tcp_flags: u32,
+    pub tcp_end: u32,
     /// 1 if the packet contains the transport header, and so ports and checksum.
     pub has_transport: u32,
     /// Buffer for the header that `ext_headers::remove` writes.

@@ -15,7 +15,7 @@ use crate::{
         verdict::DropReason,
     },
     conntrack::{
-        entry, half_open,
+        entry, follow, half_open,
         ports::{PROBES, random_port},
     },
     observe::{counters::count, service_stats},
@@ -34,11 +34,7 @@ pub fn create_flow(flow: &mut FlowContext) -> Result<(), DropReason> {
     flow.entry = CtEntry {
         addr: flow.request.dst,
         port: u64::from(flow.request.dport.be()),
-        state: if proto == Proto::TCP {
-            tcp::advance(0, flow.tcp_flags as u8, true)
-        } else {
-            tcp::advance_datagram(0, true)
-        },
+        state: if proto == Proto::TCP { tcp::first(flow.tcp_flags as u8) } else { tcp::OPENED },
         peer_port: flow.request.sport,
         device: flow.uplink as u16,
         flags: CtEntry::REPLY
@@ -86,6 +82,7 @@ pub fn create_flow(flow: &mut FlowContext) -> Result<(), DropReason> {
     flow.entry.port = u64::from(flow.target.port.be());
     flow.entry.peer_port = client_port;
     flow.entry.flags = flow.entry.flags & !CtEntry::REPLY | CtEntry::REQUEST;
+    follow::begin(&mut flow.entry, flow.tcp_end);
     match CONNTRACK.insert(&flow.request, &flow.entry, u64::from(BPF_NOEXIST)) {
         // The other CPU of a race found the map full and removed the reply half that both had: the next packet begins anew. The
         // garbage collector removes what is left when that happens after this lookup.

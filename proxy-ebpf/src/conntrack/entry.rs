@@ -1,58 +1,16 @@
-//! Entries of existing flows: lookup, refresh, closing, removal. `create.rs` creates them.
+//! Entries of existing flows: lookup, whether they are over, removal. `follow.rs` keeps their state. `create.rs` creates them.
 
 use proxy_common::{CtEntry, CtKey, Half, Proto, tcp};
 
-use crate::{
-    base::{
-        atomic, clock, globals,
-        maps::{CONNTRACK, teardown_keys},
-        scratch::TeardownKeys,
-    },
-    load_balancing::{backend, frontend},
+use crate::base::{
+    maps::{CONNTRACK, teardown_keys},
+    scratch::TeardownKeys,
 };
 
-/// Updates state and time stamp of a request or reply half for a packet. Writes nothing while the state does not
-/// change and the stamp is less than a second old, so that CPUs do not share dirty cache lines over established
-/// flows.
+/// Whether the flow is over for sure: a new SYN begins another one.
 #[inline(always)]
-pub fn touch(key: &CtKey, tcp_flags: u8, entry: &mut CtEntry) {
-    let now = clock::now();
-    if now.wrapping_sub(entry.last_seen) >= globals::hz() {
-        entry.last_seen = now;
-    }
-    let is_request = entry.has(CtEntry::REQUEST);
-    // The client of a flow that the node began is on this side.
-    let from_client = is_request != entry.has(CtEntry::NODE_FLOW);
-    let state = entry.state;
-    let next = if key.proto == Proto::TCP {
-        tcp::advance(state, tcp_flags, from_client)
-    } else {
-        tcp::advance_datagram(state, from_client)
-    };
-    if next != state {
-        let peer = if is_request { entry.egress_key(key) } else { entry.ingress_key(key) };
-        set_state(entry, state, next);
-        if let Some(peer) = lookup(&peer) {
-            set_state(peer, state, next);
-        }
-    }
-}
-
-/// Applies only the bits that changed, because another CPU may be changing the entry too.
-#[inline(always)]
-fn set_state(entry: &mut CtEntry, old: u64, new: u64) {
-    // SAFETY: a live map value, 8-byte aligned.
-    unsafe { atomic::set_bits(&raw mut entry.state, new & !old) };
-    if old & !new != 0 {
-        // SAFETY: as above.
-        unsafe { atomic::clear_bits(&raw mut entry.state, old & !new) };
-    }
-}
-
-/// Whether a new SYN may reuse this entry's tuple at once.
-#[inline(always)]
-pub fn is_closed(proto: u8, entry: &CtEntry) -> bool {
-    proto == Proto::TCP && tcp::is_closed(entry.state)
+pub fn is_over(proto: u8, entry: &CtEntry) -> bool {
+    proto == Proto::TCP && tcp::is_over(entry.state)
 }
 
 /// Whether another flow may use this entry's tuple towards the backend at once.
@@ -86,41 +44,6 @@ pub fn is_answer(key: &CtKey, reply: &mut CtKey) -> bool {
 #[inline(always)]
 pub fn is_direct_reply(key: &CtKey) -> bool {
     lookup(key).is_some_and(|entry| entry.has(CtEntry::REPLY) && entry.has(CtEntry::IDENTITY))
-}
-
-/// Whether a SYN on the tuple of this entry creates a new flow in its place: the old flow is closed, its backend is gone or,
-/// before the handshake is complete, has left this Service, or another proxy translated it (whose end may have gone unseen).
-/// A subprogram: only a SYN of a known flow comes here, and its code must not enlarge the hooks' stack frames.
-#[inline(never)]
-pub fn may_replace(key: &CtKey, entry: &CtEntry) -> bool {
-    is_over(key, entry)
-        || entry.has(CtEntry::REQUEST) && may_have_moved(entry) && !is_still_served(key, entry.backend)
-}
-
-/// The same as far as the entry itself tells.
-#[inline(always)]
-pub fn is_over(key: &CtKey, entry: &CtEntry) -> bool {
-    if !entry.has(CtEntry::REQUEST) {
-        return false;
-    }
-    is_closed(key.proto, entry)
-        || entry.has(CtEntry::SERVICE)
-            && (entry.has(CtEntry::IDENTITY) || backend::active(entry.backend).is_none())
-}
-
-/// Whether the backend of a Service's flow is to be compared with its sets when a SYN is repeated.
-#[inline(always)]
-pub fn may_have_moved(entry: &CtEntry) -> bool {
-    entry.has(CtEntry::SERVICE) && entry.state & tcp::CONFIRMED == 0
-}
-
-/// Whether the frontend that this request half names still leads to the backend: its address may meanwhile belong to a pod of
-/// another Service.
-#[inline(always)]
-fn is_still_served(key: &CtKey, id: u32) -> bool {
-    let bits = frontend::port_flags(key.dport);
-    frontend::find(&key.dst, key.dport, key.proto, bits, frontend::PACKET_ROLES)
-        .is_some_and(|frontend| backend::is_in_set(frontend, id))
 }
 
 /// Removes all halves of the flow of the request half `request`. A subprogram: it has a stack frame of its own and

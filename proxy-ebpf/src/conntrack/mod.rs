@@ -3,8 +3,10 @@
 
 pub mod create;
 pub mod entry;
+pub mod follow;
 pub mod half_open;
 pub mod node_flow;
 pub mod ports;
+pub mod reuse;
 pub mod snat;
 pub mod source_addr;

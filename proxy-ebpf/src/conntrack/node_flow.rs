@@ -22,7 +22,7 @@ use crate::{
         maps::{BACKEND_ADDRS, CONNTRACK, EEXIST, NODE_ADDRS},
         scratch::{FlowContext, Rewrite},
     },
-    conntrack::{entry, half_open, ports},
+    conntrack::{entry, follow, half_open, ports},
     load_balancing::frontend,
     observe::counters::count,
 };
@@ -30,7 +30,7 @@ use crate::{
 /// A SYN on the tuple of a flow of this kind that is over: the port is used again.
 #[inline(always)]
 pub fn may_replace(proto: u8, entry: &CtEntry) -> bool {
-    entry.has(CtEntry::NODE_FLOW) && entry::is_closed(proto, entry)
+    entry.has(CtEntry::NODE_FLOW) && entry::is_over(proto, entry)
 }
 
 /// What is left to do with the packet of a flow that was recorded, or not.
@@ -96,13 +96,11 @@ fn create(flow: &mut FlowContext) -> Recorded {
     flow.entry = CtEntry {
         addr: flow.request.src,
         port: u64::from(flow.request.sport.be()),
-        state: if proto != Proto::TCP {
-            tcp::advance_datagram(0, true)
-        } else if tcp::is_syn(flags) {
-            tcp::advance(0, flags, true)
-        } else {
+        state: match proto {
+            Proto::TCP if tcp::is_syn(flags) => tcp::first(flags),
             // In mid-stream: it was open before the number became a frontend's.
-            tcp::advance(tcp::OPENED | tcp::REPLIED | tcp::CONFIRMED, flags, true)
+            Proto::TCP => tcp::ESTABLISHED | tcp::first(flags),
+            _ => tcp::OPENED,
         },
         peer_port: flow.request.dport,
         device: 0,
@@ -122,6 +120,7 @@ fn create(flow: &mut FlowContext) -> Recorded {
     let port = flow.reply.dport;
     flow.entry.port = u64::from(port.be());
     flow.entry.flags = flow.entry.flags & !CtEntry::REQUEST | CtEntry::REPLY;
+    follow::begin(&mut flow.entry, flow.tcp_end);
     flow.rewrite = Rewrite { addr: flow.request.src, port, peer_port: flow.request.dport };
     match CONNTRACK.insert(&flow.request, &flow.entry, u64::from(BPF_NOEXIST)) {
         Ok(()) => {
@@ -174,7 +173,7 @@ fn reserve(flow: &mut FlowContext) -> u32 {
     let Some(found) = entry::lookup(&flow.reply) else {
         return UNRECORDED;
     };
-    if found.has(CtEntry::NODE_FLOW) && found.addr.is(&flow.entry.addr) && found.port == flow.entry.port {
+    if found.has(CtEntry::NODE_FLOW) && found.addr.is(&flow.entry.addr) && found.port() == flow.entry.port() {
         return AGAIN;
     }
     let is_syn = flow.request.proto == Proto::TCP && tcp::is_syn(flow.tcp_flags as u8);

@@ -78,6 +78,7 @@ pub fn reserve_source(flow: &mut FlowContext) -> u32 {
 /// The search itself, in SOURCE_SEARCH. Exported and without an argument, it is a global function, which the verifier
 /// follows once and not again for every state of its callers ("egress_l2 499459" verified instructions on kernel 6.1, half of the
 /// limit). It cannot take a pointer: "R2 type=mem expected=fp, pkt, pkt_meta, map_key, map_value" (6.1, as a map's key).
+#[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn find_source() -> u32 {
     let Some(search) = source_search() else {

@@ -11,7 +11,7 @@ use crate::{
         verdict::{DropReason, Verdict},
     },
     conntrack::{
-        entry,
+        entry, follow,
         node_flow::{self, Recorded},
         snat,
     },
@@ -71,6 +71,7 @@ fn plain_packet<L: Link>(ctx: &TcContext, packet: &Packet) -> Verdict {
     };
     flow.request = packet.key;
     flow.tcp_flags = u32::from(packet.tcp_flags);
+    flow.tcp_end = packet.tcp_end;
     // From here on nothing is read from the parsed packet, as in `ingress.rs`.
     let verdict =
         if may_match { unknown_flow_of_node(&flow.request) } else { drop_if_unallocated(&flow.request) };
@@ -91,7 +92,7 @@ fn node_flow_of<L: Link>(ctx: &TcContext, flow: &mut FlowContext) -> Verdict {
 #[inline(always)]
 fn known_flow<L: Link>(ctx: &TcContext, packet: &Packet, entry: &mut CtEntry) -> Verdict {
     if entry.has(CtEntry::REPLY) {
-        entry::touch(&packet.key, packet.tcp_flags, entry);
+        follow::touch(ctx, packet, entry);
         if entry.has(CtEntry::IDENTITY) {
             return Verdict::NEXT;
         }
@@ -137,6 +138,7 @@ fn slow_path_packet<L: Link>(ctx: &TcContext) -> Verdict {
             {
                 flow.request = packet.key;
                 flow.tcp_flags = packet.tcp_flags;
+                flow.tcp_end = packet.tcp_end;
                 verdict = node_flow_of::<L>(ctx, flow);
             }
             slow_path::record_verdict::<L>(ctx, packet, verdict.is_next());

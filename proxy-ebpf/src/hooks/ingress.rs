@@ -10,7 +10,7 @@ use crate::{
         scratch::{FlowContext, Rewrite},
         verdict::Verdict,
     },
-    conntrack::entry,
+    conntrack::{entry, follow, reuse},
     load_balancing::prefilter,
     new_flow::{self, Action},
     observe::service_stats,
@@ -33,7 +33,7 @@ pub fn ingress<L: Link>(ctx: &TcContext) -> Verdict {
                 return icmp_echo::answer::<L>(ctx, Half::Ingress);
             }
             if let Some(entry) = entry::lookup(&packet.key) {
-                if !(packet.is_syn() && entry::may_replace(&packet.key, entry)) {
+                if !(packet.is_syn() && reuse::may_replace(&packet.key, entry)) {
                     return known_flow::<L>(ctx, &packet, entry);
                 }
                 entry::remove(&packet.key, entry);
@@ -46,6 +46,7 @@ pub fn ingress<L: Link>(ctx: &TcContext) -> Verdict {
             };
             flow.request = packet.key;
             flow.tcp_flags = u32::from(packet.tcp_flags);
+            flow.tcp_end = packet.tcp_end;
             flow.is_slow = 0;
             flow
         }
@@ -108,7 +109,7 @@ fn unknown_flow<L: Link>(ctx: &TcContext, flow: &mut FlowContext) -> Verdict {
 #[inline(always)]
 fn known_flow<L: Link>(ctx: &TcContext, packet: &Packet, entry: &mut CtEntry) -> Verdict {
     if entry.has(CtEntry::REQUEST) {
-        entry::touch(&packet.key, packet.tcp_flags, entry);
+        follow::touch(ctx, packet, entry);
     }
     if entry.has(CtEntry::IDENTITY) {
         return Verdict::NEXT;

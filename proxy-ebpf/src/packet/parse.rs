@@ -28,9 +28,21 @@ pub struct Packet {
     pub l4: usize,
     /// TCP flags; 0 for other protocols.
     pub tcp_flags: u8,
+    /// See [`tcp_end`].
+    pub tcp_end: u32,
     pub v4: bool,
     /// An ICMP or ICMPv6 echo request.
     pub echo: bool,
+}
+
+/// The number behind a TCP segment, in `len` bytes of header and payload: SYN and FIN count as a byte each. BIG TCP writes no length
+/// for what is longer than 65,535 bytes: it counts as that long.
+#[inline(always)]
+pub fn tcp_end(header: &Tcp, len: u32) -> u32 {
+    const LONGEST: u32 = u16::MAX as u32;
+    let payload = len.wrapping_sub(u32::from(header.offset >> 4) * 4);
+    let payload = if payload > LONGEST { LONGEST } else { payload };
+    tcp::end(u32::from_be(header.seq), header.flags, payload)
 }
 
 impl Packet {
@@ -95,7 +107,9 @@ fn parse_v4<L: Link, const LOOSE: bool>(ctx: &TcContext, half: Half) -> Result<P
         return Err(NotPlain::SlowPath);
     }
     let (src, dst) = (Addr::from_v4_be(ip.src), Addr::from_v4_be(ip.dst));
-    parse_transport::<LOOSE>(ctx, src, dst, ip.proto, L::HEADER + header, half, true)
+    let len = u32::from(u16::from_be(ip.total_len)).wrapping_sub(header as u32);
+    let key = CtKey::new(src, Port::ZERO, dst, Port::ZERO, ip.proto, half);
+    parse_transport::<LOOSE>(ctx, key, L::HEADER + header, len, true)
 }
 
 #[inline(always)]
@@ -111,31 +125,27 @@ fn parse_v6<L: Link, const LOOSE: bool>(ctx: &TcContext, half: Half) -> Result<P
     if src.is_v4() || dst.is_v4() {
         return Err(NotPlain::Foreign);
     }
-    parse_transport::<LOOSE>(ctx, src, dst, ip.next_header, L::HEADER + size_of::<Ipv6>(), half, false)
+    let len = u32::from(u16::from_be(ip.payload_len));
+    let key = CtKey::new(src, Port::ZERO, dst, Port::ZERO, ip.next_header, half);
+    parse_transport::<LOOSE>(ctx, key, L::HEADER + size_of::<Ipv6>(), len, false)
 }
 
 #[inline(always)]
 fn parse_transport<const LOOSE: bool>(
     ctx: &TcContext,
-    src: Addr,
-    dst: Addr,
-    proto: u8,
+    key: CtKey,
     l4: usize,
-    half: Half,
+    len: u32,
     v4: bool,
 ) -> Result<Packet, NotPlain> {
-    let mut packet = Packet {
-        key: CtKey::new(src, Port::ZERO, dst, Port::ZERO, proto, half),
-        l4,
-        tcp_flags: 0,
-        v4,
-        echo: false,
-    };
+    let proto = key.proto;
+    let mut packet = Packet { key, l4, tcp_flags: 0, tcp_end: 0, v4, echo: false };
     match proto {
         Proto::TCP => {
             // SAFETY: `pull_at` checked the bounds; the fields are plain integers.
             let tcp = unsafe { &*pull_at::<Tcp>(ctx, l4).ok_or(NotPlain::Foreign)? };
             packet.tcp_flags = tcp.flags;
+            packet.tcp_end = tcp_end(tcp, len);
             packet.key.sport = Port::from_be(tcp.sport);
             packet.key.dport = Port::from_be(tcp.dport);
         }

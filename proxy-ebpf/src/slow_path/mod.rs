@@ -10,7 +10,7 @@ mod read;
 pub mod step;
 
 use aya_ebpf::programs::TcContext;
-use proxy_common::{Counter, CtEntry, Half, Proto, tcp};
+use proxy_common::{Counter, CtEntry, Half, tcp};
 
 use crate::{
     base::{
@@ -18,7 +18,7 @@ use crate::{
         scratch::{FlowContext, Rewrite, SlowPacket, fragment_part},
         verdict::DropReason,
     },
-    conntrack::{entry, node_flow},
+    conntrack::{entry, follow, node_flow, reuse},
     load_balancing::prefilter,
     observe::service_stats,
     packet::{link::Link, rewrite::rewrite_slow},
@@ -72,14 +72,10 @@ pub fn record_verdict<L: Link>(ctx: &TcContext, packet: &SlowPacket, went: bool)
 /// Stage 2 at ingress: translates a packet of a known flow. A subprogram, for the verifier.
 #[inline(never)]
 pub fn ingress<L: Link>(ctx: &TcContext, packet: &mut SlowPacket, flow: &mut FlowContext) -> SlowStep {
-    let tcp_flags = packet.tcp_flags as u8;
     if let Some(entry) = entry::lookup(&packet.key) {
-        let anew = packet.key.proto == Proto::TCP
-            && tcp::is_syn(tcp_flags)
-            && entry::may_replace(&packet.key, entry);
-        if !anew {
+        if !(tcp::is_syn(packet.tcp_flags as u8) && reuse::may_replace(&packet.key, entry)) {
             if entry.has(CtEntry::REQUEST) {
-                entry::touch(&packet.key, tcp_flags, entry);
+                touch(ctx, packet, entry);
             }
             return translate_known::<L>(ctx, packet, entry);
         }
@@ -90,6 +86,7 @@ pub fn ingress<L: Link>(ctx: &TcContext, packet: &mut SlowPacket, flow: &mut Flo
     }
     flow.request = packet.key;
     flow.tcp_flags = packet.tcp_flags;
+    flow.tcp_end = packet.tcp_end;
     SlowStep::Continue
 }
 
@@ -104,11 +101,17 @@ pub fn egress<L: Link>(ctx: &TcContext, packet: &mut SlowPacket) -> SlowStep {
         return SlowStep::Continue;
     }
     if entry.has(CtEntry::REPLY) {
-        entry::touch(&packet.key, packet.tcp_flags as u8, entry);
+        touch(ctx, packet, entry);
     } else if entry.port == 0 {
         return SlowStep::NeedsSource;
     }
     translate_known::<L>(ctx, packet, entry)
+}
+
+#[inline(always)]
+fn touch(ctx: &TcContext, packet: &SlowPacket, entry: &mut CtEntry) {
+    let tcp = [packet.tcp_flags, packet.tcp_end];
+    follow::touch_half(ctx, &packet.key, packet.headers.l4, tcp, entry);
 }
 
 /// Translates a packet of a known flow.

@@ -12,6 +12,7 @@ use crate::{
         access::{load, skb},
         ext_headers,
         link::Link,
+        parse::tcp_end,
     },
     slow_path::step::SlowStep,
 };
@@ -25,7 +26,7 @@ pub fn read<L: Link>(ctx: &TcContext, packet: &mut SlowPacket, half: Half) -> Sl
     }
     let proto = packet.headers.proto as u8;
     packet.key = CtKey::new(packet.headers.src, Port::ZERO, packet.headers.dst, Port::ZERO, proto, half);
-    packet.tcp_flags = 0;
+    (packet.tcp_flags, packet.tcp_end) = (0, 0);
     packet.has_transport = u32::from(packet.headers.part != fragment_part::LATER);
     match proto {
         Proto::TCP | Proto::UDP | Proto::SCTP => {}
@@ -65,6 +66,7 @@ fn read_transport(ctx: &TcContext, packet: &mut SlowPacket) -> bool {
             return false;
         }
         packet.tcp_flags = u32::from(packet.tcp.flags);
+        packet.tcp_end = tcp_end(&packet.tcp, packet.headers.end.wrapping_sub(l4));
         packet.key.sport = Port::from_be(packet.tcp.sport);
         packet.key.dport = Port::from_be(packet.tcp.dport);
     } else if packet.key.proto == Proto::SCTP {

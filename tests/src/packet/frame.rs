@@ -3,6 +3,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use proxy_common::tcp;
+
 /// TCP header flags.
 pub const FIN: u8 = 0x01;
 pub const SYN: u8 = 0x02;
@@ -72,7 +74,15 @@ pub enum Transport {
 }
 
 impl Transport {
-    pub const SYN: Self = Self::Tcp { flags: SYN, seq: 0x1234_5678, ack: 0 };
+    pub const SYN: Self = Self::tcp(SYN);
+
+    /// A segment of a connection of which both sides begin with the same number and send no data: each acknowledges the other's SYN
+    /// or FIN. A reset has the number that its receiver expects.
+    pub const fn tcp(flags: u8) -> Self {
+        const SEQ: u32 = 0x1234_5678;
+        let seq = if flags & RST != 0 { SEQ + 1 } else { SEQ };
+        Self::Tcp { flags, seq, ack: if flags & ACK != 0 { SEQ + 1 } else { 0 } }
+    }
 
     /// Protocol number under this IP version.
     pub fn proto(self, v4: bool) -> u8 {
@@ -127,7 +137,7 @@ impl Packet {
     /// The receiver's reply: source and destination swapped, TCP with these flags.
     pub fn answer(&self, flags: u8) -> Self {
         let transport = match self.transport {
-            Transport::Tcp { .. } => Transport::Tcp { flags, seq: 0x0bad_cafe, ack: 0x1234_5679 },
+            Transport::Tcp { .. } => Transport::tcp(flags),
             Transport::Echo { .. } => Transport::Echo { reply: true },
             other => other,
         };
@@ -136,11 +146,20 @@ impl Packet {
 
     /// The same packet with other TCP flags.
     pub fn flagged(&self, flags: u8) -> Self {
-        let transport = match self.transport {
-            Transport::Tcp { seq, ack, .. } => Transport::Tcp { flags, seq, ack },
-            other => other,
-        };
+        let transport = if self.is_tcp() { Transport::tcp(flags) } else { self.transport };
         Self { transport, ..self.clone() }
+    }
+
+    /// The same segment with these numbers.
+    pub fn numbered(&self, seq: u32, ack: u32) -> Self {
+        let Transport::Tcp { flags, .. } = self.transport else { panic!("only TCP has numbers") };
+        Self { transport: Transport::Tcp { flags, seq, ack }, ..self.clone() }
+    }
+
+    /// What a flow table reads of it.
+    pub fn segment(&self) -> Option<tcp::Segment> {
+        let Transport::Tcp { flags, seq, ack } = self.transport else { return None };
+        Some(tcp::Segment::new(flags, seq, ack, self.payload.len() as u32))
     }
 
     pub fn is_tcp(&self) -> bool {

@@ -8,6 +8,8 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+use proxy_common::tcp;
+
 use super::{
     frame::{ACK, FIN, Link, Packet, RST, SYN, Transport, ends},
     run::Outcome,
@@ -66,13 +68,9 @@ struct Flow {
     /// Whether its source is translated; the new source is set once an egress hook has chosen it.
     masquerade: bool,
     source: Option<SocketAddr>,
-    fin_client: bool,
-    fin_backend: bool,
-    /// The backend's FIN came first.
-    backend_first: bool,
-    /// A segment followed both FINs.
-    last_ack: bool,
-    reset: bool,
+    state: u64,
+    /// What the client's half and the backend's half keep.
+    numbers: [tcp::Numbers; 2],
 }
 
 impl Flow {
@@ -89,26 +87,21 @@ impl Flow {
     }
 
     fn is_over(&self) -> bool {
-        self.proto == 6 && (self.reset || self.fin_client && self.fin_backend)
+        self.proto == 6 && tcp::is_over(self.state)
     }
 
     /// Whether another flow may use the tuple towards the backend.
     fn has_ended(&self) -> bool {
-        self.proto == 6 && (self.reset || self.last_ack && !self.backend_first)
+        self.proto == 6 && tcp::has_ended(self.state)
     }
 
     fn note(&mut self, packet: &Packet, from_client: bool) {
-        let Transport::Tcp { flags, .. } = packet.transport else { return };
-        self.reset = flags & RST != 0;
-        if !self.reset && flags & FIN == 0 && self.fin_client && self.fin_backend {
-            self.last_ack = true;
-        }
-        if !self.reset && flags & FIN != 0 && !from_client && !self.fin_client && !self.fin_backend {
-            self.backend_first = true;
-        }
-        if !self.reset && flags & FIN != 0 {
-            *(if from_client { &mut self.fin_client } else { &mut self.fin_backend }) = true;
-        }
+        let Some(segment) = packet.segment() else { return };
+        let [own, peer] = if from_client { [0, 1] } else { [1, 0] };
+        let mut flow = tcp::Tracked { state: self.state, own: self.numbers[own], peer: self.numbers[peer] };
+        flow.follow(&segment, from_client);
+        self.state = flow.state;
+        (self.numbers[own], self.numbers[peer]) = (flow.own, flow.peer);
     }
 }
 
@@ -254,11 +247,8 @@ impl Model {
             back,
             masquerade,
             source: None,
-            fin_client: false,
-            fin_backend: false,
-            backend_first: false,
-            last_ack: false,
-            reset: false,
+            state: 0,
+            numbers: Default::default(),
         };
         flow.note(packet, true);
         self.ingress.extend(flow.ingress_tuples().map(|tuple| (tuple, self.last)));

@@ -60,6 +60,7 @@ fn a_flow_with_extension_headers() -> Result<()> {
                 goes(case, &node, &chain, &ask.flagged(FIN | ACK), &ask.to(back).flagged(FIN | ACK));
                 let end = answer.flagged(FIN | ACK);
                 goes(case, &node, &chain, &end, &end.from(front));
+                goes(case, &node, &chain, &more, &more.to(back));
                 goes(case, &node, &chain, &ask, &ask.to(back));
                 assert_eq!(node.counter(Counter::FlowNew), 2, "{case:?}");
             }

@@ -133,6 +133,7 @@ fn a_closed_flow_gives_its_tuple_to_either_side() -> Result<()> {
             untouched(case, node, &answer.flagged(SYN | ACK));
             By::Socket.leaves(case, node, &ask.flagged(FIN | ACK));
             untouched(case, node, &answer.flagged(FIN | ACK));
+            By::Socket.leaves(case, node, &ask.flagged(ACK));
         };
         open_and_close(&node);
         // The socket uses its port again: the flow is open, not closed.

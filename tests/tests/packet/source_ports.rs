@@ -26,9 +26,11 @@ fn client(case: Case, nth: usize) -> std::net::SocketAddr {
     case.at(OUTSIDE + (nth / PORTS) as u16, 5000 + (nth % PORTS) as u16)
 }
 
+/// The client's first number; the backend's is twice that.
+const ISN: u32 = 0x1000_0000;
+
 /// A complete handshake of the `nth` client; returns its source on the wire, or none if it was rejected.
 fn connect(node: &Datapath, case: Case, nth: usize) -> Option<std::net::SocketAddr> {
-    const ISN: u32 = 0x1000_0000;
     let segment = |src, dst, flags, seq, ack| {
         Packet::new(case.link, case.ip, src, dst, Transport::Tcp { flags, seq, ack })
     };
@@ -86,7 +88,8 @@ fn sixty_thousand_connections_to_one_backend() -> Result<()> {
         // An eighth of them is closed, and the next ones are served: a bounded search need not find a single free port.
         assert_eq!(case.link, Link::Ethernet);
         for nth in (0..FLOWS).step_by(8) {
-            let over = case.packet(client(case, nth), case.at(NODE, NODE_PORT)).flagged(RST);
+            let over = case.packet(client(case, nth), case.at(NODE, NODE_PORT));
+            let over = over.flagged(RST).numbered(ISN + 1, 0);
             let inside = node.ingress(case.link, &over.bytes()).passed();
             node.egress(case.link, &inside).passed();
         }

@@ -69,7 +69,7 @@ struct World<'a> {
 type Ends = (SocketAddr, SocketAddr);
 
 fn transport(proto: u8, flags: u8) -> Transport {
-    if proto == 6 { Transport::Tcp { flags, seq: 0x1234_5678, ack: 0x0bad_caff } } else { Transport::Udp }
+    if proto == 6 { Transport::tcp(flags) } else { Transport::Udp }
 }
 
 impl World<'_> {

@@ -269,8 +269,12 @@ fn a_syn_takes_the_tuple_of_a_flow_that_is_over() -> Result<()> {
             let ask = case.packet(client, front);
             let out = node.lane(&ask.bytes());
             assert_eq!(out.bytes, sent(&ask.from(source).to(back)), "{case:?}");
+            let answer = case.packet(back, source);
+            node.lane(&answer.flagged(SYN | ACK).bytes());
+            node.lane(&ask.flagged(ACK).bytes());
             node.lane(&ask.flagged(FIN | ACK).bytes());
-            node.lane(&case.packet(back, source).flagged(FIN | ACK).bytes());
+            node.lane(&answer.flagged(FIN | ACK).bytes());
+            node.lane(&ask.flagged(ACK).bytes());
             assert_eq!(node.counter(Counter::FlowNew), round);
             assert_eq!(node.flows().len(), 4);
         }

@@ -11,7 +11,7 @@ use crate::{
     packet::{
         access::ptr_at,
         checksum::pseudo_header,
-        parse::Packet,
+        parse::{Packet, tcp_end},
         rewrite::{Ports, ports_word},
     },
 };
@@ -52,13 +52,14 @@ pub struct Endpoints {
 /// truncated.
 #[inline(always)]
 pub fn parse<F: Family>(ctx: &XdpContext) -> Option<Packet> {
-    let (src, dst, proto) = if F::V4 {
+    let (src, dst, proto, len) = if F::V4 {
         // SAFETY: `ptr_at` checked the bounds.
         let ip = unsafe { &*ptr_at::<Ipv4>(ctx, ETHERNET)? };
         if ip.version_ihl != 0x45 || ip.fragment & FRAGMENT_MASK != 0 || ip.ttl <= 1 {
             return None;
         }
-        (Addr::from_v4_be(ip.src), Addr::from_v4_be(ip.dst), ip.proto)
+        let len = u32::from(u16::from_be(ip.total_len)).wrapping_sub(size_of::<Ipv4>() as u32);
+        (Addr::from_v4_be(ip.src), Addr::from_v4_be(ip.dst), ip.proto, len)
     } else {
         // SAFETY: `ptr_at` checked the bounds.
         let ip = unsafe { &*ptr_at::<Ipv6>(ctx, ETHERNET)? };
@@ -66,23 +67,23 @@ pub fn parse<F: Family>(ctx: &XdpContext) -> Option<Packet> {
         if ip.version_class_flow as u8 >> 4 != 6 || ip.hop_limit <= 1 || src.is_v4() || dst.is_v4() {
             return None;
         }
-        (src, dst, ip.next_header)
+        (src, dst, ip.next_header, u32::from(u16::from_be(ip.payload_len)))
     };
-    let (sport, dport, tcp_flags) = match proto {
+    let (sport, dport, tcp_flags, tcp_end) = match proto {
         Proto::TCP => {
             // SAFETY: `ptr_at` checked the bounds.
             let tcp = unsafe { &*ptr_at::<Tcp>(ctx, F::L4)? };
-            (tcp.sport, tcp.dport, tcp.flags)
+            (tcp.sport, tcp.dport, tcp.flags, tcp_end(tcp, len))
         }
         Proto::UDP => {
             // SAFETY: `ptr_at` checked the bounds.
             let udp = unsafe { &*ptr_at::<Udp>(ctx, F::L4)? };
-            (udp.sport, udp.dport, 0)
+            (udp.sport, udp.dport, 0, 0)
         }
         _ => return None,
     };
     let key = CtKey::new(src, Port::from_be(sport), dst, Port::from_be(dport), proto, Half::Ingress);
-    Some(Packet { key, l4: F::L4, tcp_flags, v4: F::V4, echo: false })
+    Some(Packet { key, l4: F::L4, tcp_flags, tcp_end, v4: F::V4, echo: false })
 }
 
 /// Length of the IP packet according to its header.

@@ -22,7 +22,7 @@ use crate::{
         scratch::FlowContext,
         verdict::{DropReason, XdpVerdict},
     },
-    conntrack::{create::create_flow, entry, snat},
+    conntrack::{create::create_flow, entry, follow, reuse, snat},
     hooks::xdp::{
         fib::NextHop,
         frame::{Endpoints, Family, V4, V6},
@@ -70,9 +70,9 @@ fn receive_ip<F: Family>(ctx: &XdpContext) -> XdpVerdict {
         if !entry.has(CtEntry::XDP) {
             return XdpVerdict::Pass;
         }
-        if !(packet.is_syn() && entry::is_over(&packet.key, entry)) {
+        if !(packet.is_syn() && entry.has(CtEntry::REQUEST) && entry::is_over(packet.key.proto, entry)) {
             // tc compares the backend with the sets of its Service: a loop that is too much for this program.
-            if packet.is_syn() && entry::may_have_moved(entry) {
+            if packet.is_syn() && reuse::may_have_moved(entry) {
                 return XdpVerdict::LeaveToTc;
             }
             return known_flow::<F>(ctx, &packet, entry);
@@ -112,6 +112,7 @@ fn save_context<F: Family>(ctx: &XdpContext, packet: &Packet) -> Option<&'static
     let flow = flow_context()?;
     flow.request = packet.key;
     flow.tcp_flags = u32::from(packet.tcp_flags);
+    flow.tcp_end = packet.tcp_end;
     flow.ifindex = fib::ingress_ifindex(ctx);
     new_flow::note_uplink(flow);
     fib::prepare::<F>(ctx, packet, &mut flow.fib)?;
@@ -137,15 +138,21 @@ fn known_flow<F: Family>(ctx: &XdpContext, packet: &Packet, entry: &mut CtEntry)
         return XdpVerdict::LeaveToTc;
     }
     if entry.has(CtEntry::REQUEST) {
-        entry::touch(&packet.key, packet.tcp_flags, entry);
+        follow::touch(ctx, packet, entry);
         if !entry.has(CtEntry::MASQUERADED) {
             return deliver_locally::<F>(ctx, &packet.key, entry);
         }
     }
-    match save_context::<F>(ctx, packet) {
-        Some(flow) => forward::<F>(ctx, flow, entry),
-        None => XdpVerdict::LeaveToTc,
+    let Some(flow) = save_context::<F>(ctx, packet) else {
+        return XdpVerdict::LeaveToTc;
+    };
+    flow.is_noted = 0;
+    let verdict = forward::<F>(ctx, flow, entry);
+    if flow.is_noted != 0 {
+        // Not called by `forward`, for the stack.
+        follow::follow(ctx, &flow.reply, F::L4 as u32, flow.tcp_end);
     }
+    verdict
 }
 
 /// Translates a packet to a backend of this node. A subprogram for the stack, most of which flow creation needs
@@ -181,7 +188,12 @@ fn forward<F: Family>(ctx: &XdpContext, flow: &mut FlowContext, entry: &CtEntry)
         return XdpVerdict::LeaveToTc;
     }
     if !from_client {
-        entry::touch(&key, flow.tcp_flags as u8, source);
+        if follow::is_noted(&key, source, flow.tcp_flags) {
+            flow.reply = key;
+            flow.is_noted = 1;
+        } else {
+            follow::refresh(&key, source, flow.tcp_end);
+        }
     }
     flow.fib.set_destination(&key.dst, key.dport, F::V4);
     let next_hop = fib::lookup(ctx, &mut flow.fib);

@@ -203,7 +203,8 @@ mod tests {
             (Proto::TCP, OPEN, 24 * 3600),
             (Proto::TCP, OPEN | tcp::FIN_CLIENT, 3600),
             (Proto::TCP, OPEN | tcp::FIN_BACKEND, 3600),
-            (Proto::TCP, OPEN | tcp::FIN_CLIENT | tcp::FIN_BACKEND, 10),
+            (Proto::TCP, OPEN | tcp::FIN_CLIENT | tcp::FIN_BACKEND, 3600),
+            (Proto::TCP, OPEN | tcp::FIN_CLIENT | tcp::FIN_BACKEND | tcp::LAST_ACK, 10),
             (Proto::TCP, OPEN | tcp::RESET, 10),
             (Proto::TCP, tcp::OPENED | tcp::RESET, 10),
             (Proto::UDP, tcp::OPENED, 30),
@@ -231,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_port_of_the_node_is_kept_while_the_backend_remembers_it() {
-        let closed = OPEN | tcp::FIN_CLIENT | tcp::FIN_BACKEND;
+        let closed = OPEN | tcp::FIN_CLIENT | tcp::FIN_BACKEND | tcp::LAST_ACK;
         for (state, seconds) in [(closed, 60), (closed | tcp::RESET, 10)] {
             let flow = flow(1000, Proto::TCP, state, 0, Some(5000));
             assert_eq!(gc(&flow, (seconds - 1) * HZ, true).dead, [], "{state:#x}");

@@ -31,8 +31,9 @@ impl Timeouts {
         let replied = state & tcp::REPLIED != 0;
         let backend_waits = is_masqueraded || state & tcp::BACKEND_FIRST != 0;
         match proto {
-            Proto::TCP if backend_waits && tcp::is_closed(state) && state & tcp::RESET == 0 => self.time_wait,
-            Proto::TCP if tcp::is_closed(state) => self.closed,
+            Proto::TCP if state & tcp::RESET != 0 => self.closed,
+            Proto::TCP if tcp::is_over(state) && backend_waits => self.time_wait,
+            Proto::TCP if tcp::is_over(state) => self.closed,
             Proto::TCP if state & tcp::CONFIRMED == 0 => self.opening,
             Proto::TCP if state & (tcp::FIN_CLIENT | tcp::FIN_BACKEND) != 0 => self.half_closed,
             Proto::TCP => self.established,
@@ -49,8 +50,10 @@ mod tests {
     #[test]
     fn a_backend_that_closed_first_keeps_its_tuple_in_time_wait() {
         let timeouts = Timeouts::default();
-        let closed = tcp::OPENED | tcp::REPLIED | tcp::CONFIRMED | tcp::FIN_CLIENT | tcp::FIN_BACKEND;
+        let ends = tcp::ESTABLISHED | tcp::FIN_CLIENT | tcp::FIN_BACKEND;
+        let closed = ends | tcp::LAST_ACK;
         for (state, is_masqueraded, seconds) in [
+            (ends, false, timeouts.half_closed),
             (closed, false, timeouts.closed),
             (closed, true, timeouts.time_wait),
             (closed | tcp::BACKEND_FIRST, false, timeouts.time_wait),
