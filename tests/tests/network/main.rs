@@ -28,6 +28,7 @@ mod foreign_flows_one_port;
 mod foreign_program;
 mod foreign_traffic;
 mod foreign_world;
+mod forged_segments;
 mod fragments;
 mod host_processes;
 mod inspection;
