@@ -113,7 +113,8 @@ pub const fn end(seq: u32, flags: u8, payload: u32) -> u32 {
 pub struct Numbers {
     /// What follows the segments of this direction; of a FIN, exactly.
     pub next: u32,
-    /// The last acknowledgement of this direction, exactly; while the flow is [`DOUBTED`].
+    /// The last acknowledgement of this direction, exactly; while the flow is [`DOUBTED`]. Before: the number behind a SYN for a
+    /// flow that is said to be over.
     pub ack: u32,
 }
 
@@ -186,20 +187,25 @@ impl Tracked {
     #[inline(always)]
     fn synchronise(&mut self, segment: &Segment, from_client: bool) {
         let begins = self.state & CONFIRMED == 0;
+        // Where the flow is said to be over, the backend may begin it anew.
+        let may_restart = !begins && is_closed(self.state) && self.state & DOUBTED == 0;
         if from_client {
             if begins && segment.is_syn() {
                 self.own.next = kept(segment.end);
                 self.state &= !(RESET | PROVEN);
+            } else if may_restart {
+                self.own.ack = kept(segment.end);
             }
-        } else if begins || is_closed(self.state) {
-            // Where the flow is said to be over, the backend has begun it anew.
-            if !begins {
-                self.state = OPENED;
-                self.peer = Numbers { next: kept(segment.ack), ack: 0 };
-            }
-            self.state = self.state & !(RESET | PROVEN) | REPLIED;
-            self.own = Numbers { next: kept(segment.end), ack: 0 };
+            return;
         }
+        if may_restart && segment.ack == self.peer.ack {
+            self.state = OPENED;
+            self.peer = Numbers { next: kept(segment.ack), ack: 0 };
+        } else if !begins {
+            return;
+        }
+        self.state = self.state & !(RESET | PROVEN) | REPLIED;
+        self.own = Numbers { next: kept(segment.end), ack: 0 };
     }
 
     #[inline(always)]

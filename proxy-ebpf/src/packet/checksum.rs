@@ -140,8 +140,9 @@ extern "C" fn checksum_holds_at_tc(skb: *mut __sk_buff) -> u32 {
         }
         done += BLOCK;
     }
-    let left = len.wrapping_sub(done) & (BLOCK - 1);
-    if left != 0 {
+    if len != done {
+        // Between 1 and BLOCK in a form that the verifier follows: "R3 min value is outside of the allowed memory range".
+        let left = (black_box(len.wrapping_sub(done).wrapping_sub(1)) & (BLOCK - 1)) + 1;
         // Word by word: a call of `memset` is a loop over bytes.
         let [a, b, c, d, e, f, g, h] = &mut buffer.words;
         for word in [a, b, c, d, e, f, g, h] {

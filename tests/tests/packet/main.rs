@@ -13,6 +13,7 @@ mod extension;
 mod flows;
 mod foreign;
 mod foreign_flows;
+mod forged_segments;
 mod fragment_limits;
 mod fragments;
 mod full;
