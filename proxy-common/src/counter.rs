@@ -50,8 +50,8 @@ counters! {
     NoLocalEndpoints = 6, Drop, "no_local_endpoints";
     /// Refused: a TCP segment of no known flow to a frontend.
     NoFlow = 7, Refusal, "no_flow";
-    /// Dropped: CONNTRACK is full.
-    ConntrackFull = 8, Drop, "conntrack_full";
+    /// Refused: a new flow to a Service while CONNTRACK is full.
+    ConntrackFull = 8, Refusal, "conntrack_full";
     /// Dropped: no free client port for a taken middle tuple.
     NoFreePort = 9, Drop, "no_free_port";
     /// Refused: no free port or no address for source translation.

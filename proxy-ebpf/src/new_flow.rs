@@ -116,7 +116,8 @@ pub fn create(flow: &mut FlowContext) -> Action {
         }
         Err(reason) => {
             flow.reason = reason as u32;
-            Action::Drop
+            // The client does not wait for what will not come.
+            if matches!(reason, Counter::ConntrackFull) { Action::Reject } else { Action::Drop }
         }
     }
 }

@@ -42,11 +42,15 @@ pub fn complete<C: RouteContext, const SEARCH: bool>(
     Ok(())
 }
 
-/// The verdict on a packet whose flow gets no source. Where every port is taken the packet is rejected, so that its client
-/// does not wait.
+/// The verdict on a packet whose flow gets no source. Where every port is taken, or CONNTRACK is full, the packet is rejected,
+/// so that its client does not wait.
 #[inline(always)]
 pub fn verdict(reason: DropReason) -> Verdict {
-    if matches!(reason, Counter::NoFreeSource) { Verdict::rejected(reason as u32) } else { reason.into() }
+    if matches!(reason, Counter::NoFreeSource | Counter::ConntrackFull) {
+        Verdict::rejected(reason as u32)
+    } else {
+        reason.into()
+    }
 }
 
 /// Reserves a port of the node towards this backend by inserting the unmasquerade half: the client's own port if it is free,

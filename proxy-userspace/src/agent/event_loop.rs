@@ -143,6 +143,7 @@ impl Agent {
                 // The thread may have given up: it asks again with its next pass.
                 let _late = answer.send(pairs);
             }
+            Report::Full { refused, max } => self.status.conntrack_full(refused, max),
             Report::InUse { began, in_use } => {
                 if !self.controller.has_retired() {
                     return;

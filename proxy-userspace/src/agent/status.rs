@@ -63,6 +63,22 @@ impl Status {
         self.health.set_eligible(controller.is_node_eligible(self.nodes_optional));
     }
 
+    /// CONNTRACK has no room for new flows.
+    pub(super) fn conntrack_full(&self, refused: u64, max: usize) {
+        tracing::warn!(
+            refused,
+            max,
+            "CONNTRACK is full: new flows to Services are refused; see --conntrack-max"
+        );
+        self.recorder.node(
+            true,
+            "ConntrackFull",
+            format_args!(
+                "{refused} new flows to Services were refused: the table of {max} entries is full; see --conntrack-max"
+            ),
+        );
+    }
+
     /// A change waits for a sync.
     pub(super) fn sync_queued(&self, controller: &Controller) {
         METRICS.proxy.queued();

@@ -1,4 +1,4 @@
-//! CONNTRACK is full: new flows to Services are dropped and counted, existing flows continue, direct traffic is never
+//! CONNTRACK is full: new flows to Services are refused and counted, existing flows continue, direct traffic is never
 //! affected.
 
 use anyhow::Result;
@@ -15,7 +15,7 @@ use crate::case::Case;
 const ROOM: u32 = 16;
 
 #[test]
-fn new_flows_drop_and_nothing_else_does() -> Result<()> {
+fn new_flows_are_refused_and_nothing_else_is() -> Result<()> {
     let mut node = Datapath::load(ROOM)?;
     for transport in [Transport::SYN, Transport::Udp] {
         for case in Case::ethernet(transport) {
@@ -25,17 +25,19 @@ fn new_flows_drop_and_nothing_else_does() -> Result<()> {
                 let backend = node.backend(back, case.proto(), local)?;
                 let service = node.service(case.proto(), &[backend], &[])?;
                 node.cluster_ip(&service, case.at(VIP, 80))?;
-                let (mut open, mut dropped) = (Vec::new(), 0);
+                let (mut open, mut refused) = (Vec::new(), 0);
                 for port in 2000..2040 {
                     let ask = case.packet(case.at(OUTSIDE, port), case.at(VIP, 80));
-                    let inside = case.ingress(&node, &ask.bytes());
-                    if inside.is_dropped() {
-                        dropped += 1;
+                    let inside = node.ingress(case.link, &ask.bytes());
+                    if !inside.is_passed() {
+                        assert!(inside.is_redirected(), "{case:?}: refused, not dropped: {inside:?}");
+                        refused += 1;
                         continue;
                     }
-                    let out = case.egress(&node, &inside.passed());
-                    if out.is_dropped() {
-                        dropped += 1;
+                    let out = node.egress(case.link, &inside.passed());
+                    if !out.is_passed() {
+                        assert!(out.is_redirected(), "{case:?}: refused, not dropped: {out:?}");
+                        refused += 1;
                         continue;
                     }
                     open.push((ask, ends(&out.passed(), case.link)));
@@ -44,8 +46,8 @@ fn new_flows_drop_and_nothing_else_does() -> Result<()> {
                 let halves = if local { 2 } else { 4 };
                 assert!(open.len() as u32 >= ROOM / halves - 2, "{case:?}: {} open", open.len());
                 assert!(open.len() as u32 <= ROOM / halves, "{case:?}: {} open", open.len());
-                assert_eq!(dropped + open.len(), 40);
-                assert_eq!(node.counter(Counter::ConntrackFull), dropped as u64, "{case:?}");
+                assert_eq!(refused + open.len(), 40);
+                assert_eq!(node.counter(Counter::ConntrackFull), refused as u64, "{case:?}");
                 for (ask, ends) in &open {
                     assert_eq!(case.goes_whole(&node, &ask.flagged(ACK)), *ends, "{case:?}: an open flow");
                     let answer = case.packet(ends.1, ends.0).flagged(ACK);

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use proxy_common::{CtEntry, Proto, map, tcp};
+use proxy_common::{Counter, CtEntry, Proto, map, tcp};
 
 use super::request::{Maps, Report};
 use crate::{
@@ -16,6 +16,7 @@ use crate::{
     config::Timeouts,
     controller::InUse,
     datapath::conntrack_gc::{Clock, Dump, dump, find_dead, remove, udp_flush},
+    inspect::per_cpu,
     metrics::METRICS,
 };
 
@@ -28,11 +29,20 @@ const SHARE: u32 = 20;
 /// The same while the table is nearly full.
 const CROWDED_SHARE: u32 = 3;
 
+/// Between two reports of a full table.
+const REPORT: Duration = Duration::from_secs(60);
+
 /// Runs until the other end of `alive` is dropped.
 pub fn run(maps: &Maps, timeouts: Timeouts, hz: u32, alive: &Receiver<()>) {
     let mut pause = INTERVAL;
+    let mut refusals = Refusals { reported: refused(maps), last: None };
     while alive.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
         let began = Instant::now();
+        if let Some(refused) = refusals.due(refused(maps), began) {
+            let max = maps.conntrack.info().max_entries as usize;
+            // The receiver is gone only when the agent stops.
+            let _ended = maps.reports.send(Report::Full { refused, max });
+        }
         pause = match pass(maps, timeouts, hz, began) {
             Ok(true) => CROWDED.max(began.elapsed() * CROWDED_SHARE),
             Ok(false) => INTERVAL.max(began.elapsed() * SHARE),
@@ -43,6 +53,31 @@ pub fn run(maps: &Maps, timeouts: Timeouts, hz: u32, alive: &Receiver<()>) {
             }
         };
     }
+}
+
+/// New flows that were refused because the table was full, and when that was reported.
+struct Refusals {
+    reported: u64,
+    last: Option<Instant>,
+}
+
+impl Refusals {
+    /// How many are to be reported now, by their total so far.
+    fn due(&mut self, total: u64, now: Instant) -> Option<u64> {
+        let refused = total.saturating_sub(self.reported);
+        let is_due = self.last.is_none_or(|last| now.duration_since(last) >= REPORT);
+        if refused == 0 || !is_due {
+            return None;
+        }
+        *self = Self { reported: total, last: Some(now) };
+        Some(refused)
+    }
+}
+
+/// The counter of refused flows; 0 if it cannot be read.
+fn refused(maps: &Maps) -> u64 {
+    let key = (Counter::ConntrackFull as u32).to_ne_bytes();
+    maps.counters.lookup(&key).ok().flatten().map_or(0, |values| per_cpu::sum(&values))
 }
 
 /// Deletes expired flows and reports the ids that the others name. Returns whether the table is nearly full.
@@ -100,4 +135,21 @@ fn removed_pairs(maps: &Maps, dump: &Dump) -> io::Result<HashSet<udp_flush::Pair
 fn jiffies(maps: &Maps) -> io::Result<u32> {
     // The test packet of a classifier must hold an Ethernet header.
     prog::test_run(maps.clock.as_fd(), &[0; 64])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_table_is_reported_once_a_minute() {
+        let now = Instant::now();
+        let mut refusals = Refusals { reported: 5, last: None };
+        let mut at = |total, seconds| refusals.due(total, now + Duration::from_secs(seconds));
+        assert_eq!(at(5, 0), None, "counted before");
+        assert_eq!(at(8, 5), Some(3));
+        assert_eq!(at(9, 10), None, "a minute has not passed");
+        assert_eq!(at(20, 66), Some(12));
+        assert_eq!(at(20, 200), None);
+    }
 }

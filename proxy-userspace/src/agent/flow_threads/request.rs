@@ -27,6 +27,8 @@ pub enum Report {
     Ask { pairs: HashSet<Pair>, answer: sync_mpsc::SyncSender<HashSet<Pair>> },
     /// The ids that flows name, as read since `began`.
     InUse { began: Instant, in_use: InUse },
+    /// CONNTRACK had no room for this many new flows since the last report; at most once a minute.
+    Full { refused: u64, max: usize },
 }
 
 /// From the agent's task to the udp-flush thread.
@@ -44,6 +46,7 @@ pub(super) enum Order {
 #[derive(Debug)]
 pub(super) struct Maps {
     pub(super) conntrack: RawMap,
+    pub(super) counters: RawMap,
     pub(super) sock_backend: RawMap,
     pub(super) sock_revnat: RawMap,
     pub(super) frontends: RawMap,
@@ -57,6 +60,7 @@ impl Maps {
         let open = |name| loaded.store.map(name).map_err(io::Error::other)?.try_clone();
         Ok(Self {
             conntrack: open(map::CONNTRACK)?,
+            counters: open(map::COUNTERS)?,
             sock_backend: open(map::SOCK_BACKEND)?,
             sock_revnat: open(map::SOCK_REVNAT)?,
             frontends: open(map::FRONTENDS)?,
