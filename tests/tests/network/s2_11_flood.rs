@@ -4,14 +4,14 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsRawFd as _, OwnedFd},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
 use nix::sys::socket::{MsgFlags, SockaddrStorage, sendto};
 use tests::{
-    net::{Place, Plan, plan::BOTH},
-    traffic::Client,
+    net::{Place, Plan, cluster::eventually, plan::BOTH},
+    traffic::{Client, Outcome},
 };
 
 use crate::world::{World, web};
@@ -133,5 +133,39 @@ fn s2_11_a_flood_of_syns_keeps_nobody_out() -> Result<()> {
     };
     assert!(of("flow_new") > 10_000, "{counters}");
     assert!(of("half_open_forgotten") > 9_000 && of("conntrack_full") == 0, "{counters}");
+    Ok(())
+}
+
+/// A table that answered datagrams fill: open connections continue, new ones are refused at once, and the log says why.
+#[test]
+fn s2_11_a_full_table_refuses_at_once_and_says_so() -> Result<()> {
+    let world = World::without_shunt(Plan::default())?;
+    world.cluster.apply("services.yaml", &world.web().yaml())?;
+    world.cluster.start(&["--conntrack-max", "1024"])?;
+    let patience = Duration::from_secs(1);
+    let open: Vec<_> =
+        BOTH.iter().flat_map(|family| (0..10).map(|_| world.pod().stream(web(*family)))).collect();
+    let before: Vec<_> = open.iter().map(|stream| stream.steady(1)).collect();
+    let mut sockets = Vec::new();
+    let refused = (0..600).any(|_| match world.pod().patience(patience).udp_connected(web(BOTH[0])) {
+        Ok(socket) => {
+            let answer = socket.ask();
+            sockets.push(socket);
+            answer.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+        }
+        Err(_) => false,
+    });
+    assert!(refused, "{} datagrams found room", sockets.len());
+    for family in BOTH {
+        let began = Instant::now();
+        let outcome = world.pod().patience(patience).tcp(web(family)).outcome;
+        assert!(matches!(outcome, Outcome::Refused), "{family:?}: {outcome:?}");
+        assert!(began.elapsed() < Duration::from_millis(300), "{family:?}: after {:?}", began.elapsed());
+    }
+    let after: Vec<_> = open.iter().map(|stream| stream.steady(2)).collect();
+    assert_eq!(before, after);
+    eventually(Duration::from_secs(15), || {
+        world.cluster.node(0).shunt_log().contains("CONNTRACK is full: new flows to Services are refused")
+    })?;
     Ok(())
 }
