@@ -109,9 +109,9 @@ pub struct Followed {
     /// The key of the other half.
     pub peer: CtKey,
     pub header: Tcp,
+    /// The flow before the segment, and after it.
+    pub before: Tracked,
     pub flow: Tracked,
-    /// The state before the segment.
-    pub before: u64,
     /// Offset of the header.
     pub l4: u32,
     /// See `parse::tcp_end`.

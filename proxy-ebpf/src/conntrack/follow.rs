@@ -98,28 +98,43 @@ pub fn follow<C: TcpChecksum>(ctx: &C, key: &CtKey, l4: u32, end: u32) {
     followed.key = *key;
     followed.l4 = l4;
     followed.end = end;
-    if ctx.read_tcp(l4, &mut followed.header) && (follow_segment() == 0 || ctx.tcp_checksum_holds()) {
-        store_followed();
+    if !ctx.read_tcp(l4, &mut followed.header) {
+        return;
     }
+    match follow_segment() {
+        outcome::STORE => {}
+        outcome::STORE_IF_SOUND if ctx.tcp_checksum_holds() => {}
+        _ => return,
+    }
+    store_followed();
 }
 
-/// Looks up both halves and follows the segment. Returns whether it completes the handshake.
+/// The outcome of [`follow_segment`].
+mod outcome {
+    /// The flow has gone meanwhile: FOLLOWED holds what an earlier packet left there.
+    pub const GONE: u32 = 0;
+    pub const STORE: u32 = 1;
+    /// The segment completes the handshake, if its checksum holds.
+    pub const STORE_IF_SOUND: u32 = 2;
+}
+
+/// Looks up both halves and follows the segment.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn follow_segment() -> u32 {
     let Some(followed) = followed() else {
-        return 0;
+        return outcome::GONE;
     };
     let Some(entry) = lookup(&followed.key) else {
-        return 0;
+        return outcome::GONE;
     };
     followed.peer = peer_key(&followed.key, entry);
-    followed.before = entry.state & tcp::FLAGS;
-    followed.flow = Tracked {
-        state: followed.before,
+    followed.before = Tracked {
+        state: entry.state & tcp::FLAGS,
         own: entry.numbers(),
         peer: lookup(&followed.peer).map_or(tcp::Numbers { next: 0, ack: 0 }, |peer| peer.numbers()),
     };
+    followed.flow = followed.before;
     let header = &followed.header;
     let segment = Segment {
         flags: u32::from(header.flags),
@@ -128,7 +143,11 @@ extern "C" fn follow_segment() -> u32 {
         ack: u32::from_be(header.ack),
     };
     followed.flow.follow(&segment, is_from_client(entry));
-    u32::from(followed.flow.state & !followed.before & tcp::CONFIRMED != 0)
+    if followed.flow.state & !followed.before.state & tcp::CONFIRMED != 0 {
+        outcome::STORE_IF_SOUND
+    } else {
+        outcome::STORE
+    }
 }
 
 /// Stores what [`follow_segment`] has found.
@@ -138,16 +157,18 @@ extern "C" fn store_followed() -> u32 {
     let Some(followed) = followed() else {
         return 0;
     };
-    let (before, flow) = (followed.before, &followed.flow);
+    let (before, flow) = (&followed.before, &followed.flow);
     if let Some(entry) = lookup(&followed.key) {
         // What is over stays no longer because of what still arrives for it.
-        if !tcp::is_over(before) {
+        if !tcp::is_over(before.state) {
             entry.last_seen = clock::now();
         }
-        store(entry, before, flow.state, &flow.own);
+        set_state(entry, before.state, flow.state);
+        set_numbers(entry, &before.own, &flow.own);
     }
     if let Some(peer) = lookup(&followed.peer) {
-        store(peer, before, flow.state, &flow.peer);
+        set_state(peer, before.state, flow.state);
+        set_numbers(peer, &before.peer, &flow.peer);
     }
     0
 }
@@ -169,12 +190,16 @@ pub fn set_peers_state(key: &CtKey, entry: &CtEntry, old: u64, new: u64) {
     }
 }
 
-/// Writes state and numbers, without branches, each of which the verifier would follow.
+/// Writes only the numbers that changed, because another CPU may be writing the others: each half's are its own direction's, as a
+/// rule.
 #[inline(always)]
-fn store(entry: &mut CtEntry, old: u64, new: u64, numbers: &tcp::Numbers) {
-    set_state(entry, old, new);
-    set_upper(&raw mut entry.state, numbers.next);
-    set_upper(&raw mut entry.port, numbers.ack);
+fn set_numbers(entry: &mut CtEntry, before: &tcp::Numbers, after: &tcp::Numbers) {
+    if after.next != before.next {
+        set_upper(&raw mut entry.state, after.next);
+    }
+    if after.ack != before.ack {
+        set_upper(&raw mut entry.port, after.ack);
+    }
 }
 
 /// Applies only the bits that changed, because another CPU may be changing the entry too.
