@@ -6,7 +6,8 @@
 //! that established flows cost no write per packet; hence what is kept lags behind by up to [`LAG`]. With it:
 //!
 //! - A handshake is complete when the client acknowledges the backend's SYN-ACK ([`CONFIRMED`]).
-//! - RST and FIN count if their number is within [`LAG`] of what is kept. An RST with the exact number is final ([`PROVEN`]).
+//! - RST and FIN count if their number is within [`LAG`] of what is kept. An RST with the exact number and an acknowledgement that
+//!   fits is final ([`PROVEN`]).
 //!   Another one is only a claim, which the next segment of either side takes back: the receiver of an RST in its window, but
 //!   not with the exact number, answers with an ACK (RFC 5961, 3.2). From then on ([`DOUBTED`]) both halves are exact,
 //!   and only an exact RST counts.
@@ -41,7 +42,7 @@ pub const LAST_ACK: u64 = 64;
 /// The backend has sent FIN before the client: it keeps the tuple in TIME-WAIT for a minute.
 pub const BACKEND_FIRST: u64 = 128;
 
-/// The RST had the exact number: nothing takes it back.
+/// The RST had the exact numbers: nothing takes it back.
 pub const PROVEN: u64 = 256;
 
 /// A claim to reset the flow was taken back. Both halves keep exact numbers from now on.
@@ -177,7 +178,10 @@ impl Tracked {
         }
         let (seq, next) = (segment.seq, self.own.next);
         let is_answer = self.state & DOUBTED != 0 && self.peer.ack != 0 && seq == self.peer.ack;
-        if next != 0 && seq == next || is_answer {
+        // Segments without an acknowledgement that fits move the number, too.
+        let is_exact =
+            next != 0 && seq == next && segment.has(flag::ACK) && is_near(self.peer.next, segment.ack);
+        if is_exact || is_answer {
             self.state |= RESET | PROVEN;
         } else if self.state & DOUBTED == 0 && is_near(next, seq) {
             self.state |= RESET;
@@ -198,7 +202,7 @@ impl Tracked {
             }
             return;
         }
-        if may_restart && segment.ack == self.peer.ack {
+        if may_restart && segment.has(flag::ACK) && self.peer.ack != 0 && segment.ack == self.peer.ack {
             self.state = OPENED;
             self.peer = Numbers { next: kept(segment.ack), ack: 0 };
         } else if !begins {
@@ -230,6 +234,9 @@ impl Tracked {
             }
             self.state &= !RESET;
         }
+        if !from_client {
+            self.state &= !(UNANSWERED | UNANSWERED_TWICE);
+        }
         let ahead = segment.end.wrapping_sub(self.own.next) as i32;
         let is_known = self.own.next != 0;
         if is_known && (ahead > AHEAD || ahead < -(LAG as i32)) {
@@ -237,9 +244,6 @@ impl Tracked {
         }
         if self.state & RESET != 0 {
             self.state = self.state & !RESET | DOUBTED;
-        }
-        if !from_client {
-            self.state &= !(UNANSWERED | UNANSWERED_TWICE);
         }
         let (fin, acked, other_fin, other_acked) = if from_client {
             (FIN_CLIENT, CLIENT_ACKED, FIN_BACKEND, BACKEND_ACKED)
@@ -255,7 +259,7 @@ impl Tracked {
                 self.own.next = kept(segment.end);
             }
         } else {
-            if ahead > 0 && self.state & fin != 0 {
+            if is_known && ahead > 0 && self.state & fin != 0 {
                 self.state &= !(fin | acked | LAST_ACK);
                 if !from_client {
                     self.state &= !BACKEND_FIRST;
@@ -267,12 +271,11 @@ impl Tracked {
             if self.state & other_fin != 0 && segment.ack == self.peer.next {
                 self.state |= other_acked;
             }
-            if self.state & DOUBTED != 0 {
+            if self.state & DOUBTED != 0 && may_acknowledge(self.peer.next, segment.ack) {
                 self.own.ack = kept(segment.ack);
             }
         }
-        const BOTH: u64 = CLIENT_ACKED | BACKEND_ACKED;
-        if self.state & BOTH == BOTH {
+        if are_acked(self.state) {
             self.state |= LAST_ACK;
         }
     }
@@ -282,6 +285,13 @@ impl Tracked {
 #[inline(always)]
 const fn is_near(next: u32, number: u32) -> bool {
     next != 0 && number.wrapping_sub(next).wrapping_add(LAG) <= 2 * LAG
+}
+
+/// Whether an acknowledgement is one that fits what the other side has sent: at most a window behind it.
+#[inline(always)]
+const fn may_acknowledge(next: u32, ack: u32) -> bool {
+    const WINDOW: u32 = 1 << 24;
+    ack.wrapping_sub(next).wrapping_add(WINDOW) <= WINDOW + LAG
 }
 
 /// The first segment of a connection: SYN without ACK, RST, FIN.
@@ -299,14 +309,20 @@ pub const fn is_closed(state: u64) -> bool {
 /// The flow is over for sure: a SYN begins another one.
 #[inline(always)]
 pub const fn is_over(state: u64) -> bool {
-    state & (PROVEN | LAST_ACK) != 0
+    state & (PROVEN | LAST_ACK) != 0 || are_acked(state)
+}
+
+/// Both FINs are acknowledged; two CPUs may have seen one each.
+#[inline(always)]
+const fn are_acked(state: u64) -> bool {
+    state & (CLIENT_ACKED | BACKEND_ACKED) == CLIENT_ACKED | BACKEND_ACKED
 }
 
 /// Another flow may use the same tuple towards the backend. In LAST-ACK, and mostly in TIME-WAIT (the timestamps of another
 /// connection are not comparable), the backend takes a new SYN for a segment of the old connection.
 #[inline(always)]
 pub const fn has_ended(state: u64) -> bool {
-    state & PROVEN != 0 || state & (LAST_ACK | BACKEND_FIRST) == LAST_ACK
+    state & PROVEN != 0 || is_over(state) && state & BACKEND_FIRST == 0
 }
 
 /// The state of a flow that begins with a segment with these flags.
@@ -402,7 +418,7 @@ mod tests {
         flow.sends(CLIENT, flag::FIN | flag::ACK, 1001, 5002, 0);
         flow.sends(BACKEND, flag::ACK, 5002, 1002, 0);
         assert!(is_over(flow.state) && !has_ended(flow.state));
-        flow.sends(CLIENT, flag::RST, 1002, 0, 0);
+        flow.sends(CLIENT, flag::RST | flag::ACK, 1002, 5002, 0);
         assert!(has_ended(flow.state));
     }
 
@@ -437,9 +453,42 @@ mod tests {
             (1001 + (1 << 31), false, false),
         ] {
             let mut flow = Connection::open();
-            flow.sends(CLIENT, flag::RST, seq, 0, 0);
+            flow.sends(CLIENT, flag::RST | flag::ACK, seq, 5001, 0);
             assert_eq!((is_closed(flow.state), is_over(flow.state)), (closed, over), "{seq}");
         }
+        let mut flow = Connection::open();
+        flow.sends(CLIENT, flag::RST, 1001, 0, 0);
+        assert!(is_closed(flow.state) && !is_over(flow.state), "without an acknowledgement it is a claim");
+    }
+
+    /// Segments that continue the connection by chance move the number, and a reset with it is no proof.
+    #[test]
+    fn a_number_that_was_moved_proves_nothing() {
+        let mut flow = Connection::open();
+        flow.sends(CLIENT, flag::ACK, 900_000, 0x7777_7777, 0);
+        flow.halves[0].next = 900_000;
+        flow.sends(CLIENT, flag::RST | flag::ACK, 900_000, 0x7777_7777, 0);
+        assert!(!is_over(flow.state));
+        flow.sends(BACKEND, flag::ACK, 5001, 1001, 0);
+        assert_eq!(name(flow.state, Proto::TCP), "ESTABLISHED");
+    }
+
+    #[test]
+    fn a_syn_ack_without_a_syn_begins_nothing_anew() {
+        let mut flow = Connection::open();
+        flow.sends(CLIENT, flag::RST, 1001, 0, 0);
+        let state = flow.state;
+        for flags in [flag::SYN, flag::SYN | flag::ACK] {
+            flow.sends(BACKEND, flags, 99_000, 0, 0);
+            assert_eq!(flow.state, state);
+        }
+    }
+
+    /// Each of two CPUs sees one acknowledgement of a simultaneous close.
+    #[test]
+    fn acknowledgements_seen_apart_end_the_flow() {
+        let state = ESTABLISHED | FIN_CLIENT | FIN_BACKEND;
+        assert!(!is_over(state | CLIENT_ACKED) && is_over(state | CLIENT_ACKED | BACKEND_ACKED));
     }
 
     #[test]
@@ -524,7 +573,7 @@ mod tests {
         flow.sends(CLIENT, flag::SYN, 77_000, 0, 0);
         flow.sends(BACKEND, flag::SYN | flag::ACK, 99_000, 77_001, 0);
         assert_eq!(flow.sends(CLIENT, flag::ACK, 77_001, 99_001, 0), "ESTABLISHED");
-        flow.sends(CLIENT, flag::RST, 77_001, 0, 0);
+        flow.sends(CLIENT, flag::RST | flag::ACK, 77_001, 99_001, 0);
         assert!(is_over(flow.state));
     }
 

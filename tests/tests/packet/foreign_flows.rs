@@ -112,7 +112,7 @@ fn a_number_is_the_frontends_again_when_the_flow_is_over() -> Result<()> {
         let back = every_kind(&mut node, case.ip, case.proto())?;
         let (own, stranger) = (case.at(UPLINK, NODE_PORT), case.at(OUTSIDE, 53));
         passes_whole(&node, case, Sender::Socket, own, stranger);
-        let reset = case.packet(own, stranger).flagged(RST);
+        let reset = case.packet(own, stranger).flagged(RST | ACK);
         untouched(&node, case, Hook::Egress, Sender::Socket.way(&node), "the reset", &reset.bytes());
         let (_, dst) = case.goes_whole(&node, &case.packet(stranger, own));
         assert_eq!(dst, back, "{case:?}");
@@ -287,7 +287,7 @@ fn a_port_is_the_clients_again_when_the_direct_flow_is_over() -> Result<()> {
         let back = every_kind(&mut node, case.ip, case.proto())?;
         let own = case.at(UPLINK, 2000);
         sent(&node, case, Sender::Socket, own, back);
-        let reset = case.packet(own, back).flagged(RST);
+        let reset = case.packet(own, back).flagged(RST | ACK);
         let out = node.run(Hook::Egress, case.link, &reset.bytes(), Sender::Socket.way(&node));
         assert_eq!(out.passed(), reset.bytes(), "{case:?}");
         let client = case.at(OUTSIDE, 2000);

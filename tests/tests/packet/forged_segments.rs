@@ -260,7 +260,8 @@ fn a_handshake_is_complete_in_xdp_with_the_right_number_and_checksum() -> Result
             node.lane(&connection.packet(from_client, RST, [0x7777_7777, 0], 0).bytes());
         }
         assert_eq!(state(&node, client, front), tcp::ESTABLISHED, "{case:?}");
-        node.lane(&connection.packet(true, RST, [CLIENTS_FIRST + 1, 0], 0).bytes());
+        let own = connection.packet(true, RST | ACK, [CLIENTS_FIRST + 1, BACKENDS_FIRST + 1], 0);
+        node.lane(&own.bytes());
         assert!(tcp::is_over(state(&node, client, front)), "{case:?}");
     }
     Ok(())

@@ -89,7 +89,7 @@ fn sixty_thousand_connections_to_one_backend() -> Result<()> {
         assert_eq!(case.link, Link::Ethernet);
         for nth in (0..FLOWS).step_by(8) {
             let over = case.packet(client(case, nth), case.at(NODE, NODE_PORT));
-            let over = over.flagged(RST).numbered(ISN + 1, 0);
+            let over = over.flagged(RST | ACK).numbered(ISN + 1, 2 * ISN + 1);
             let inside = node.ingress(case.link, &over.bytes()).passed();
             node.egress(case.link, &inside).passed();
         }

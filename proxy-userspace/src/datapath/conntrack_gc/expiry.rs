@@ -203,7 +203,7 @@ mod tests {
             (Proto::TCP, OPEN, 24 * 3600),
             (Proto::TCP, OPEN | tcp::FIN_CLIENT, 3600),
             (Proto::TCP, OPEN | tcp::FIN_BACKEND, 3600),
-            (Proto::TCP, OPEN | tcp::FIN_CLIENT | tcp::FIN_BACKEND, 3600),
+            (Proto::TCP, 1 << 32 | OPEN | tcp::FIN_CLIENT | tcp::FIN_BACKEND, 3600),
             (Proto::TCP, OPEN | tcp::FIN_CLIENT | tcp::FIN_BACKEND | tcp::LAST_ACK, 10),
             (Proto::TCP, OPEN | tcp::RESET, 10),
             (Proto::TCP, tcp::OPENED | tcp::RESET, 10),

@@ -29,11 +29,13 @@ impl Timeouts {
     /// For a flow whose last packet came `lasted` seconds after its first.
     pub(super) fn of(&self, state: u64, proto: u8, is_masqueraded: bool, lasted: u32) -> u32 {
         let replied = state & tcp::REPLIED != 0;
+        // A flow without any number was closed before an upgrade, or under another proxy.
+        let is_over = tcp::is_over(state) || tcp::is_closed(state) && state & !tcp::FLAGS == 0;
         let backend_waits = is_masqueraded || state & tcp::BACKEND_FIRST != 0;
         match proto {
             Proto::TCP if state & tcp::RESET != 0 => self.closed,
-            Proto::TCP if tcp::is_over(state) && backend_waits => self.time_wait,
-            Proto::TCP if tcp::is_over(state) => self.closed,
+            Proto::TCP if is_over && backend_waits => self.time_wait,
+            Proto::TCP if is_over => self.closed,
             Proto::TCP if state & tcp::CONFIRMED == 0 => self.opening,
             Proto::TCP if state & (tcp::FIN_CLIENT | tcp::FIN_BACKEND) != 0 => self.half_closed,
             Proto::TCP => self.established,
@@ -53,7 +55,8 @@ mod tests {
         let ends = tcp::ESTABLISHED | tcp::FIN_CLIENT | tcp::FIN_BACKEND;
         let closed = ends | tcp::LAST_ACK;
         for (state, is_masqueraded, seconds) in [
-            (ends, false, timeouts.half_closed),
+            (ends, false, timeouts.closed),
+            (1 << 32 | ends, false, timeouts.half_closed),
             (closed, false, timeouts.closed),
             (closed, true, timeouts.time_wait),
             (closed | tcp::BACKEND_FIRST, false, timeouts.time_wait),
