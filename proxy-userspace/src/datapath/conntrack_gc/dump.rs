@@ -33,19 +33,14 @@ pub fn dump(conntrack: &RawMap) -> io::Result<Dump> {
 /// tuple another flow has taken over, are left for the next pass.
 pub fn remove(conntrack: &RawMap, dead: &[DeadFlow]) -> io::Result<usize> {
     let mut flows = 0;
-    let mut keys = Vec::new();
     for flow in dead {
+        // Each flow by itself, right after the check: a client that uses the tuple again in between loses its new connection.
         if is_still_dead(conntrack, flow)? {
-            keys.extend(flow.halves.iter().map(|(key, _)| *key));
+            let keys: Vec<_> = flow.halves.iter().map(|(key, _)| *key).collect();
+            delete(conntrack, &keys)?;
             flows += 1;
         }
-        // Small batches: a flow that is used between the check and the deletion is lost.
-        if keys.len() >= 512 {
-            delete(conntrack, &keys)?;
-            keys.clear();
-        }
     }
-    delete(conntrack, &keys)?;
     Ok(flows)
 }
 
