@@ -36,8 +36,8 @@ pub enum Action {
     Create,
     /// Rewrite the packet by `flow.rewrite`.
     Translate,
-    Reject,
-    Drop,
+    /// Drop or reject it, for `flow.reason`.
+    End,
 }
 
 /// Decides on the packet with tuple `flow.request`.
@@ -61,17 +61,13 @@ pub fn decide(flow: &mut FlowContext) -> Action {
             Err(reason) => {
                 trace::decision(flow, &result);
                 flow.reason = reason as u32;
-                if matches!(reason, Counter::NoBackend | Counter::NoFlow) {
-                    Action::Reject
-                } else {
-                    Action::Drop
-                }
+                Action::End
             }
         };
     }
     if cluster_ip::is_cluster_ip(dst) {
         flow.reason = Counter::NoServicePort as u32;
-        return Action::Reject;
+        return Action::End;
     }
     if bits & port_bits::backend(proto) != 0
         && (proto != Proto::TCP || is_syn)
@@ -116,8 +112,7 @@ pub fn create(flow: &mut FlowContext) -> Action {
         }
         Err(reason) => {
             flow.reason = reason as u32;
-            // The client does not wait for what will not come.
-            if matches!(reason, Counter::ConntrackFull) { Action::Reject } else { Action::Drop }
+            Action::End
         }
     }
 }

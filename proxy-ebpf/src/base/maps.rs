@@ -128,11 +128,11 @@ pub static TEARDOWN_KEYS: PerCpuArray<TeardownKeys> = PerCpuArray::with_max_entr
 #[map]
 pub static SOURCE_SEARCH: PerCpuArray<SourceSearch> = PerCpuArray::with_max_entries(1, 0);
 
-/// Scratch memory of `checksum::holds`; not pinned.
+/// Scratch memory of `checksum::checksum_holds_at_tc`; not pinned.
 #[map]
 pub static CHECKSUM_BLOCK: PerCpuArray<ChecksumBlock> = PerCpuArray::with_max_entries(1, 0);
 
-/// Scratch memory of `follow::touch`; not pinned.
+/// Scratch memory of `follow.rs` and `reuse.rs`; not pinned.
 #[map]
 pub static FOLLOWED: PerCpuArray<Followed> = PerCpuArray::with_max_entries(1, 0);
 

@@ -102,7 +102,7 @@ pub struct SourceSearch {
     pub masquerade: CtKey,
 }
 
-/// What `conntrack/follow.rs` looks at: a half of a flow by its key, and a segment of it.
+/// What `conntrack/follow.rs` and `reuse.rs` look at: a half of a flow by its key, and a segment of it.
 #[repr(C)]
 pub struct Followed {
     pub key: CtKey,

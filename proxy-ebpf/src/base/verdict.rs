@@ -8,10 +8,8 @@ use proxy_common::Counter;
 #[derive(Clone, Copy)]
 pub struct Verdict(i32);
 
-/// Added to the reason of a drop; greater than every action of tc.
-const DROPPED: i32 = 0x100;
-/// Added to the reason of a rejection; greater than every dropped reason.
-const REJECTED: i32 = 0x200;
+/// Added to the reason of a drop or a rejection; greater than every action of tc.
+const ENDED: i32 = 0x100;
 
 /// Why a stage gave up on a packet.
 pub type DropReason = Counter;
@@ -28,16 +26,11 @@ impl Verdict {
         Self(action as i32)
     }
 
-    /// Dropped; `reason` is a [`DropReason`] by number.
+    /// Dropped or, if the reason is a refusal (`Kind::Refusal`), rejected: the sender gets a reset or an ICMP error. `reason` is a
+    /// [`DropReason`] by number.
     #[inline(always)]
-    pub fn dropped(reason: u32) -> Self {
-        Self(DROPPED + reason as i32)
-    }
-
-    /// Rejected: the sender gets a reset or an ICMP error. `reason` is a [`DropReason`] by number.
-    #[inline(always)]
-    pub fn rejected(reason: u32) -> Self {
-        Self(REJECTED + reason as i32)
+    pub fn ended(reason: u32) -> Self {
+        Self(ENDED + reason as i32)
     }
 
     #[inline(always)]
@@ -48,18 +41,18 @@ impl Verdict {
     /// The tc action, of a packet that is neither dropped nor rejected for a reason.
     #[inline(always)]
     pub fn action(self) -> Option<i32> {
-        if self.0 < DROPPED { Some(self.0) } else { None }
+        if self.0 < ENDED { Some(self.0) } else { None }
     }
 
     #[inline(always)]
     pub fn is_rejected(self) -> bool {
-        self.0 >= REJECTED
+        self.0 >= ENDED && Counter::is_refusal(self.reason())
     }
 
     /// The reason, of a packet that is dropped or rejected: a [`DropReason`] by number.
     #[inline(always)]
     pub fn reason(self) -> u32 {
-        (self.0 - if self.is_rejected() { REJECTED } else { DROPPED }) as u32
+        (self.0 - ENDED) as u32
     }
 
     /// The value as a number, for `finish.rs` to compare with tc's actions at compile time.
@@ -71,7 +64,7 @@ impl Verdict {
 impl From<DropReason> for Verdict {
     #[inline(always)]
     fn from(reason: DropReason) -> Self {
-        Self::dropped(reason as u32)
+        Self::ended(reason as u32)
     }
 }
 

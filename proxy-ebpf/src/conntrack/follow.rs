@@ -9,24 +9,18 @@ use proxy_common::{
 use crate::{
     base::{atomic, clock, globals, maps::followed},
     conntrack::entry::lookup,
-    packet::{checksum::TcpChecksum, parse::Packet},
+    packet::{checksum::TcpPacket, parse::Packet},
 };
 
 /// Follows a packet of the flow.
 #[inline(always)]
-pub fn touch<C: TcpChecksum>(ctx: &C, packet: &Packet, entry: &mut CtEntry) {
+pub fn touch<C: TcpPacket>(ctx: &C, packet: &Packet, entry: &mut CtEntry) {
     touch_half(ctx, &packet.key, packet.l4 as u32, [u32::from(packet.tcp_flags), packet.tcp_end], entry);
 }
 
 /// The same for the half with this key. The TCP header is at `l4`.
 #[inline(always)]
-pub fn touch_half<C: TcpChecksum>(
-    ctx: &C,
-    key: &CtKey,
-    l4: u32,
-    [flags, end]: [u32; 2],
-    entry: &mut CtEntry,
-) {
+pub fn touch_half<C: TcpPacket>(ctx: &C, key: &CtKey, l4: u32, [flags, end]: [u32; 2], entry: &mut CtEntry) {
     if is_noted(key, entry, flags) {
         follow(ctx, key, l4, end);
     } else {
@@ -91,7 +85,7 @@ fn note_datagram(key: &CtKey, entry: &mut CtEntry) {
 /// The steps hand FOLLOWED on. Exported and without a pointer as argument, they are global functions, each of which the verifier
 /// follows once, and not again for every state of its callers; and the stack of the hooks has no room for more than one.
 #[inline(never)]
-pub fn follow<C: TcpChecksum>(ctx: &C, key: &CtKey, l4: u32, end: u32) {
+pub fn follow<C: TcpPacket>(ctx: &C, key: &CtKey, l4: u32, end: u32) {
     let Some(followed) = followed() else {
         return;
     };

@@ -9,7 +9,7 @@ use crate::{
         atomic,
         maps::{CONNTRACK, flow_context},
         scratch::FlowContext,
-        verdict::{DropReason, Verdict},
+        verdict::DropReason,
     },
     conntrack::{entry, ports, source_addr},
     load_balancing::frontend,
@@ -40,17 +40,6 @@ pub fn complete<C: RouteContext, const SEARCH: bool>(
         let _gone = CONNTRACK.remove(&flow.reply);
     }
     Ok(())
-}
-
-/// The verdict on a packet whose flow gets no source. Where every port is taken, or CONNTRACK is full, the packet is rejected,
-/// so that its client does not wait.
-#[inline(always)]
-pub fn verdict(reason: DropReason) -> Verdict {
-    if matches!(reason, Counter::NoFreeSource | Counter::ConntrackFull) {
-        Verdict::rejected(reason as u32)
-    } else {
-        reason.into()
-    }
 }
 
 /// Reserves a port of the node towards this backend by inserting the unmasquerade half: the client's own port if it is free,

@@ -100,7 +100,7 @@ fn known_flow<L: Link>(ctx: &TcContext, packet: &Packet, entry: &mut CtEntry) ->
     } else if entry.port == 0
         && let Err(reason) = snat::complete::<_, true>(ctx, &packet.key, ifindex(ctx), entry)
     {
-        return snat::verdict(reason);
+        return reason.into();
     }
     let to = Rewrite { addr: entry.addr, port: entry.port(), peer_port: entry.peer_port };
     match rewrite::<L>(ctx, packet, &to) {
@@ -124,7 +124,7 @@ fn slow_path_packet<L: Link>(ctx: &TcContext) -> Verdict {
     if matches!(step, SlowStep::NeedsSource) {
         step = match complete_source(ctx, packet) {
             Ok(()) => slow_path::egress::<L>(ctx, packet),
-            Err(reason) => packet.done(snat::verdict(reason)),
+            Err(reason) => packet.done(reason.into()),
         };
     }
     match step {
@@ -173,13 +173,13 @@ fn unknown_flow_of_node(key: &CtKey) -> Verdict {
         if !cluster_ip::is_cluster_ip(&key.dst) {
             return drop_if_unallocated(key);
         }
-        return Verdict::rejected(Counter::NoServicePort as u32);
+        return Counter::NoServicePort.into();
     };
     if !source_ranges::allow(frontend, &key.src) {
         return Counter::SrcRange.into();
     }
     if !frontend.has(Frontend::HAS_ENDPOINTS) {
-        return Verdict::rejected(Counter::NoBackend as u32);
+        return Counter::NoBackend.into();
     }
     let local_only = frontend.flags & (Frontend::LOCAL | Frontend::EXTERNAL) == Frontend::LOCAL;
     if local_only && frontend.local_count == 0 {

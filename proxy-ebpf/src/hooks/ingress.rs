@@ -94,8 +94,7 @@ fn unknown_flow<L: Link>(ctx: &TcContext, flow: &mut FlowContext) -> Verdict {
     let verdict = match action {
         Action::Pass | Action::Create => Verdict::NEXT,
         Action::Translate => new_flow::translate::<L>(ctx, flow),
-        Action::Reject => Verdict::rejected(flow.reason),
-        Action::Drop => Verdict::dropped(flow.reason),
+        Action::End => Verdict::ended(flow.reason),
     };
     if flow.is_slow != 0
         && let Some(packet) = slow_packet()

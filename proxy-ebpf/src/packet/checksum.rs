@@ -1,4 +1,4 @@
-//! Transport checksums of an skb: updating one, verifying one, computing the pseudo-header's sum, and detecting a partial checksum. The
+//! Transport checksums: updating one, verifying one, computing the pseudo-header's sum, and detecting a partial checksum. The
 //! arithmetic itself is `proxy_common::csum`.
 
 use core::{hint::black_box, mem::size_of, ptr};
@@ -69,7 +69,7 @@ const BLOCKS: u32 = 32;
 const MOST_HEADERS: u32 = 0x3fff;
 
 /// A TCP packet at tc or XDP, read to verify its checksum.
-pub trait TcpChecksum {
+pub trait TcpPacket {
     /// Copies the header from offset `l4`; false if the packet is too short.
     fn read_tcp(&self, l4: u32, to: &mut Tcp) -> bool;
     /// Whether the checksum of the packet in FOLLOWED holds. Taken for right where it is, or might be, the pseudo-header's sum
@@ -78,7 +78,7 @@ pub trait TcpChecksum {
     fn tcp_checksum_holds(&self) -> bool;
 }
 
-impl TcpChecksum for TcContext {
+impl TcpPacket for TcContext {
     #[inline(always)]
     fn read_tcp(&self, l4: u32, to: &mut Tcp) -> bool {
         load(self, l4, to)
@@ -90,7 +90,7 @@ impl TcpChecksum for TcContext {
     }
 }
 
-impl TcpChecksum for XdpContext {
+impl TcpPacket for XdpContext {
     #[inline(always)]
     fn read_tcp(&self, l4: u32, to: &mut Tcp) -> bool {
         let Some(header) = ptr_at::<Tcp>(self, (l4 & MOST_HEADERS) as usize) else {

@@ -34,7 +34,7 @@ pub fn answer<L: Link>(ctx: &TcContext, half: Half) -> Verdict {
         return Verdict::NEXT;
     }
     if !frontend.has(Frontend::HAS_ENDPOINTS) {
-        return Verdict::rejected(Counter::NoBackend as u32);
+        return Counter::NoBackend.into();
     }
     if make_reply::<L>(ctx, packet).is_none() {
         return Counter::RewriteFailed.into();

@@ -33,6 +33,11 @@ impl Case {
         all
     }
 
+    /// All kinds of TCP packets.
+    pub fn tcp() -> impl Iterator<Item = Self> {
+        Self::all().into_iter().filter(Self::is_tcp)
+    }
+
     /// The kinds of one transport protocol, over plain Ethernet.
     pub fn ethernet(transport: Transport) -> [Self; 2] {
         [Ip::V4, Ip::V6].map(|ip| Self { link: Link::Ethernet, ip, transport })

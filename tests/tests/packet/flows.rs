@@ -104,14 +104,10 @@ fn open_and_close(
     ends
 }
 
-fn tcp_cases() -> impl Iterator<Item = Case> {
-    Case::all().into_iter().filter(Case::is_tcp)
-}
-
 /// Until then the backend is in LAST-ACK, and takes a SYN with this tuple for a segment of the old connection.
 #[test]
 fn the_tuple_towards_the_backend_is_free_when_the_last_fin_is_acknowledged() -> Result<()> {
-    for case in tcp_cases() {
+    for case in Case::tcp() {
         for acknowledged in [false, true] {
             let mut node = shared()?;
             let (client, back) = (case.at(POD, 2000), case.at(POD + 1, 8080));
@@ -142,7 +138,7 @@ fn the_tuple_towards_the_backend_is_free_when_the_last_fin_is_acknowledged() -> 
 /// The backend holds the tuple in TIME-WAIT, and compares timestamps that the client chose for another address.
 #[test]
 fn a_backend_that_closed_first_sees_another_port() -> Result<()> {
-    for case in tcp_cases() {
+    for case in Case::tcp() {
         let mut node = shared()?;
         let (client, back) = (case.at(POD, 2000), case.at(POD + 1, 8080));
         let fronts = two_vips(case, &mut node, back, true)?;
@@ -163,7 +159,7 @@ fn a_backend_that_closed_first_sees_another_port() -> Result<()> {
 
 #[test]
 fn a_direct_connection_on_the_port_of_an_old_service_connection() -> Result<()> {
-    for case in tcp_cases() {
+    for case in Case::tcp() {
         let mut node = shared()?;
         let (client, back) = (case.at(POD, 2000), case.at(POD + 1, 8080));
         let fronts = two_vips(case, &mut node, back, true)?;
@@ -188,7 +184,7 @@ fn a_direct_connection_on_the_port_of_an_old_service_connection() -> Result<()> 
 
 #[test]
 fn a_closed_tuple_is_free_at_once() -> Result<()> {
-    for case in tcp_cases() {
+    for case in Case::tcp() {
         for (client, hosts, local) in
             [(POD, [POD + 1, POD + 2], true), (OUTSIDE, [FAR_POD, FAR_POD + 1], false)]
         {
@@ -217,7 +213,7 @@ fn a_closed_tuple_is_free_at_once() -> Result<()> {
 
 #[test]
 fn a_syn_moves_on_from_a_backend_that_is_gone() -> Result<()> {
-    for case in tcp_cases() {
+    for case in Case::tcp() {
         let mut node = shared()?;
         let one = node.backend(case.at(POD, 8080), case.proto(), true)?;
         let service = node.service(case.proto(), &[one], &[])?;
@@ -253,7 +249,7 @@ fn state(node: &Datapath, want: usize) -> u64 {
 
 #[test]
 fn states_of_a_connection() -> Result<()> {
-    for case in tcp_cases() {
+    for case in Case::tcp() {
         for (client, host, local) in [(POD, POD + 1, true), (OUTSIDE, FAR_POD, false)] {
             let mut node = shared()?;
             let back = case.at(host, 8080);

@@ -107,7 +107,7 @@ fn a_flow_from_a_frontends_number_passes_byte_for_byte() -> Result<()> {
 /// The open flow ends with a reset, and its peer may become a client.
 #[test]
 fn a_number_is_the_frontends_again_when_the_flow_is_over() -> Result<()> {
-    for case in Case::all().into_iter().filter(Case::is_tcp) {
+    for case in Case::tcp() {
         let mut node = shared()?;
         let back = every_kind(&mut node, case.ip, case.proto())?;
         let (own, stranger) = (case.at(UPLINK, NODE_PORT), case.at(OUTSIDE, 53));
@@ -282,7 +282,7 @@ fn a_pods_own_flows_keep_their_ports() -> Result<()> {
 /// The record of a direct flow does not reserve its port forever: a closed flow releases it.
 #[test]
 fn a_port_is_the_clients_again_when_the_direct_flow_is_over() -> Result<()> {
-    for case in Case::all().into_iter().filter(Case::is_tcp) {
+    for case in Case::tcp() {
         let mut node = shared()?;
         let back = every_kind(&mut node, case.ip, case.proto())?;
         let own = case.at(UPLINK, 2000);

@@ -96,10 +96,6 @@ fn two_backends(case: Case, node: &mut Datapath, hosts: [u16; 2], local: bool) -
     node.node_port(&service, case.ip, 30_080, 0)
 }
 
-fn tcp_cases() -> impl Iterator<Item = Case> {
-    Case::all().into_iter().filter(Case::is_tcp)
-}
-
 /// The state of the flow of this request.
 fn state(node: &Datapath, client: SocketAddr, front: SocketAddr) -> u64 {
     let (src, dst): (Addr, Addr) = (client.ip().into(), front.ip().into());
@@ -112,7 +108,7 @@ fn state(node: &Datapath, client: SocketAddr, front: SocketAddr) -> u64 {
 #[test]
 fn a_connection_goes_where_it_went_whatever_is_forged() -> Result<()> {
     let mut random = Random::new(0x5eed_0f1e);
-    for case in tcp_cases() {
+    for case in Case::tcp() {
         for (client, hosts, local) in
             [(POD, [POD + 1, POD + 2], true), (OUTSIDE, [FAR_POD, FAR_POD + 1], false)]
         {
@@ -173,7 +169,7 @@ fn a_connection_goes_where_it_went_whatever_is_forged() -> Result<()> {
 /// A silent connection, and an attacker who knows its four-tuple alone.
 #[test]
 fn a_silent_connection_stays_open() -> Result<()> {
-    for case in tcp_cases() {
+    for case in Case::tcp() {
         for flags in [RST, RST | ACK, FIN | ACK] {
             let mut node = shared()?;
             two_backends(case, &mut node, [POD + 1, POD + 2], true)?;
@@ -207,7 +203,7 @@ fn spoilt(packet: &Packet) -> Vec<u8> {
 /// SYN and ACK of a client that does not see the backend's answer, and an ACK that the backend drops.
 #[test]
 fn a_handshake_is_complete_with_the_right_number_and_checksum() -> Result<()> {
-    for case in tcp_cases() {
+    for case in Case::tcp() {
         for payload in [0, 1, 63, 64, 65, 1400] {
             let mut node = shared()?;
             two_backends(case, &mut node, [POD + 1, POD + 2], true)?;

@@ -133,7 +133,6 @@ pub(super) fn ct_entry(value: CtEntry) -> Fields {
             (tcp::FIN_BACKEND, "fin_backend"),
             (tcp::RESET, "reset"),
             (tcp::CONFIRMED, "confirmed"),
-            (tcp::LAST_ACK, "last_ack"),
             (tcp::BACKEND_FIRST, "backend_first"),
             (tcp::PROVEN, "proven"),
             (tcp::DOUBTED, "doubted"),

@@ -1,5 +1,4 @@
-//! The part of TCP's state machine that a translator needs: whether a flow is beginning, open, closing or closed, and whether
-//! the segment that says so can be believed.
+//! TCP's state machine as far as a translator needs it: what a segment changes, and whether it can be believed.
 //!
 //! Whoever knows a connection's four-tuple can forge a segment of it, but not its numbers. So each half of a flow keeps the
 //! sequence number that follows the segments of its direction. It is written once a second, or when it has moved by [`LAG`], so
@@ -7,60 +6,17 @@
 //!
 //! - A handshake is complete when the client acknowledges the backend's SYN-ACK ([`CONFIRMED`]).
 //! - RST and FIN count if their number is within [`LAG`] of what is kept. An RST with the exact number and an acknowledgement that
-//!   fits is final ([`PROVEN`]).
-//!   Another one is only a claim, which the next segment of either side takes back: the receiver of an RST in its window, but
-//!   not with the exact number, answers with an ACK (RFC 5961, 3.2). From then on ([`DOUBTED`]) both halves are exact,
-//!   and only an exact RST counts.
-//! - A FIN is taken back by data of the same side beyond it. Both are final when each is acknowledged by its number ([`LAST_ACK`]).
+//!   fits is final ([`PROVEN`]). Another one is only a claim, which the next segment of either side takes back: the receiver of
+//!   an RST in its window, but not with the exact number, answers with an ACK (RFC 5961, 3.2). From then on ([`DOUBTED`]) both
+//!   halves are exact, and only an exact RST counts.
+//! - A FIN is taken back by data of the same side beyond it. Both are final when each is acknowledged by its number (`LAST_ACK`).
 //! - A SYN never changes a flow whose handshake is complete, unless that flow is over: the backend answers for itself (RFC
 //!   5961, 4.2).
 
-/// TCP header flags, as in byte 13.
-pub mod flag {
-    pub const FIN: u8 = 0x01;
-    pub const SYN: u8 = 0x02;
-    pub const RST: u8 = 0x04;
-    pub const ACK: u8 = 0x10;
-}
-
-/// The client has sent something (always set).
-pub const OPENED: u64 = 1;
-/// The backend has answered.
-pub const REPLIED: u64 = 2;
-/// The client has sent FIN.
-pub const FIN_CLIENT: u64 = 4;
-/// The backend has sent FIN.
-pub const FIN_BACKEND: u64 = 8;
-/// One side has sent RST.
-pub const RESET: u64 = 16;
-/// The TCP handshake is complete: the client has acknowledged the backend's first segment.
-pub const CONFIRMED: u64 = 32;
-
-/// Both FINs have been acknowledged.
-pub const LAST_ACK: u64 = 64;
-
-/// The backend has sent FIN before the client: it keeps the tuple in TIME-WAIT for a minute.
-pub const BACKEND_FIRST: u64 = 128;
-
-/// The RST had the exact numbers: nothing takes it back.
-pub const PROVEN: u64 = 256;
-
-/// A claim to reset the flow was taken back. Both halves keep exact numbers from now on.
-pub const DOUBTED: u64 = 512;
-
-/// The FIN has been acknowledged: the client's, the backend's.
-pub const CLIENT_ACKED: u64 = 1024;
-pub const BACKEND_ACKED: u64 = 2048;
-
-/// SYNs of the client, a second apart, that a backend which is no longer served has left unanswered: one, two.
-pub const UNANSWERED: u64 = 4096;
-pub const UNANSWERED_TWICE: u64 = 8192;
-
-/// All of the above. The upper half of the word where they are stored is a sequence number.
-pub const FLAGS: u64 = 0xffff_ffff;
-
-/// An established flow of which there is nothing to notice but traffic.
-pub const ESTABLISHED: u64 = OPENED | REPLIED | CONFIRMED;
+use crate::tcp::state::{
+    BACKEND_ACKED, BACKEND_FIRST, CLIENT_ACKED, CONFIRMED, DOUBTED, FIN_BACKEND, FIN_CLIENT, OPENED, PROVEN,
+    REPLIED, RESET, UNANSWERED, UNANSWERED_TWICE, flag, is_closed, is_syn,
+};
 
 /// By how much the number that is kept may lag behind: one segment as offloads build them.
 pub const LAG: u32 = 1 << 16;
@@ -260,7 +216,7 @@ impl Tracked {
             }
         } else {
             if is_known && ahead > 0 && self.state & fin != 0 {
-                self.state &= !(fin | acked | LAST_ACK);
+                self.state &= !(fin | acked);
                 if !from_client {
                     self.state &= !BACKEND_FIRST;
                 }
@@ -274,9 +230,6 @@ impl Tracked {
             if self.state & DOUBTED != 0 && may_acknowledge(self.peer.next, segment.ack) {
                 self.own.ack = kept(segment.ack);
             }
-        }
-        if are_acked(self.state) {
-            self.state |= LAST_ACK;
         }
     }
 }
@@ -294,75 +247,13 @@ const fn may_acknowledge(next: u32, ack: u32) -> bool {
     ack.wrapping_sub(next).wrapping_add(WINDOW) <= WINDOW + LAG
 }
 
-/// The first segment of a connection: SYN without ACK, RST, FIN.
-#[inline(always)]
-pub const fn is_syn(flags: u8) -> bool {
-    flags & (flag::SYN | flag::ACK | flag::RST | flag::FIN) == flag::SYN
-}
-
-/// The flow is said to be over: what follows may contradict it.
-#[inline(always)]
-pub const fn is_closed(state: u64) -> bool {
-    state & RESET != 0 || state & (FIN_CLIENT | FIN_BACKEND) == FIN_CLIENT | FIN_BACKEND
-}
-
-/// The flow is over for sure: a SYN begins another one.
-#[inline(always)]
-pub const fn is_over(state: u64) -> bool {
-    state & (PROVEN | LAST_ACK) != 0 || are_acked(state)
-}
-
-/// Both FINs are acknowledged; two CPUs may have seen one each.
-#[inline(always)]
-const fn are_acked(state: u64) -> bool {
-    state & (CLIENT_ACKED | BACKEND_ACKED) == CLIENT_ACKED | BACKEND_ACKED
-}
-
-/// Another flow may use the same tuple towards the backend. In LAST-ACK, and mostly in TIME-WAIT (the timestamps of another
-/// connection are not comparable), the backend takes a new SYN for a segment of the old connection.
-#[inline(always)]
-pub const fn has_ended(state: u64) -> bool {
-    state & PROVEN != 0 || is_over(state) && state & BACKEND_FIRST == 0
-}
-
-/// The state of a flow that begins with a segment with these flags.
-#[inline(always)]
-pub const fn first(flags: u8) -> u64 {
-    if flags & flag::FIN != 0 { OPENED | FIN_CLIENT } else { OPENED }
-}
-
-/// The state after a datagram of a protocol without states of its own.
-#[inline(always)]
-pub const fn advance_datagram(state: u64, from_client: bool) -> u64 {
-    if from_client { state | OPENED } else { state | OPENED | REPLIED }
-}
-
-/// The flow's state as `shunt conntrack list` shows it.
-pub const fn name(state: u64, proto: u8) -> &'static str {
-    if proto != crate::Proto::TCP {
-        return if state & REPLIED != 0 { "ASSURED" } else { "UNREPLIED" };
-    }
-    if state & RESET != 0 {
-        "CLOSE"
-    } else if is_closed(state) {
-        "TIME_WAIT"
-    } else if state & FIN_CLIENT != 0 {
-        "FIN_WAIT"
-    } else if state & FIN_BACKEND != 0 {
-        "CLOSE_WAIT"
-    } else if state & CONFIRMED != 0 {
-        "ESTABLISHED"
-    } else if state & REPLIED != 0 {
-        "SYN_RECV"
-    } else {
-        "SYN_SENT"
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Proto;
+    use crate::{
+        Proto,
+        tcp::state::{ESTABLISHED, first, has_ended, is_over, name},
+    };
 
     /// A connection whose numbers are exact: the client's begin at 1000, the backend's at 5000.
     struct Connection {
@@ -482,13 +373,6 @@ mod tests {
             flow.sends(BACKEND, flags, 99_000, 0, 0);
             assert_eq!(flow.state, state);
         }
-    }
-
-    /// Each of two CPUs sees one acknowledgement of a simultaneous close.
-    #[test]
-    fn acknowledgements_seen_apart_end_the_flow() {
-        let state = ESTABLISHED | FIN_CLIENT | FIN_BACKEND;
-        assert!(!is_over(state | CLIENT_ACKED) && is_over(state | CLIENT_ACKED | BACKEND_ACKED));
     }
 
     #[test]
